@@ -1,0 +1,242 @@
+"""`analyze`: a graph -> its coupled channels, and what must follow when they are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
+from spa_graph.coupling.exactness import Exactness, trace_zeros
+from spa_graph.coupling.registry import find_rule
+from spa_graph.coupling.relations import Axes, Axis, Relations
+from spa_graph.coupling.scope import Facts, Scope
+from spa_graph.coupling.solver import Channels, solve
+from spa_graph.graph import Graph, Known, Operator
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One parameter axis of a channel group.
+
+    `index[c]` are the positions along `axis` that go with channel c: shape (channels, k).
+    """
+
+    parameter: str
+    operator: int
+    slot: int
+    axis: int
+    index: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGroup:
+    """Coupled channels that run through the same Dims; `start : stop` are their numbers."""
+
+    name: str
+    start: int
+    stop: int
+    members: tuple[Member, ...]
+    exact: bool
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(slots=True, eq=False)
+class Coupling:
+    """The result of the analysis. A *kept* vector has one boolean per channel."""
+
+    graph: Graph
+    relations: Relations
+    facts: Facts
+    channels: Channels
+    exactness: Exactness
+    groups: list[ChannelGroup]
+
+    @property
+    def count(self) -> int:
+        """How many coupled channels there are."""
+        return int(self.channels.bounds[-1])
+
+    def size(self, axis: Axis) -> int:
+        """The size of an axis before pruning, in the nominal probe."""
+        return self.relations.extent(axis).nominal
+
+    def channel_of(self, axis: Axis) -> Ints | None:
+        """The channel of each element of an axis (-1: frozen), or None if none can go."""
+        return self.channels.of_element.get(self.relations.dim(axis))
+
+    def kept_elements(self, axis: Axis, kept: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """Which elements of an axis stay, or None if all do."""
+        channel = self.channel_of(axis)
+        if channel is None:
+            return None
+        stays = np.append(kept, True)[channel]
+        return None if stays.all() else stays
+
+    @cached_property
+    def frozen_reasons(self) -> dict[str, str]:
+        """Parameter axes that can't be pruned, as `name:axis`, with the reason."""
+        return {
+            f"{use.parameter}:{position}": reason
+            for use in self.relations.uses
+            for position, axis in enumerate(use.axes)
+            if (reason := self.relations.reason(axis)) and self.size(axis) > 1
+        }
+
+
+def analyze(graph: Graph, exclude: Mapping[str, str] | None = None) -> Coupling:
+    """Find the channel groups of a graph.
+
+    Args:
+        graph: the network.
+        exclude: parameters that must stay as they are, each with the reason.
+    """
+    relations, facts = Relations(graph), Facts()
+    for operator in graph.operators:
+        _apply_rule(Scope(operator, relations, facts))
+    _freeze_interface(graph, relations)
+    for name, reason in (exclude or {}).items():
+        _freeze_parameter(relations, name, reason)
+    of_parameter = {
+        relations.dim(axis)
+        for use in relations.uses
+        if graph.parameters[use.parameter].dtype.kind not in "?US"
+        for axis in use.axes
+    }
+    channels = solve(relations, of_parameter)
+    exactness = trace_zeros(graph, relations, facts, channels)
+    groups = _groups(relations, channels, exactness)
+    return Coupling(graph, relations, facts, channels, exactness, groups)
+
+
+def _apply_rule(scope: Scope) -> None:
+    operator, graph = scope.operator, scope.relations.graph
+    _freeze_sizes_used_as_numbers(scope)
+    _freeze_integers(scope)
+    if all(name in graph.known for name in operator.outputs if name):
+        _freeze_known(scope)
+        return
+    rule = find_rule(operator.domain, operator.op_type)
+    if rule is None:
+        scope.freeze_all(f"no rule for {operator.kind}")
+    elif any(name in graph.unshaped for name in (*operator.inputs, *operator.outputs)):
+        name = next(n for n in (*operator.inputs, *operator.outputs) if n in graph.unshaped)
+        scope.freeze_all(f"unknown shape of `{name}` ({graph.unshaped[name]})")
+    else:
+        rule(scope)
+
+
+def _freeze_integers(scope: Scope) -> None:
+    """Integer constants are positions, sizes or codes, unless they are quantised weights."""
+    if scope.operator.op_type == "DequantizeLinear":
+        return
+    for slot, name in enumerate(scope.operator.inputs):
+        parameter = scope.relations.graph.parameters.get(name)
+        if parameter is not None and (parameter.dtype.kind == "b" or parameter.dtype.itemsize >= 4):
+            if parameter.dtype.kind in "biu":
+                scope.freeze(scope.input(slot) or (), "holds positions or sizes")
+
+
+def _freeze_known(scope: Scope) -> None:
+    """Values that follow from shapes are data about axes, not features.
+
+    One repeated value (zeros, ones) can still take any size that its consumers need.
+    """
+    for name in filter(None, scope.operator.outputs):
+        known = scope.relations.graph.known[name]
+        if any(value.size and (value != value.flat[0]).any() for value in (known.nominal, known.other)):
+            scope.freeze(scope.relations.value(name) or (), "is computed from sizes and constants")
+
+
+# Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.
+_SIZE_SLOTS = {
+    "Reshape": (1,), "Expand": (1,), "Slice": (1, 2), "Split": (1,), "ConstantOfShape": (0,),
+    "Resize": (3,), "Upsample": (1,), "Tile": (1,),
+}  # fmt: skip
+
+
+def _freeze_sizes_used_as_numbers(scope: Scope) -> None:
+    """`x / sqrt(x.shape[1])` computes with a size: removing channels would change its value."""
+    operator, graph = scope.operator, scope.relations.graph
+    if all(name in graph.known for name in operator.outputs if name):
+        return
+    for slot, name in enumerate(operator.inputs):
+        known: Known | None = graph.known.get(name)
+        if known is None or slot in _SIZE_SLOTS.get(operator.op_type, ()):
+            continue
+        for value, position in known.origins:
+            axes = scope.relations.value(value)
+            if axes is not None:
+                scope.freeze((axes[position],), "computes with the size of this axis")
+
+
+def _freeze_interface(graph: Graph, relations: Relations) -> None:
+    for kind, names in (("input", graph.inputs), ("output", graph.outputs)):
+        for name in names:
+            _freeze_value(relations, name, f"is graph {kind} `{name}`")
+    for operator in graph.operators:
+        for name in operator.captures:
+            _freeze_value(relations, name, f"is used inside a subgraph of {operator}")
+
+
+def _freeze_value(relations: Relations, name: str, reason: str) -> None:
+    relations.freeze(relations.value(name) or (), reason)
+    _freeze_parameter(relations, name, reason)
+
+
+def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:
+    for use in relations.uses:
+        if use.parameter == name:
+            relations.freeze(use.axes, reason)
+
+
+def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> list[ChannelGroup]:
+    index = {dim: _index_matrices(own, channels.bounds) for dim, own in channels.of_element.items()}
+    members: list[list[Member]] = [[] for _ in range(len(channels.bounds) - 1)]
+    for use in sorted(relations.uses, key=lambda use: (use.operator, use.slot)):
+        for position, axis in enumerate(use.axes):
+            for group, matrix in index.get(relations.dim(axis), {}).items():
+                member = Member(use.parameter, use.operator, use.slot, position, matrix)
+                members[group].append(member)
+    bounds = channels.bounds.tolist()
+    return [
+        ChannelGroup(
+            name=_group_name(own, relations.graph.operators),
+            start=bounds[group],
+            stop=bounds[group + 1],
+            members=tuple(own),
+            exact=bool(exactness.exact[bounds[group] : bounds[group + 1]].all()),
+        )
+        for group, own in enumerate(members)
+    ]
+
+
+def _index_matrices(channel: Ints, bounds: Ints) -> dict[int, Ints]:
+    """For each group that a Dim has elements of: the elements of each channel, (channels, k)."""
+    order = np.argsort(channel, kind="stable")
+    order = order[channel[order] >= 0]
+    group = np.searchsorted(bounds, channel[order], side="right") - 1
+    found = {}
+    for own in np.unique(group).tolist():
+        elements = order[group == own]
+        found[own] = elements.reshape(int(bounds[own + 1] - bounds[own]), -1)
+    return found
+
+
+def _group_name(members: list[Member], operators: list[Operator]) -> str:
+    """The parameter axis that produces the group's channels, as people would point at it."""
+    first = next((m for m in members if m.axis != 1), members[0])
+    return f"{first.parameter}:{first.axis}"
+
+
+def parameter_axes(coupling: Coupling, operator: int, slot: int) -> Axes | None:
+    """The axes of an operator's input, as the rules saw them."""
+    return coupling.relations.operand(coupling.graph.operators[operator], slot)

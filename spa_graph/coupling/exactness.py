@@ -1,0 +1,117 @@
+"""Which channels can be removed exactly: where zeroed weights give the same result as no weights.
+
+With the parameters of a channel set to zero, its features are zero as far as operators preserve
+zeros. A contraction over zero features adds nothing, so leaving them out is *exact*. Where features
+are not zero (Sigmoid gives 0.5) but are not summed with a weight of zero, or where an operator
+normalises over the channels (LayerNorm, mean), leaving them out changes the result: the channel is
+*renormalising*. The masked reference network then runs that operator without the removed channels
+(*compact*), so that the pruned network has an exact counterpart in both cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.relations import Axis, Relations
+from spa_graph.coupling.scope import Facts, ZeroMode
+from spa_graph.coupling.solver import Channels
+from spa_graph.graph import Graph, Operator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exactness:
+    """Per channel, whether removing equals zeroing; and the operators to run compactly."""
+
+    exact: NDArray[np.bool_]
+    compact: frozenset[int]
+
+
+def trace_zeros(graph: Graph, relations: Relations, facts: Facts, channels: Channels) -> Exactness:
+    """Follow zeroed channels through the network."""
+    tracer = _Tracer(graph, relations, facts, channels)
+    return tracer.trace()
+
+
+class _Tracer:
+    def __init__(self, graph: Graph, relations: Relations, facts: Facts, channels: Channels) -> None:
+        self.graph = graph
+        self.relations = relations
+        self.facts = facts
+        self.channels = channels
+        self.zero: set[tuple[str, int]] = set()  # (value, axis): zero in the removed channels
+        self.exact = np.ones(int(channels.bounds[-1]), bool)
+        self.compact: set[int] = set()
+
+    def trace(self) -> Exactness:
+        contracted = _by_operator(self.facts.contracted)
+        renormalised = _by_operator(self.facts.renormalised)
+        for operator in self.graph.operators:
+            self._contractions(operator, contracted.get(operator.index, []))
+            for axis in renormalised.get(operator.index, []):
+                self._inexact(operator, axis)
+            self._outputs(operator)
+        return Exactness(self.exact, frozenset(self.compact))
+
+    def _prunable(self, axis: Axis) -> bool:
+        return self.relations.dim(axis) in self.channels.of_element
+
+    def _inexact(self, operator: Operator, axis: Axis) -> None:
+        if self._prunable(axis):
+            self.compact.add(operator.index)
+            channel = self.channels.of_element[self.relations.dim(axis)]
+            self.exact[channel[channel >= 0]] = False
+
+    def _contractions(self, operator: Operator, axes: list[Axis]) -> None:
+        for axis in axes:
+            flags = [zero for _, _, zero in self._inputs_along(operator, self.relations.dim(axis))]
+            if not any(flags):
+                self._inexact(operator, axis)
+
+    def _inputs(self, operator: Operator) -> Iterator[tuple[int, int, Axis, bool]]:
+        """(slot, axis position, axis, known to be zero there) of every prunable input axis."""
+        for slot, name in enumerate(operator.inputs):
+            axes = self.relations.operand(operator, slot) if name else None
+            for position, axis in enumerate(axes or ()):
+                if self._prunable(axis):
+                    constant = name in self.graph.parameters
+                    yield slot, position, axis, constant or (name, position) in self.zero
+
+    def _inputs_along(self, operator: Operator, dim: Axis) -> Iterator[tuple[int, int, bool]]:
+        for slot, position, axis, zero in self._inputs(operator):
+            if self.relations.dim(axis) == dim:
+                yield slot, position, zero
+
+    def _outputs(self, operator: Operator) -> None:
+        mode, slots = self.facts.zeros.get(operator.index, ("never", None))
+        if mode == "compact" and any(self._prunable(axis) for _, _, axis, _ in self._inputs(operator)):
+            self.compact.add(operator.index)
+        for name in filter(None, operator.outputs):
+            for position, axis in enumerate(self.relations.value(name) or ()):
+                if self._prunable(axis) and self._is_zero(operator, mode, slots, axis):
+                    self.zero.add((name, position))
+
+    def _is_zero(
+        self, operator: Operator, mode: ZeroMode, slots: tuple[int, ...] | None, axis: Axis
+    ) -> bool:
+        if operator.index in self.compact:
+            return True  # the reference network puts zeros there
+        if mode == "move":
+            return all(zero for *_, zero in self._inputs(operator))
+        if mode not in ("all", "any"):
+            return False
+        along = {slot: zero for slot, _, zero in self._inputs_along(operator, self.relations.dim(axis))}
+        wanted = [slot for slot, name in enumerate(operator.inputs) if name]
+        wanted = [slot for slot in wanted if slots is None or slot in slots]
+        flags = [along.get(slot, False) for slot in wanted]
+        return all(flags) if mode == "all" else any(flags)
+
+
+def _by_operator(facts: list[tuple[int, Axis]]) -> dict[int, list[Axis]]:
+    grouped: dict[int, list[Axis]] = {}
+    for operator, axis in facts:
+        grouped.setdefault(operator, []).append(axis)
+    return grouped

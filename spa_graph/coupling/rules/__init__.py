@@ -1,0 +1,21 @@
+"""Operator rules, one file per family. Importing this package registers all of them."""
+
+from spa_graph.coupling.rules import (
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    normalisation,
+    reduction,
+    shape,
+)
+
+__all__ = [
+    "convolution",
+    "elementwise",
+    "indexing",
+    "linear",
+    "normalisation",
+    "reduction",
+    "shape",
+]

@@ -1,0 +1,82 @@
+"""Convolutions and pooling.
+
+Layouts: x (n, c, *), Conv weight (out, in / group, *kernel), ConvTranspose weight
+(in, out / group, *kernel). With groups, c = group x (c / group) on both sides: the groups are
+independent blocks, and removing one removes its inputs and its outputs.
+"""
+
+from __future__ import annotations
+
+from spa_graph.coupling.registry import rule
+from spa_graph.coupling.relations import Axis
+from spa_graph.coupling.scope import Scope
+from spa_graph.coupling.signature import signature
+from spa_graph.graph import Extent
+
+WINDOW = "slides a window along this axis"
+
+
+@rule("Conv")
+def conv(scope: Scope) -> None:
+    convolve(scope, weight_slot=1, bias_slot=2)
+
+
+@rule("ConvTranspose")
+def conv_transpose(scope: Scope) -> None:
+    x, weight, out = scope.input(0), scope.input(1), scope.output()
+    if x is None or weight is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    _frame(scope, x, weight, out)
+    groups = _groups(scope)
+    per_group = scope.extent(x[1]).nominal // scope.attribute("group", 1)
+    scope.same(x[1], weight[0])
+    scope.product(x[1], (groups, scope.new_axis(Extent(per_group, per_group), "inputs per group")))
+    scope.product(out[1], (groups, weight[1]))
+    bias = scope.input(2)
+    if bias is not None:
+        scope.same(out[1], bias[0])
+    scope.macs(1.0, x[0], weight[0], weight[1], *weight[2:], *x[2:])
+
+
+def convolve(scope: Scope, weight_slot: int, bias_slot: int | None) -> None:
+    """Conv and its quantised forms, which have their weight and bias at other positions."""
+    x, weight, out = scope.input(0), scope.input(weight_slot), scope.output()
+    if x is None or weight is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    _frame(scope, x, weight, out)
+    groups = _groups(scope)
+    per_group = scope.extent(out[1]).nominal // scope.attribute("group", 1)
+    scope.same(out[1], weight[0])
+    scope.product(x[1], (groups, weight[1]))
+    scope.product(out[1], (groups, scope.new_axis(Extent(per_group, per_group), "outputs per group")))
+    bias = scope.input(bias_slot) if bias_slot is not None else None
+    if bias is not None:
+        scope.same(out[1], bias[0])
+    scope.zero("all", (weight_slot,) if bias_slot is None else (weight_slot, bias_slot))
+    scope.macs(1.0, out[0], weight[0], weight[1], *weight[2:], *out[2:])
+
+
+def _frame(scope: Scope, x: tuple[Axis, ...], weight: tuple[Axis, ...], out: tuple[Axis, ...]) -> None:
+    """What convolutions in both directions share: batch, windows, and the summed channel."""
+    scope.same(x[0], out[0])
+    scope.freeze((*x[2:], *out[2:], *weight[2:]), WINDOW)
+    scope.contract(x[1])
+    scope.zero("all", (1, 2))
+    scope.role(2, "bias")
+
+
+def _groups(scope: Scope) -> Axis:
+    """The axis of the convolution's groups; a single element if there are none."""
+    count = scope.attribute("group", 1)
+    groups = scope.new_axis(Extent(count, count), "groups")
+    scope.prefer(groups)
+    scope.attribute_size("group", groups)
+    return groups
+
+
+signature(
+    "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool",
+    "n c _* -> n c _*, n c _*",
+)
+signature("MaxUnpool", "n c _*, n c _* -> n c _*")
+signature("LRN", "n _ * -> n _ *", zero="never")

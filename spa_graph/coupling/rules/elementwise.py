@@ -1,0 +1,63 @@
+"""Operators that work element by element, with broadcasting.
+
+Zeroed channels: f(0) = 0 for most activations; a sum is zero where every term is; a product where
+one factor is. Where f(0) is infinite or undefined, the masked reference leaves the channel out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spa_graph.coupling.registry import MICROSOFT, Rule, rule
+from spa_graph.coupling.rules.linear import broadcast
+from spa_graph.coupling.scope import Scope, ZeroMode
+
+_KEEPS_ZERO = (
+    "Abs Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseOr BitwiseXor Cast CastLike Ceil Celu "
+    "Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Max Mean Min Mish Neg Or Relu Round "
+    "Selu Sign Sin Sinh Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Xor"
+)
+_ONE_ZERO_IS_ENOUGH = "Mul"
+_LOSES_ZERO = (
+    "Acos Acosh BitwiseNot Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf IsNaN Less "
+    "LessOrEqual Not Sigmoid Softplus"
+)
+_UNDEFINED_AT_ZERO = "BitShift Div Log Mod Pow Reciprocal"
+
+
+def _elementwise(mode: ZeroMode, slots: tuple[int, ...] | None = None) -> Rule:
+    def apply(scope: Scope) -> None:
+        for out in scope.outputs():
+            for axes in scope.inputs():
+                broadcast(scope, axes, out)
+        scope.zero(mode, slots)
+
+    return apply
+
+
+rule(*_KEEPS_ZERO.split())(_elementwise("all"))
+rule(_ONE_ZERO_IS_ENOUGH)(_elementwise("any"))
+rule(*_LOSES_ZERO.split())(_elementwise("never"))
+rule(*_UNDEFINED_AT_ZERO.split())(_elementwise("compact"))
+rule("Where")(_elementwise("all", (1, 2)))
+rule("PRelu", "Shrink")(_elementwise("all", (0,)))
+rule("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", domain=MICROSOFT)(_elementwise("all"))
+
+
+@rule("Clip")
+def clip(scope: Scope) -> None:
+    """Keeps zeros if zero lies between the bounds."""
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    broadcast(scope, x, out)
+    low = _bound(scope, 1, "min", -np.inf)
+    high = _bound(scope, 2, "max", np.inf)
+    scope.zero("all" if low <= 0 <= high else "never", (0,))
+
+
+def _bound(scope: Scope, slot: int, name: str, absent: float) -> float:
+    if not scope.has_input(slot):
+        return float(scope.attribute(name, absent))
+    value = scope.constant(slot)
+    return float(value) if value is not None and value.size == 1 else float("nan")

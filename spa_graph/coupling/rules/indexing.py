@@ -1,0 +1,114 @@
+"""Slice and Gather: operators that pick elements of an axis by position.
+
+A contiguous slice is a `Segment`, any other constant selection an `IndexMap`. Positions that come
+from data (embedding look-up) freeze the axis that they index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.registry import rule
+from spa_graph.coupling.relations import Axis
+from spa_graph.coupling.scope import Scope
+
+
+@rule("Slice")
+def slice_(scope: Scope) -> None:
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    entries = _slice_entries(scope, len(x))
+    cut = [p for p in range(len(x)) if scope.extent(x[p]) != scope.extent(out[p])]
+    for position, (source, target) in enumerate(zip(x, out, strict=True)):
+        entry = entries.get(position) if entries is not None else None
+        reversed_ = entry is not None and entry[1] is not None and entry[1][1] < 0
+        if position not in cut and not reversed_ and entries is not None:
+            scope.same(source, target)
+        elif entry is None or entry[1] is None or not scope.extent(source).static:
+            scope.freeze((source, target), "cuts this axis at positions that are not constant")
+        else:
+            _cut(scope, source, target, entry[0], *entry[1], alone=len(cut) <= 1)
+    scope.zero("move")
+
+
+def _cut(
+    scope: Scope, source: Axis, target: Axis, entry: int, start: int, step: int, *, alone: bool
+) -> None:
+    size, count = scope.extent(source).nominal, scope.extent(target).nominal
+    start = max(start + size, 0) if start < 0 else min(start, size - 1 if step < 0 else size)
+    if step == 1:
+        scope.segment(source, start, target)
+        scope.slice_bounds(entry, source, target, start)
+    elif alone:
+        index = start + step * np.arange(count)
+        scope.index_map(target, source, index)
+        scope.becomes_gather(target, source, index)
+    else:
+        scope.freeze((source, target), "cuts several axes at once, with a stride")
+
+
+def _slice_entries(
+    scope: Scope, rank: int
+) -> dict[int, tuple[int, tuple[int, int] | None]] | None:
+    """Per axis: its place in the Slice's lists, and (start, step) if they are constant."""
+    if scope.operator.version < 10:
+        starts: NDArray[Any] | None = np.array(scope.attribute("starts"))
+        listed = scope.attribute("axes")
+        axes = np.array(listed if listed is not None else range(len(scope.attribute("starts"))))
+        steps: NDArray[Any] | None = np.ones(len(axes), np.int64)
+    else:
+        if scope.has_input(3) and scope.constant(3) is None:
+            return None
+        known = scope.known(1)
+        if known is None and not scope.has_input(3):
+            return None
+        starts = scope.constant(1)
+        given = scope.constant(3)
+        count = len(given) if given is not None else known.nominal.size if known else 0
+        axes = given if given is not None else np.arange(count)
+        steps = scope.constant(4) if scope.has_input(4) else np.ones(count, np.int64)
+    found: dict[int, tuple[int, tuple[int, int] | None]] = {}
+    for place, axis in enumerate(np.asarray(axes).reshape(-1).tolist()):
+        both = starts is not None and steps is not None
+        pair = (int(starts[place]), int(steps[place])) if both else None  # type: ignore[index]
+        found[int(axis) % rank] = (place, pair)
+    return found
+
+
+@rule("Gather")
+def gather(scope: Scope) -> None:
+    x, index, out = scope.input(0), scope.input(1), scope.output()
+    if x is None or index is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    along = scope.attribute("axis", 0) % len(x)
+    for source, target in zip(x[:along], out[:along], strict=True):
+        scope.same(source, target)
+    for source, target in zip(x[along + 1 :], out[along + len(index) :], strict=True):
+        scope.same(source, target)
+    positions = scope.constant(1)
+    picked = out[along : along + len(index)]
+    if positions is not None and positions.ndim == 1 and scope.extent(x[along]).static:
+        scope.freeze(index, "holds positions")
+        positions = positions % scope.extent(x[along]).nominal
+        scope.index_map(picked[0], x[along], positions)
+        scope.input_index(1, picked[0], x[along], positions)
+    else:
+        scope.freeze((x[along],), "is looked up by position")
+        for source, target in zip(index, picked, strict=True):
+            scope.same(source, target)
+        if scope.known(1) is not None:
+            scope.freeze(picked, "holds elements chosen by position")
+        elif scope.is_parameter(0):
+            scope.role(0, "table")
+    scope.zero("move")
+
+
+@rule("GatherElements", "GatherND", "ScatterElements", "ScatterND", "Scatter", "Compress")
+def by_data(scope: Scope) -> None:
+    """Positions inside the tensor are data: nothing about it may move."""
+    for axes in [*scope.inputs(), *scope.outputs()]:
+        scope.freeze(axes, "picks elements by position")

@@ -1,0 +1,118 @@
+"""Matrix products: Gemm, MatMul, Einsum.
+
+Every contracted axis is one Dim of both operands. The batch axes of a product of two features
+(attention: batch and heads) count independent blocks, and are the ones to prune along.
+"""
+
+from __future__ import annotations
+
+from spa_graph.coupling.registry import rule
+from spa_graph.coupling.relations import Axes, Axis
+from spa_graph.coupling.scope import Scope
+from spa_graph.graph import ONE
+
+
+@rule("Gemm")
+def gemm(scope: Scope) -> None:
+    """Y = alpha A' B' + beta C; A' (m, k), B' (k, n), C broadcasts to (m, n)."""
+    a, b, out = scope.input(0), scope.input(1), scope.output()
+    if a is None or b is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    m, k = a[::-1] if scope.attribute("transA", 0) else a
+    k2, n = b[::-1] if scope.attribute("transB", 0) else b
+    scope.same(k, k2)
+    scope.same(m, out[0])
+    scope.same(n, out[1])
+    scope.contract(k)
+    bias = scope.input(2)
+    if bias is None:
+        scope.zero("any")
+    else:
+        broadcast(scope, bias, out)
+        scope.zero("all", (1, 2))
+        scope.role(2, "bias")
+    scope.macs(1.0, m, k, n)
+
+
+@rule("MatMul")
+def matmul(scope: Scope) -> None:
+    multiply(scope, scope.input(0), scope.input(1), scope.output())
+
+
+def multiply(scope: Scope, a: Axes | None, b: Axes | None, out: Axes | None) -> None:
+    """numpy.matmul: (..., m, k) x (..., k, n) -> (..., m, n); vectors lose their axis."""
+    if a is None or b is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    k = b[-2] if len(b) > 1 else b[-1]
+    scope.same(a[-1], k)
+    scope.contract(k)
+    rows = [a[-2]] if len(a) > 1 else []
+    columns = [b[-1]] if len(b) > 1 else []
+    batch = out[: len(out) - len(rows) - len(columns)]
+    for axis, mine in zip(out[len(batch) :], rows + columns, strict=True):
+        scope.same(axis, mine)
+    broadcast(scope, a[:-2], batch)
+    broadcast(scope, b[:-2], batch)
+    _prefer_blocks(scope, a[:-2], b[:-2], batch)
+    scope.zero("any")
+    scope.macs(1.0, *out, k)
+
+
+def _prefer_blocks(scope: Scope, a: Axes, b: Axes, batch: Axes) -> None:
+    for position in range(1, min(len(a), len(b)) + 1):
+        if scope.extent(a[-position]) == scope.extent(b[-position]) != ONE:
+            scope.prefer(batch[-position])
+
+
+def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
+    """Tie an operand's axes to those of the result that it is broadcast to, from the right."""
+    for position in range(1, len(axes) + 1):
+        if position > len(out):
+            scope.freeze((axes[-position],), "has no counterpart in the output")
+        elif scope.extent(axes[-position]) != ONE or scope.extent(out[-position]) == ONE:
+            scope.same(out[-position], axes[-position])
+
+
+@rule("Einsum")
+def einsum(scope: Scope) -> None:
+    equation = str(scope.attribute("equation", "")).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    axes = [scope.input(slot) for slot in range(len(terms))]
+    out = scope.output()
+    if out is None or any(a is None for a in axes):
+        return scope.freeze_all("an operand has no known shape")
+    if not arrow:
+        right = _implicit_output(left)
+    known = [a for a in axes if a is not None]
+    if any(len(set(term)) != len(term) for term in (*terms, right) if "..." not in term):
+        return scope.freeze_all("takes a diagonal")
+    bound: dict[str, Axis] = {}
+    for term, own in [(right, out), *zip(terms, known, strict=True)]:
+        for letter, axis in zip(_letters(term, len(own)), own, strict=True):
+            if scope.extent(axis) == ONE:
+                continue  # broadcast
+            scope.same(bound.setdefault(letter, axis), axis)
+    kept = set(_letters(right, len(out)))
+    scope.contract(*(axis for letter, axis in bound.items() if letter not in kept))
+    for letter, axis in bound.items():
+        if letter in kept and all(letter in _letters(t, len(o)) for t, o in zip(terms, known, strict=True)):
+            scope.prefer(axis)
+    scope.zero("any")
+    scope.macs(1.0, *bound.values())
+
+
+def _implicit_output(left: str) -> str:
+    """Letters that stand once, in alphabetical order, behind the broadcast axes."""
+    letters = left.replace(",", "").replace(".", "")
+    once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+    return ("..." if "..." in left else "") + "".join(once)
+
+
+def _letters(term: str, rank: int) -> list[str]:
+    """One name per axis; those under an ellipsis are numbered from the right."""
+    before, dots, after = term.partition("...")
+    if not dots:
+        return list(term)
+    hidden = rank - len(before) - len(after)
+    return [*before, *(f"...{hidden - 1 - i}" for i in range(hidden)), *after]

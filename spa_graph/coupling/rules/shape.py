@@ -1,0 +1,252 @@
+"""Operators that rename, merge, split, repeat or join axes without touching their elements.
+
+Reshape alignment: walk both shapes from the left and cut them wherever both have covered the same
+number of elements. One axis against one is the same Dim, one against several a `Product`, several
+against several their common refinement.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spa_graph.coupling.registry import rule
+from spa_graph.coupling.relations import Axes, Axis, product_of
+from spa_graph.coupling.rules.linear import broadcast
+from spa_graph.coupling.scope import Scope
+from spa_graph.graph import ONE, Extent
+
+
+@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(scope: Scope) -> None:
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    regroup(scope, x, out)
+    scope.zero("move")
+
+
+def regroup(scope: Scope, source: Axes, out: Axes) -> None:
+    """Relate the axes of a tensor before and after a reshape."""
+    extents = [scope.extent(axis) for axis in (*source, *out)]
+    if any(0 in extent for extent in extents):
+        return scope.freeze((*source, *out), "reshapes an empty tensor")
+    left = [axis for axis in source if scope.extent(axis) != ONE]
+    right = [axis for axis in out if scope.extent(axis) != ONE]
+    while left and right:
+        a, b = _block(scope, left, right)
+        if not a:
+            return scope.freeze((*left, *right), "reshapes to sizes that do not line up")
+        _relate_block(scope, left[:a], right[:b])
+        left, right = left[a:], right[b:]
+    scope.freeze((*left, *right), "reshapes to sizes that do not line up")
+
+
+def _block(scope: Scope, left: list[Axis], right: list[Axis]) -> tuple[int, int]:
+    """How many axes of each side make up the shortest block of equal product."""
+    a, b = 1, 1
+    while a <= len(left) and b <= len(right):
+        first = product_of([scope.extent(axis) for axis in left[:a]])
+        second = product_of([scope.extent(axis) for axis in right[:b]])
+        if first == second:
+            return a, b
+        if first.nominal < second.nominal or (
+            first.nominal == second.nominal and first.other < second.other
+        ):
+            a += 1
+        else:
+            b += 1
+    return 0, 0
+
+
+def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
+    if len(left) == 1 or len(right) == 1:
+        whole, factors = (left[0], right) if len(left) == 1 else (right[0], left)
+        scope.product(whole, factors)
+        return
+    cuts = _common_cuts(scope, left, right)
+    if cuts is None:
+        scope.freeze((*left, *right), "reshapes to sizes that do not line up")
+        return
+    factors = [scope.new_axis(cut, f"factor {i}") for i, cut in enumerate(cuts)]
+    for side in (left, right):
+        position = 0
+        for axis in side:
+            start, covered = position, ONE
+            while covered != scope.extent(axis):
+                covered = covered * cuts[position]
+                position += 1
+            scope.product(axis, factors[start:position])
+
+
+def _common_cuts(scope: Scope, left: list[Axis], right: list[Axis]) -> list[Extent] | None:
+    """Sizes of the factors into which the axes of both sides can be cut, or None."""
+    reached: set[Extent] = set()
+    for side in (left, right):
+        total = ONE
+        for axis in side:
+            total = total * scope.extent(axis)
+            reached.add(total)
+    cuts, before = [], ONE
+    for total in sorted(reached):
+        if not before.divides(total):
+            return None
+        cuts.append(before.into(total))
+        before = total
+    return None if ONE in cuts else cuts
+
+
+@rule("Transpose")
+def transpose(scope: Scope) -> None:
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    order = scope.attribute("perm") or range(len(x))[::-1]
+    for position, source in enumerate(order):
+        scope.same(x[source], out[position])
+    scope.zero("move")
+
+
+@rule("Expand")
+def expand(scope: Scope) -> None:
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    broadcast(scope, x, out)
+    for position, axis in enumerate(reversed(out)):
+        source = x[-1 - position] if position < len(x) else None
+        if source is None or scope.extent(source) != scope.extent(axis):
+            scope.freeze((axis,), "repeats one element along this axis")
+    scope.zero("move")
+
+
+@rule("Tile")
+def tile(scope: Scope) -> None:
+    x, out, repeats = scope.input(0), scope.output(), scope.known(1)
+    if x is None or out is None or repeats is None:
+        return scope.freeze_all("its repeats are not constant")
+    for source, target, count in zip(x, out, repeats.nominal.tolist(), strict=True):
+        if scope.extent(source) == scope.extent(target):
+            scope.same(source, target)
+        elif scope.extent(source).static and scope.extent(target).static:
+            size = scope.extent(source).nominal
+            scope.index_map(target, source, np.tile(np.arange(size), int(count)))
+        else:
+            scope.freeze((source, target), "repeats an axis of dynamic size")
+    scope.zero("move")
+
+
+@rule("Concat")
+def concat(scope: Scope) -> None:
+    out = scope.output()
+    inputs = [scope.input(slot) for slot in range(len(scope.operator.inputs))]
+    parts = [axes for axes in inputs if axes is not None]
+    if out is None or len(parts) != len(inputs):
+        return scope.freeze_all("an operand has no known shape")
+    along = scope.attribute("axis", 1) % len(out)
+    for position, axis in enumerate(out):
+        if position == along:
+            scope.segments(axis, [axes[position] for axes in parts])
+        else:
+            scope.same(axis, *(axes[position] for axes in parts))
+    scope.zero("move")
+
+
+@rule("Split")
+def split(scope: Scope) -> None:
+    x, outs = scope.input(0), scope.outputs()
+    if x is None or len(outs) != len(scope.operator.outputs):
+        return scope.freeze_all("an output is unused or has no known shape")
+    along = scope.attribute("axis", 0) % len(x)
+    for position, axis in enumerate(x):
+        if position == along:
+            scope.segments(axis, [axes[position] for axes in outs])
+        else:
+            scope.same(axis, *(axes[position] for axes in outs))
+    parts = [axes[along] for axes in outs]
+    if scope.operator.version >= 13:
+        scope.input_sizes(1, parts)
+    else:
+        scope.attribute_sizes("split", parts)
+    scope.zero("move")
+
+
+@rule("DepthToSpace")
+def depth_to_space(scope: Scope) -> None:
+    """DCR: c = block x block x c', CRD: c = c' x block x block."""
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    block = scope.fixed(scope.attribute("blocksize") ** 2, "is spread over space")
+    first = scope.attribute("mode", b"DCR") in ("DCR", b"DCR")
+    scope.product(x[1], (block, out[1]) if first else (out[1], block))
+    _spatial(scope, x, out)
+
+
+@rule("SpaceToDepth")
+def space_to_depth(scope: Scope) -> None:
+    """c' = block x block x c."""
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    block = scope.fixed(scope.attribute("blocksize") ** 2, "is gathered from space")
+    scope.product(out[1], (block, x[1]))
+    _spatial(scope, x, out)
+
+
+def _spatial(scope: Scope, x: Axes, out: Axes) -> None:
+    scope.same(x[0], out[0])
+    scope.freeze((*x[2:], *out[2:]), "moves elements between channels and space")
+    scope.zero("move")
+
+
+@rule("Pad")
+def pad(scope: Scope) -> None:
+    x, out = scope.input(0), scope.output()
+    pads = scope.attribute("pads") if scope.operator.version < 11 else scope.constant(1)
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    axes = scope.constant(3)
+    listed = [int(a) % len(x) for a in axes] if axes is not None else list(range(len(x)))
+    plain = scope.attribute("mode", "constant") in ("constant", b"constant")
+    for position, (source, target) in enumerate(zip(x, out, strict=True)):
+        if position not in listed or (scope.extent(source) == scope.extent(target)):
+            scope.same(source, target)
+        elif pads is None or not plain or not scope.extent(source).static:
+            scope.freeze((source, target), "pads this axis")
+        else:
+            before = int(pads[listed.index(position)])
+            after = int(pads[listed.index(position) + len(listed)])
+            if before < 0 or after < 0:
+                scope.freeze((source, target), "pads this axis")
+                continue
+            own = np.arange(scope.extent(source).nominal)
+            scope.index_map(target, source, np.pad(own, (before, after), constant_values=-1))
+    scope.zero("move")
+
+
+@rule("Resize", "Upsample")
+def resize(scope: Scope) -> None:
+    """Batch and channels pass, whatever comes behind is resampled."""
+    x, out = scope.input(0), scope.output()
+    for slot in range(1, len(scope.operator.inputs)):
+        scope.freeze(scope.input(slot) or (), "holds settings")
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    for position, (source, target) in enumerate(zip(x, out, strict=True)):
+        if position < 2 and scope.extent(source) == scope.extent(target):
+            scope.same(source, target)
+        else:
+            scope.freeze((source, target), "resamples this axis")
+    scope.zero("all", (0,))
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(scope: Scope) -> None:
+    """A tensor of one repeated value: it follows whatever its consumers need."""
+    value = scope.attribute("value")
+    scope.zero("move" if value is None or not np.any(value.numpy()) else "never")
+
+
+@rule("Shape", "Size")
+def shape(scope: Scope) -> None:
+    """Only names sizes; what it feeds is followed as data about axes."""

@@ -1,0 +1,227 @@
+"""What an operator rule sees and says: one operator, its axes, and the relation builder.
+
+A rule states four kinds of facts:
+* relations between axes (`same`, `segment`, `index_map`, `product`, `freeze`);
+* what must follow when sizes change (`attribute_size`, `input_sizes`, ...): `Binding`s;
+* what it computes: multiply-accumulates (`macs`) and the roles of its parameters;
+* how it treats channels whose weights are zeroed (`zero`, `contract`, `renormalise`), from which
+  follows whether removing them is exact, and how the masked reference network is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.relations import Axes, Axis, IndexMap, Product, Relations, Segment
+from spa_graph.graph import ONE, Extent, Known, Operator
+
+ZeroMode = Literal["all", "any", "move", "never", "compact"]
+"""When an output channel is zero although the operator isn't told to skip it.
+
+all: if it is zero in every input (Add, Relu); any: if in one (Mul); move: the operator only moves
+elements; never (Sigmoid); compact: zeros would give NaN or Inf, so the masked reference network
+leaves the removed channels out of this operator.
+"""
+
+Role = Literal["weight", "bias", "scale", "statistic", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An operator's multiply-accumulates: `factor` times the product of the sizes of `axes`."""
+
+    operator: int
+    factor: float
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binding:
+    """An attribute or constant input that names sizes or indices of pruned axes.
+
+    kind: "size" (one integer), "sizes" (a list), "index" (positions in `axes[0]`, given in
+    `index`, that make up `axes[1]`), "gather" (the same, for an operator that becomes a Gather),
+    "bounds" (start and stop of a slice of `axes[0]` whose part is `axes[1]`).
+    target: an attribute's name, an input's position, or the entry in a Slice's lists.
+    """
+
+    operator: int
+    kind: Literal["size", "sizes", "index", "gather", "bounds"]
+    target: str | int
+    axes: Axes
+    index: NDArray[np.int64] | None = None
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything that the rules said about the operators (the relations are kept apart)."""
+
+    costs: list[Cost] = field(default_factory=list)
+    bindings: list[Binding] = field(default_factory=list)
+    roles: dict[tuple[int, int], Role] = field(default_factory=dict)
+    zeros: dict[int, tuple[ZeroMode, tuple[int, ...] | None]] = field(default_factory=dict)
+    contracted: list[tuple[int, Axis]] = field(default_factory=list)
+    renormalised: list[tuple[int, Axis]] = field(default_factory=list)
+    frozen_operators: dict[int, str] = field(default_factory=dict)
+
+
+class Scope:
+    """One operator, as its rule sees it."""
+
+    def __init__(self, operator: Operator, relations: Relations, facts: Facts) -> None:
+        self.operator = operator
+        self.relations = relations
+        self.facts = facts
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def input(self, slot: int) -> Axes | None:
+        """The axes of an input; None if it is absent or its shape is unknown."""
+        if not self.has_input(slot):
+            return None
+        return self.relations.operand(self.operator, slot)
+
+    def output(self, slot: int = 0) -> Axes | None:
+        if slot >= len(self.operator.outputs) or not self.operator.outputs[slot]:
+            return None
+        return self.relations.value(self.operator.outputs[slot])
+
+    def inputs(self) -> list[Axes]:
+        """The axes of every input that is present and shaped."""
+        found = (self.input(slot) for slot in range(len(self.operator.inputs)))
+        return [axes for axes in found if axes is not None]
+
+    def outputs(self) -> list[Axes]:
+        found = (self.output(slot) for slot in range(len(self.operator.outputs)))
+        return [axes for axes in found if axes is not None]
+
+    def has_input(self, slot: int) -> bool:
+        return slot < len(self.operator.inputs) and bool(self.operator.inputs[slot])
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        return self.operator.attributes.get(name, default)
+
+    def extent(self, axis: Axis) -> Extent:
+        return self.relations.extent(axis)
+
+    def known(self, slot: int) -> Known | None:
+        """The value of an input, if it follows from shapes and constants alone."""
+        if not self.has_input(slot):
+            return None
+        return self.relations.graph.known.get(self.operator.inputs[slot])
+
+    def constant(self, slot: int) -> NDArray[Any] | None:
+        """The value of an input that is the same whatever the dynamic sizes are."""
+        known = self.known(slot)
+        return known.nominal if known is not None and known.static else None
+
+    def is_parameter(self, slot: int) -> bool:
+        return self.has_input(slot) and self.operator.inputs[slot] in self.relations.graph.parameters
+
+    # --- relations ----------------------------------------------------------------------------
+
+    def same(self, *axes: Axis) -> None:
+        for axis in axes[1:]:
+            self.relations.same(axes[0], axis, str(self.operator))
+
+    def freeze(self, axes: Iterable[Axis], why: str) -> None:
+        self.relations.freeze(axes, f"{self.operator}: {why}")
+
+    def freeze_all(self, why: str) -> None:
+        """Freeze everything the operator touches, and report the operator."""
+        self.facts.frozen_operators[self.operator.index] = why
+        for axes in [*self.inputs(), *self.outputs()]:
+            self.freeze(axes, why)
+
+    def new_axis(self, extent: Extent, label: str) -> Axis:
+        return self.relations.new_axis(extent, f"{self.operator.name}:{label}")
+
+    def fixed(self, size: int, why: str) -> Axis:
+        """A frozen axis of no value, such as the four gates of an LSTM."""
+        axis = self.new_axis(Extent(size, size), why)
+        self.freeze((axis,), why)
+        return axis
+
+    def segments(self, whole: Axis, parts: Sequence[Axis]) -> None:
+        """`whole` is the parts, one behind the other."""
+        offset = 0
+        if any(not self.extent(axis).static for axis in (whole, *parts)):
+            self.freeze((whole, *parts), "joins or cuts an axis of dynamic size")
+            return
+        for part in parts:
+            self.relations.add(Segment(whole, offset, part))
+            offset += self.extent(part).nominal
+
+    def segment(self, whole: Axis, offset: int, part: Axis) -> None:
+        self.relations.add(Segment(whole, offset, part))
+
+    def index_map(self, out: Axis, source: Axis, index: NDArray[Any]) -> None:
+        self.relations.add(IndexMap(out, source, np.asarray(index, np.int64).reshape(-1)))
+
+    def product(self, whole: Axis, factors: Sequence[Axis]) -> None:
+        """`whole` merges the factors, the last one running fastest. Dynamic factors are frozen."""
+        factors = [axis for axis in factors if self.extent(axis) != ONE]
+        if len(factors) == 1:
+            self.same(whole, factors[0])
+            return
+        for axis in factors:
+            if not self.extent(axis).static:
+                self.freeze((axis,), "merged axis of dynamic size")
+        if not factors:
+            self.freeze((whole,), "has a single element")
+        else:
+            self.relations.add(Product(whole, tuple(factors)))
+
+    def prefer(self, axis: Axis) -> None:
+        self.relations.prefer(axis)
+
+    # --- facts --------------------------------------------------------------------------------
+
+    def macs(self, factor: float, *axes: Axis) -> None:
+        self.facts.costs.append(Cost(self.operator.index, factor, axes))
+
+    def role(self, slot: int, role: Role) -> None:
+        self.facts.roles[self.operator.index, slot] = role
+
+    def zero(self, mode: ZeroMode, slots: tuple[int, ...] | None = None) -> None:
+        """How zeroed channels pass; `slots` limits "all" and "any" to some inputs."""
+        self.facts.zeros[self.operator.index] = (mode, slots)
+
+    def contract(self, *axes: Axis) -> None:
+        """The operator sums over these axes: zero channels add nothing."""
+        self.facts.contracted += [(self.operator.index, axis) for axis in axes]
+
+    def renormalise(self, *axes: Axis) -> None:
+        """The result depends on how many elements these axes have, or on their zeros."""
+        self.facts.renormalised += [(self.operator.index, axis) for axis in axes]
+
+    def attribute_size(self, name: str, axis: Axis) -> None:
+        self._bind("size", name, (axis,))
+
+    def attribute_sizes(self, name: str, axes: Sequence[Axis]) -> None:
+        self._bind("sizes", name, tuple(axes))
+
+    def input_sizes(self, slot: int, axes: Sequence[Axis]) -> None:
+        self._bind("sizes", slot, tuple(axes))
+
+    def input_index(self, slot: int, out: Axis, source: Axis, index: NDArray[Any]) -> None:
+        """Input `slot` holds positions in `source`; keeps those that stay, renumbered."""
+        self._bind("index", slot, (source, out), np.asarray(index, np.int64).reshape(-1))
+
+    def becomes_gather(self, out: Axis, source: Axis, index: NDArray[Any]) -> None:
+        """A strided selection: once pruned, only a list of positions can express it."""
+        self._bind("gather", 0, (source, out), np.asarray(index, np.int64).reshape(-1))
+
+    def slice_bounds(self, position: int, whole: Axis, part: Axis, start: int) -> None:
+        """A Slice whose entry `position` takes `part` out of `whole` from `start` on."""
+        self._bind("bounds", position, (whole, part), np.array([start], np.int64))
+
+    def _bind(
+        self, kind: Any, target: str | int, axes: Axes, index: NDArray[np.int64] | None = None
+    ) -> None:
+        self.facts.bindings.append(Binding(self.operator.index, kind, target, axes, index))

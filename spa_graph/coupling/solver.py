@@ -1,0 +1,251 @@
+"""Relations -> coupled channels: spread frozenness, choose carrying factors, take components.
+
+1. Frozenness spreads over whole Dims. Then a `Product` with several free factors gets a *carrying
+   factor*, the only one along which it can be pruned (the tensor must stay rectangular); the
+   others freeze, which may decide further products. Repeated until nothing changes.
+2. The elements of all free Dims lie in one array. Every related pair of elements is an edge; the
+   connected components are found in one call. A component with a frozen element is frozen; any
+   other that reaches a parameter is one coupled channel.
+3. Coupled channels that run through the same Dims equally often form a channel group.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from spa_graph.coupling.relations import Axis, IndexMap, Product, Relation, Relations, Segment
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The coupled channels of a network, numbered so that every group is a contiguous range.
+
+    `of_element[dim][i]` is the channel of element i of a Dim, -1 where it is frozen; Dims without
+    channels are left out. `bounds[g] : bounds[g + 1]` are the channels of group g.
+    """
+
+    of_element: dict[Axis, Ints]
+    bounds: Ints
+
+
+def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
+    """Find the coupled channels; `reaches_parameter` are the Dims that a stored weight has."""
+    carrying = _settle(relations)
+    free = [a for a in range(relations.count) if relations.dim(a) == a and not relations.reason(a)]
+    return _Elements(relations, free).components(carrying, reaches_parameter)
+
+
+# --- step 1 ----------------------------------------------------------------------------------
+
+
+def _settle(relations: Relations) -> dict[int, Axis]:
+    """Freeze what must freeze; the carrying factor of each product, by its position in `items`."""
+    touching: dict[Axis, list[int]] = {}
+    for position, item in enumerate(relations.items):
+        for axis in _axes(item):
+            touching.setdefault(relations.dim(axis), []).append(position)
+    covered = _parts_by_whole(relations)
+    carrying: dict[int, Axis] = {}
+    pending = deque(range(len(relations.items)))
+    undecided = sorted(
+        (i for i, item in enumerate(relations.items) if isinstance(item, Product)),
+        key=lambda i: not _has_blocks(relations, relations.items[i]),
+    )
+    while pending or undecided:
+        while pending:
+            for axis, reason in _consequences(relations, pending.popleft(), covered):
+                if relations.reason(axis) is None:
+                    relations.freeze((axis,), reason)
+                    pending.extend(touching.get(relations.dim(axis), ()))
+        position = undecided.pop(0) if undecided else None
+        if position is None:
+            break
+        carrier, losers = _choose(relations, relations.items[position])
+        if carrier is not None:
+            carrying[position] = carrier
+        for axis in losers:
+            reason = f"merged axis is pruned along {relations.label(carrier or axis)} instead"
+            relations.freeze((axis,), reason)
+            pending.extend(touching.get(relations.dim(axis), ()))
+    return {position: axis for position, axis in carrying.items() if not relations.reason(axis)}
+
+
+def _axes(item: Relation) -> tuple[Axis, ...]:
+    if isinstance(item, Segment):
+        return (item.whole, item.part)
+    if isinstance(item, IndexMap):
+        return (item.out, item.source)
+    return (item.whole, *item.factors)
+
+
+def _parts_by_whole(relations: Relations) -> dict[Axis, list[Segment]]:
+    parts: dict[Axis, list[Segment]] = {}
+    for item in relations.items:
+        if isinstance(item, Segment):
+            parts.setdefault(relations.dim(item.whole), []).append(item)
+    return parts
+
+
+def _consequences(
+    relations: Relations, position: int, covered: dict[Axis, list[Segment]]
+) -> list[tuple[Axis, str]]:
+    """Dims that a relation freezes as a whole because Dims beside them are frozen."""
+    item = relations.items[position]
+    if isinstance(item, Segment):
+        whole = relations.reason(item.whole)
+        if whole:
+            return [(item.part, whole)]
+        if relations.reason(item.part) and _all_frozen(relations, item.whole, covered):
+            return [(item.whole, relations.reason(item.part) or "")]
+        return []
+    if isinstance(item, IndexMap):
+        source, out = relations.reason(item.source), relations.reason(item.out)
+        if source:
+            return [(item.out, source)]
+        if out and len(np.unique(item.index[item.index >= 0])) == relations.extent(item.source)[0]:
+            return [(item.source, out)]
+        return []
+    whole = relations.reason(item.whole)
+    if whole:
+        return [(axis, whole) for axis in item.factors]
+    reasons = [relations.reason(axis) for axis in item.factors]
+    return [(item.whole, next(filter(None, reasons), ""))] if all(reasons) else []
+
+
+def _all_frozen(relations: Relations, whole: Axis, covered: dict[Axis, list[Segment]]) -> bool:
+    """Whether frozen parts cover every element of the whole."""
+    segments = covered[relations.dim(whole)]
+    frozen = {
+        (s.offset, relations.extent(s.part).nominal) for s in segments if relations.reason(s.part)
+    }
+    reach = 0
+    for offset, size in sorted(frozen):
+        if offset > reach:
+            return False
+        reach = max(reach, offset + size)
+    return reach >= relations.extent(whole).nominal
+
+
+def _has_blocks(relations: Relations, item: Relation) -> bool:
+    return any(relations.dim(axis) in relations.blocks for axis in _axes(item)[1:])
+
+
+def _choose(relations: Relations, item: Relation) -> tuple[Axis | None, list[Axis]]:
+    """The factor to prune along, and the factors that freeze for it.
+
+    Independent blocks (heads, groups) come first, the outermost of them if there are several;
+    else the largest factor.
+    """
+    factors = _axes(item)[1:]
+    free = [axis for axis in factors if not relations.reason(axis)]
+    if not free:
+        return None, []
+    blocks = [axis for axis in free if relations.dim(axis) in relations.blocks]
+    best = blocks[0] if blocks else max(free, key=lambda axis: relations.extent(axis).nominal)
+    losers = [a for a in free if a is not best and relations.dim(a) != relations.dim(best)]
+    if len(losers) < len(free) - 1:  # the same Dim twice (x merged with x): no factor can go
+        return None, free
+    return best, losers
+
+
+# --- steps 2 and 3 ---------------------------------------------------------------------------
+
+
+class _Elements:
+    """The elements of all free Dims in one array."""
+
+    def __init__(self, relations: Relations, free: list[Axis]) -> None:
+        self.relations = relations
+        sizes = np.array([relations.extent(a).nominal for a in free], np.int64)
+        self.dims = free
+        self.starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        self.start_of = {axis: int(start) for axis, start in zip(free, self.starts, strict=False)}
+        self.frozen = np.zeros(int(self.starts[-1]), bool)
+        self.edges: list[tuple[Ints, Ints]] = []
+
+    def components(self, carrying: dict[int, Axis], reaches_parameter: set[Axis]) -> Channels:
+        for position, item in enumerate(self.relations.items):
+            self._connect(item, carrying.get(position))
+        total = len(self.frozen)
+        rows = np.concatenate([a for a, _ in self.edges]) if self.edges else np.zeros(0, np.int64)
+        cols = np.concatenate([b for _, b in self.edges]) if self.edges else np.zeros(0, np.int64)
+        graph = coo_array((np.ones(len(rows), bool), (rows, cols)), shape=(total, total))
+        count, labels = connected_components(graph, directed=False)
+        alive = np.zeros(count, bool)
+        for dim, start, stop in self._ranges():
+            if dim in reaches_parameter:
+                alive[labels[start:stop]] = True
+        alive[labels[self.frozen]] = False
+        return self._number(labels.astype(np.int64), alive)
+
+    def _ranges(self) -> list[tuple[Axis, int, int]]:
+        bounds = self.starts.tolist()
+        return [(dim, bounds[i], bounds[i + 1]) for i, dim in enumerate(self.dims)]
+
+    def _at(self, axis: Axis) -> int | None:
+        """Where the axis's Dim starts in the array, or None if it is frozen."""
+        return self.start_of.get(self.relations.dim(axis))
+
+    def _size(self, axis: Axis) -> int:
+        return self.relations.extent(axis).nominal
+
+    def _connect(self, item: Relation, carrier: Axis | None) -> None:
+        if isinstance(item, Segment):
+            inside = item.offset + np.arange(self._size(item.part))
+            self._tie(item.part, np.arange(self._size(item.part)), item.whole, inside)
+        elif isinstance(item, IndexMap):
+            taken = item.index >= 0
+            self._freeze(item.out, np.flatnonzero(~taken))
+            self._tie(item.out, np.flatnonzero(taken), item.source, item.index[taken])
+        elif carrier is not None:
+            sizes = [self._size(axis) for axis in item.factors]
+            at = next(i for i, axis in enumerate(item.factors) if axis is carrier)
+            inner = int(np.prod(sizes[at + 1 :], dtype=np.int64))
+            every = np.arange(self._size(item.whole))
+            self._tie(item.whole, every, carrier, every // inner % sizes[at])
+        elif self._at(item.whole) is not None:
+            self._freeze(item.whole, np.arange(self._size(item.whole)))
+
+    def _tie(self, first: Axis, first_index: Ints, second: Axis, second_index: Ints) -> None:
+        a, b = self._at(first), self._at(second)
+        if a is not None and b is not None:
+            self.edges.append((a + first_index, b + second_index))
+        elif a is not None:
+            self._freeze(first, first_index)
+        elif b is not None:
+            self._freeze(second, second_index)
+
+    def _freeze(self, axis: Axis, index: Ints) -> None:
+        start = self._at(axis)
+        if start is not None:
+            self.frozen[start + index] = True
+
+    def _number(self, labels: Ints, alive: NDArray[np.bool_]) -> Channels:
+        """Number the living components, those of the same signature next to each other."""
+        signature = np.zeros(len(alive), np.uint64)
+        weights = np.random.default_rng(0).integers(1, 2**63, len(self.dims), np.uint64)
+        first_seen = np.full(len(alive), len(labels), np.int64)
+        np.minimum.at(first_seen, labels, np.arange(len(labels)))
+        np.add.at(signature, labels, np.repeat(weights, np.diff(self.starts)))
+        living = np.flatnonzero(alive)
+        _, group = np.unique(signature[living], return_inverse=True)
+        group_seen = np.full(group.max(initial=-1) + 1, len(labels), np.int64)
+        np.minimum.at(group_seen, group, first_seen[living])
+        order = np.lexsort((first_seen[living], group_seen[group]))
+        channel = np.full(len(alive), -1, np.int64)
+        channel[living[order]] = np.arange(len(living))
+        bounds = np.flatnonzero(np.diff(group_seen[group[order]], prepend=-1))
+        of_element = {}
+        for dim, start, stop in self._ranges():
+            own = channel[labels[start:stop]]
+            if (own >= 0).any():
+                of_element[dim] = own
+        return Channels(of_element, np.append(bounds, len(living)).astype(np.int64))

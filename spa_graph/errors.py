@@ -1,0 +1,27 @@
+"""The errors that spa_graph raises on purpose; their text is one line for a person."""
+
+from __future__ import annotations
+
+
+class SpaError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ModelError(SpaError):
+    """The model can't be read, or is not one that can be pruned: what, where, how to fix."""
+
+
+class OptionError(SpaError):
+    """An option, a plan or a path that can't be used."""
+
+
+class BudgetError(SpaError):
+    """The budget can't be met; the text names the smallest ratio that can."""
+
+
+class RewriteError(SpaError):
+    """The smaller network could not be built consistently; nothing was written."""
+
+
+class VerificationError(SpaError):
+    """The pruned network does not do what the plan says; nothing was written."""

@@ -1,0 +1,1 @@
+"""Frontends: what turns a framework's network into a `Graph`, and a plan into a smaller network."""

