@@ -80,9 +80,13 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator. An absent optional input or output is the empty string."""
+    """One operator. An absent optional input or output is the empty string.
+
+    `index` is its place in `Graph.operators`, `position` its place in the frontend's network.
+    """
 
     index: int
+    position: int
     name: str
     domain: str
     op_type: str

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
 from spa_graph.coupling.exactness import Exactness, trace_zeros
 from spa_graph.coupling.registry import find_rule
-from spa_graph.coupling.relations import Axes, Axis, Relations
+from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.scope import Facts, Scope
-from spa_graph.coupling.solver import Channels, solve
+from spa_graph.coupling.solver import Channels, solve, without
 from spa_graph.graph import Graph, Known, Operator
 
 Ints = NDArray[np.int64]
@@ -92,12 +92,15 @@ class Coupling:
         }
 
 
-def analyze(graph: Graph, exclude: Mapping[str, str] | None = None) -> Coupling:
+def analyze(
+    graph: Graph, exclude: Mapping[str, str] | None = None, *, only_exact: bool = False
+) -> Coupling:
     """Find the channel groups of a graph.
 
     Args:
         graph: the network.
         exclude: parameters that must stay as they are, each with the reason.
+        only_exact: keep only channels whose removal equals zeroing their weights.
     """
     relations, facts = Relations(graph), Facts()
     for operator in graph.operators:
@@ -113,6 +116,9 @@ def analyze(graph: Graph, exclude: Mapping[str, str] | None = None) -> Coupling:
     }
     channels = solve(relations, of_parameter)
     exactness = trace_zeros(graph, relations, facts, channels)
+    if only_exact and not exactness.exact.all():
+        channels = without(channels, ~exactness.exact)
+        exactness = trace_zeros(graph, relations, facts, channels)
     groups = _groups(relations, channels, exactness)
     return Coupling(graph, relations, facts, channels, exactness, groups)
 
@@ -235,8 +241,3 @@ def _group_name(members: list[Member], operators: list[Operator]) -> str:
     """The parameter axis that produces the group's channels, as people would point at it."""
     first = next((m for m in members if m.axis != 1), members[0])
     return f"{first.parameter}:{first.axis}"
-
-
-def parameter_axes(coupling: Coupling, operator: int, slot: int) -> Axes | None:
-    """The axes of an operator's input, as the rules saw them."""
-    return coupling.relations.operand(coupling.graph.operators[operator], slot)

@@ -43,6 +43,14 @@ def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
     return _Elements(relations, free).components(carrying, reaches_parameter)
 
 
+def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
+    """The channels that are not `gone`, which become frozen; shape (channels,)."""
+    number = np.append(np.where(gone, -1, np.cumsum(~gone) - 1), -1)
+    bounds = np.unique(np.append(0, np.cumsum(~gone))[channels.bounds])
+    renumbered = {dim: number[own] for dim, own in channels.of_element.items()}
+    return Channels({d: own for d, own in renumbered.items() if (own >= 0).any()}, bounds)
+
+
 # --- step 1 ----------------------------------------------------------------------------------
 
 

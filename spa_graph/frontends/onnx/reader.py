@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError
 from spa_graph.frontends.onnx.shapes import Probe, ShapeError, infer, tensor_type
@@ -24,7 +26,7 @@ _NOMINAL = (
     {2: (1, 16000), 3: (1, 128, 128), 4: (1, 3, 640, 640), 5: (1, 1, 64, 64, 64)},
     {2: (1, 64), 3: (1, 64, 64), 4: (1, 3, 32, 320), 5: (1, 1, 32, 32, 32)},
 )
-_STEP = (2, 8, 32, 32, 32)
+_STEP = (1, 8, 32, 32, 32)
 """How much the second probe adds to a dynamic axis of each position."""
 
 
@@ -43,10 +45,14 @@ def read(model: ir.Model, input_shapes: InputShapes | None = None) -> Graph:
     nodes = [(node, _bare(node)) for node in model.graph]
     constants = dict(_constants(model.graph))
     nominal, other = _probe_twice(model, nodes, constants, input_shapes or {})
-    operators = [
-        _operator(index, node, proto, model.opset_imports)
-        for index, (node, proto) in enumerate(nodes)
+    computing = [
+        position
+        for position, (node, _) in enumerate(nodes)
         if node.op_type != "Constant" or node.outputs[0].name not in constants
+    ]
+    operators = [
+        _operator(index, position, *nodes[position], model.opset_imports)
+        for index, position in enumerate(computing)
     ]
     names = _free_inputs(model.graph)
     return Graph(
@@ -107,30 +113,60 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     return None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SizeMismatch:
+    """An operator that is told a wrong shape: by which input, and what it says in both probes."""
+
+    output: str
+    slot: int
+    nominal: NDArray[np.int64]
+    other: NDArray[np.int64]
+
+
+def size_mismatches(
+    model: ir.Model, wanted: Mapping[str, Shape], input_shapes: InputShapes | None = None
+) -> list[SizeMismatch]:
+    """Operators whose size input doesn't give the wanted shape, if all before them do."""
+    nodes = [(node, _bare(node)) for node in model.graph]
+    nominal, other = _probe_twice(model, nodes, dict(_constants(model.graph)), input_shapes or {}, wanted)
+    found = []
+    for name in dict.fromkeys([*nominal.mismatches, *other.mismatches]):
+        slot = (nominal.mismatches.get(name) or other.mismatches[name])[0]
+        value = next(proto.input[slot] for _, proto in nodes if name in proto.output)
+        values = [np.asarray(probe.values[value]).reshape(-1) for probe in (nominal, other)]
+        found.append(SizeMismatch(name, slot, values[0], values[1]))
+    return found
+
+
 def _probe_twice(
     model: ir.Model,
     nodes: list[tuple[ir.Node, onnx.NodeProto]],
     constants: Mapping[str, ir.TensorProtocol],
     input_shapes: InputShapes,
+    wanted: Mapping[str, Shape] | None = None,
 ) -> tuple[Probe, Probe]:
     opsets = dict(model.opset_imports)
     opsets.setdefault("", opsets.get("ai.onnx", 1))
     inputs = free_inputs(model)
     declared = _declared(model)
+    targets = [
+        {name: tuple(extent[i] for extent in shape) for name, shape in (wanted or {}).items()}
+        for i in (0, 1)
+    ]
 
-    def probe(sizes: Mapping[str, Sequence[int]]) -> Probe:
+    def probe(sizes: Mapping[str, Sequence[int]], which: int) -> Probe:
         types = {v.name or "": tensor_type(int(v.dtype or 1), sizes[v.name or ""]) for v in inputs}
-        return infer(nodes, constants, types, opsets, declared)
+        return infer(nodes, constants, types, opsets, declared, targets[which])
 
     failure: ShapeError | None = None
     for nominal_sizes in _candidates(inputs, input_shapes):
         try:
-            nominal = probe(nominal_sizes)
+            nominal = probe(nominal_sizes, 0)
         except ShapeError as error:
             failure = failure or error
             continue
-        moved = _second_sizes(inputs, nominal_sizes, probe)
-        return nominal, (nominal if moved == nominal_sizes else probe(moved))
+        other = _second_probe(inputs, nominal_sizes, probe)
+        return nominal, (nominal if other is None else other)
     raise ModelError(
         f"no input sizes were found that the network accepts ({failure}); "
         "give them: --input-shape NAME=1,3,224,224"
@@ -169,17 +205,28 @@ def _sizes(
     )
 
 
-def _second_sizes(
-    inputs: list[ir.Value], nominal: Mapping[str, tuple[int, ...]], probe: Any
-) -> Mapping[str, tuple[int, ...]]:
-    """The sizes of the second probe: every dynamic axis moved that the network lets move."""
+ProbeWith = Callable[[Mapping[str, Sequence[int]], int], Probe]
+
+
+def _second_probe(
+    inputs: list[ir.Value], nominal: Mapping[str, tuple[int, ...]], probe: ProbeWith
+) -> Probe | None:
+    """A probe with every dynamic axis moved that the network lets move; None if there is none."""
     positions = sorted({axis for value in inputs for axis in _dynamic_axes(value)})
-    everything = _moved(inputs, nominal, positions)
-    if not positions or _accepts(probe, everything):
+    if not positions:
+        return None
+    everything = _attempt(probe, _moved(inputs, nominal, positions))
+    if everything is not None:
         return everything
-    movable = [p for p in positions if _accepts(probe, _moved(inputs, nominal, [p]))]
-    some = _moved(inputs, nominal, movable)
-    return some if _accepts(probe, some) else nominal
+    movable = [p for p in positions if _attempt(probe, _moved(inputs, nominal, [p])) is not None]
+    return _attempt(probe, _moved(inputs, nominal, movable)) if movable else None
+
+
+def _attempt(probe: ProbeWith, sizes: Mapping[str, tuple[int, ...]]) -> Probe | None:
+    try:
+        return probe(sizes, 1)
+    except ShapeError:
+        return None
 
 
 def _dynamic_axes(value: ir.Value) -> list[int]:
@@ -203,14 +250,6 @@ def _moved(
     return moved
 
 
-def _accepts(probe: Any, sizes: Mapping[str, tuple[int, ...]]) -> bool:
-    try:
-        probe(sizes)
-    except ShapeError:
-        return False
-    return True
-
-
 def _declared(model: ir.Model) -> dict[str, onnx.TypeProto]:
     """The fully static tensor types that the file states for inner values."""
     found = {}
@@ -223,11 +262,12 @@ def _declared(model: ir.Model) -> dict[str, onnx.TypeProto]:
 
 
 def _operator(
-    index: int, node: ir.Node, proto: onnx.NodeProto, opsets: Mapping[str, int]
+    index: int, position: int, node: ir.Node, proto: onnx.NodeProto, opsets: Mapping[str, int]
 ) -> Operator:
     domain = "" if node.domain == "ai.onnx" else node.domain
     return Operator(
         index=index,
+        position=position,
         name=node.name or f"{node.op_type}:{node.outputs[0].name}",
         domain=domain,
         op_type=node.op_type,

@@ -46,6 +46,8 @@ class Probe:
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
     origins: dict[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
     unshaped: dict[str, str] = field(default_factory=dict)
+    mismatches: dict[str, tuple[int, NDArray[Any]]] = field(default_factory=dict)
+    """Outputs whose shape is not the wanted one: the input that names it, and what it says."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a value, or None where an axis is unknown."""
@@ -71,10 +73,13 @@ def infer(
     inputs: Mapping[str, onnx.TypeProto],
     opsets: Mapping[str, int],
     declared: Mapping[str, onnx.TypeProto],
+    wanted: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Probe:
     """Shapes and known values, given the types of the graph's inputs.
 
-    `declared` are static types that the file itself states, used where inference stops.
+    `declared` are static types that the file itself states, used where inference stops. Where an
+    operator that is told its output's shape gives another one than `wanted`, that is noted, and the
+    walk goes on with the wanted one.
 
     Raises:
         ShapeError: an operator rejects these sizes.
@@ -88,10 +93,45 @@ def infer(
     for node, proto in nodes:
         if proto.op_type == "Constant" and proto.output[0] in probe.types:
             continue
-        if not _evaluate(probe, node, proto, opsets):
-            _infer_types(probe, node, proto, opsets, imports, constants)
+        try:
+            if not _evaluate(probe, node, proto, opsets):
+                _infer_types(probe, node, proto, opsets, imports, constants)
+        except ShapeError:
+            if not (wanted and _told_shape(proto, wanted)):
+                raise
+        if wanted and _told_shape(proto, wanted):
+            _note_mismatch(probe, proto, wanted)
         _use_declared(probe, proto, declared)
     return probe
+
+
+# Operators that are told the shape of their output, and by which input.
+SIZE_INPUTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+
+
+def _told_shape(proto: onnx.NodeProto, wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    slot = SIZE_INPUTS.get(proto.op_type)
+    return (
+        slot is not None
+        and proto.domain in ("", "ai.onnx")
+        and len(proto.input) > slot
+        and proto.output[0] in wanted
+    )
+
+
+def _note_mismatch(
+    probe: Probe, proto: onnx.NodeProto, wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    name, slot = proto.output[0], SIZE_INPUTS[proto.op_type]
+    if probe.shape(name) == wanted[name] or proto.input[slot] not in probe.values:
+        return
+    probe.mismatches[name] = (slot, np.asarray(probe.values[proto.input[slot]]).reshape(-1))
+    source = proto.input[0]
+    element = probe.types.get(name, probe.types.get(source)).tensor_type.elem_type
+    probe.types[name] = tensor_type(element, wanted[name])
+    if name in probe.values:
+        filler = probe.values[name].flat[0]
+        probe.values[name] = np.full(wanted[name], filler, probe.values[name].dtype)
 
 
 def _is_shape_data(tensor: ir.TensorProtocol) -> bool:

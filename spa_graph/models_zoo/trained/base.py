@@ -70,7 +70,8 @@ class Trained:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{self.name}.{os.getpid()}.onnx")
         try:
-            self.build(partial)
+            with _naming_missing_packages():
+                self.build(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -84,14 +85,28 @@ class Trained:
             reference: The dense network; adds how faithful `path` is to it.
         """
         dense = None if reference is None else Runner(reference)
-        return self.measure(Runner(path), dense)
+        with _naming_missing_packages():
+            return self.measure(Runner(path), dense)
 
     def inputs(self, n: int, seed: int = 0) -> Arrays:
         """Return `n` calibration samples, one array per network input.
 
         The samples are never the ones `evaluate` uses, whatever the seed.
         """
-        return self.sample(n, seed)
+        with _naming_missing_packages():
+            return self.sample(n, seed)
+
+
+@contextmanager
+def _naming_missing_packages() -> Iterator[None]:
+    """Turn a failed import of an optional package into the line that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise MissingRequirementError(
+            f"package {package!r} is not installed; run: pip install {package}"
+        ) from error
 
 
 class Runner:

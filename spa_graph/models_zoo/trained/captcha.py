@@ -20,7 +20,6 @@ import numpy as np
 from spa_graph.models_zoo.trained.base import (
     Array,
     Arrays,
-    MissingRequirementError,
     Runner,
     Score,
     Trained,
@@ -32,7 +31,6 @@ from spa_graph.models_zoo.trained.base import (
 from spa_graph.models_zoo.trained.rendering import collapse_repeats
 
 REQUIREMENT = "captcha-whisperer==0.1.0"
-GENERATOR_REQUIREMENT = "captcha==0.7.1"
 ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
 LABELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BLANK = len(LABELS)
@@ -58,12 +56,7 @@ class _SeededSecrets:
 @contextmanager
 def _generator(rng: np.random.Generator) -> Iterator[Any]:
     """Yield an image generator whose randomness is `rng` until the context closes."""
-    try:
-        module: Any = importlib.import_module("captcha.image")
-    except ImportError as error:
-        raise MissingRequirementError(
-            f"package 'captcha' is not installed; run: pip install {GENERATOR_REQUIREMENT}"
-        ) from error
+    module: Any = importlib.import_module("captcha.image")
     original = module.secrets
     module.secrets = _SeededSecrets(rng)
     try:

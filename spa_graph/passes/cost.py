@@ -1,0 +1,114 @@
+"""The cost model: FLOPs and parameters of a candidate from its kept channel counts alone.
+
+FLOPs are 2 x multiply-accumulates of convolutions, matrix products, attention and recurrent
+operators, for one sample at the sizes of the nominal probe; normalisation, activations and data
+movement are not counted (as in torch.utils.flop_counter). Parameters are the elements of stored
+floating-point and quantised weights.
+
+The size of a Dim is linear in the kept counts of the groups that run through it, and a cost is a
+product of such sizes, so that a candidate costs a handful of array operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.analysis import Coupling
+from spa_graph.coupling.relations import Axis
+from spa_graph.graph import Parameter
+
+Quantity = Literal["flops", "params"]
+Counts = NDArray[np.int64]
+
+
+def counts_as_weight(parameter: Parameter) -> bool:
+    """Whether a constant is a weight, not a size, an index or a flag."""
+    return parameter.dtype.kind not in "bSU" and not (
+        parameter.dtype.kind in "iu" and parameter.dtype.itemsize >= 4
+    )
+
+
+class CostModel:
+    """Sums over operators of products of Dim sizes."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        self._coupling = coupling
+        self._rows: dict[Axis, int] = {}
+        self._base: list[float] = [1.0]  # row 0 is a dummy of size 1
+        self._terms: list[tuple[int, int, int]] = []
+        costs = coupling.facts.costs
+        self.operators = np.array([cost.operator for cost in costs], np.int64)
+        self._flops = self._products([(2.0 * c.factor, c.axes) for c in costs])
+        seen: dict[str, tuple[Axis, ...]] = {}
+        for use in coupling.relations.uses:
+            if counts_as_weight(coupling.graph.parameters[use.parameter]):
+                seen.setdefault(use.parameter, use.axes)
+        self._params = self._products([(1.0, axes) for axes in seen.values()])
+        unused = [p for name, p in coupling.graph.parameters.items() if name not in seen]
+        self._unused = float(
+            sum(np.prod(p.shape, dtype=np.int64) for p in unused if counts_as_weight(p))
+        )
+        matrix = np.zeros((len(self._base), len(coupling.groups)))
+        for row, group, per_channel in self._terms:
+            matrix[row, group] += per_channel
+        self._matrix = matrix
+        self._constant = np.array(self._base)
+        self.full = np.array([group.size for group in coupling.groups], np.int64)
+
+    def cost(self, quantity: Quantity, counts: Counts) -> float:
+        """The total of a candidate that keeps `counts[g]` channels of group g."""
+        if quantity == "flops":
+            return float(self.flops_per_cost(counts).sum())
+        return float(self._evaluate(self._params, self._sizes(counts)).sum()) + self._unused
+
+    def flops_per_cost(self, counts: Counts) -> NDArray[np.float64]:
+        """FLOPs of each cost term; `operators` says whose they are."""
+        return self._evaluate(self._flops, self._sizes(counts))
+
+    def ratio(self, quantity: Quantity, counts: Counts) -> float:
+        """The candidate's share of the whole network's cost."""
+        whole = self.cost(quantity, self.full)
+        return self.cost(quantity, counts) / whole if whole else 1.0
+
+    def _sizes(self, counts: Counts) -> NDArray[np.float64]:
+        return self._constant + self._matrix @ counts
+
+    @staticmethod
+    def _evaluate(
+        products: tuple[NDArray[np.float64], NDArray[np.int64]], sizes: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        factors, rows = products
+        return factors * sizes[rows].prod(1)
+
+    def _products(
+        self, terms: Sequence[tuple[float, Sequence[Axis]]]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        width = max((len(axes) for _, axes in terms), default=1) or 1
+        rows = np.zeros((len(terms), width), np.int64)
+        factors = np.zeros(len(terms))
+        for position, (factor, axes) in enumerate(terms):
+            factors[position] = factor
+            for column, axis in enumerate(axes):
+                if self._coupling.channel_of(axis) is None:
+                    factors[position] *= self._coupling.size(axis)
+                else:
+                    rows[position, column] = self._row(axis)
+        return factors, rows
+
+    def _row(self, axis: Axis) -> int:
+        dim = self._coupling.relations.dim(axis)
+        if dim not in self._rows:
+            self._rows[dim] = row = len(self._base)
+            channel = self._coupling.channels.of_element[dim]
+            bounds = self._coupling.channels.bounds
+            group = np.searchsorted(bounds, channel[channel >= 0], side="right") - 1
+            elements = np.bincount(group, minlength=len(bounds) - 1)
+            self._base.append(float((channel < 0).sum()))
+            for own in np.flatnonzero(elements).tolist():
+                size = int(bounds[own + 1] - bounds[own])
+                self._terms.append((row, own, int(elements[own]) // size))
+        return self._rows[dim]

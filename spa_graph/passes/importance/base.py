@@ -1,0 +1,171 @@
+"""What a criterion is, and how its numbers become one importance per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.analysis import ChannelGroup, Coupling, Member
+from spa_graph.coupling.scope import Role
+from spa_graph.errors import ModelError, OptionError
+
+Floats = NDArray[np.float64]
+Weights = NDArray[np.floating]
+
+CHUNK = 1 << 22
+"""Weights are read this many elements at a time, so that memory stays small."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParameterAxis:
+    """One parameter axis of a group: all that a criterion sees.
+
+    `index[c]` are the positions along `axis` of channel c, shape (channels, k).
+    """
+
+    name: str
+    weights: Weights
+    axis: int
+    index: NDArray[np.int64]
+    role: Role
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The weights as (before, positions, behind), in pieces: (which positions, float32)."""
+        shape = self.weights.shape
+        before = int(np.prod(shape[: self.axis], dtype=np.int64))
+        behind = int(np.prod(shape[self.axis + 1 :], dtype=np.int64))
+        size = shape[self.axis]
+        view = self.weights.reshape(before, size, behind)
+        if before > 1:
+            step = max(1, CHUNK // max(size * behind, 1))
+            for start in range(0, before, step):
+                yield slice(0, size), view[start : start + step].astype(np.float32, copy=False)
+        else:
+            step = max(1, CHUNK // max(behind, 1))
+            for start in range(0, size, step):
+                stop = min(start + step, size)
+                yield slice(start, stop), view[:, start:stop].astype(np.float32, copy=False)
+
+
+class Criterion:
+    """Base of all criteria: subclass, give it a `name`, implement `channels`."""
+
+    name: ClassVar[str]
+    roles: ClassVar[frozenset[Role]] = frozenset({"weight", "scale", "table"})
+    """The parameters that it looks at."""
+
+    def channels(self, part: ParameterAxis) -> Floats:
+        """The importance of each channel in one parameter axis; shape (channels,)."""
+        raise NotImplementedError
+
+    def finish(self, scores: Floats) -> Floats:
+        """Turn a group's scores, shape (channels,), into the final ones."""
+        return scores
+
+
+CRITERIA: dict[str, Callable[[int], Criterion]] = {}
+"""How to make each criterion, by name, from a seed."""
+
+
+def criterion(cls: type[Criterion]) -> type[Criterion]:
+    """Register a criterion; `seed` goes to those whose constructor takes one."""
+    if cls.name in CRITERIA:
+        raise ValueError(f"two criteria are called {cls.name}")
+    takes_seed = cls.__init__ is not object.__init__
+    CRITERIA[cls.name] = (lambda seed: cls(seed)) if takes_seed else (lambda seed: cls())  # type: ignore[call-arg]
+    return cls
+
+
+def _unit(values: Floats, divisor: float) -> Floats:
+    return values / divisor if divisor > 0 else values
+
+
+NORMALIZERS: dict[str, Callable[[Floats], Floats]] = {
+    "none": lambda v: v,
+    "sum": lambda v: _unit(v, float(v.sum())),
+    "mean": lambda v: _unit(v, float(v.mean())),
+    "max": lambda v: _unit(v, float(v.max())),
+    "gaussian": lambda v: _unit(v - v.mean(), float(v.std())),
+}
+"""Applied to each parameter axis within its group, so that layers can be compared."""
+
+AGGREGATES: dict[str, Callable[[Floats], Floats]] = {
+    "sum": lambda m: m.sum(0),
+    "mean": lambda m: m.mean(0),
+    "max": lambda m: m.max(0),
+    "prod": lambda m: m.prod(0),
+    "l2": lambda m: np.sqrt((m**2).sum(0)),
+}
+"""How the vectors of a group's parameters, shape (parameters, channels), become one."""
+
+
+def score(
+    coupling: Coupling,
+    name: str = "l1",
+    *,
+    aggregate: str = "mean",
+    normalize: str = "mean",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """The importance of every coupled channel; shape (channels,).
+
+    Raises:
+        OptionError: an unknown criterion, aggregation or normalisation.
+        ModelError: a weight is NaN or infinite.
+    """
+    _check(name, "criterion", CRITERIA)
+    _check(aggregate, "aggregate", AGGREGATES)
+    _check(normalize, "normalize", NORMALIZERS)
+    chosen = CRITERIA[name](seed)
+    scores = np.zeros(coupling.count)
+    for position, group in enumerate(coupling.groups):
+        vectors = [NORMALIZERS[normalize](v) for v in _vectors(coupling, group, chosen)]
+        if vectors:
+            merged = AGGREGATES[aggregate](np.stack(vectors))
+            scores[group.start : group.stop] = chosen.finish(merged)
+        if progress:
+            progress(position + 1, len(coupling.groups))
+    return scores
+
+
+def _check(value: str, what: str, known: dict[str, Callable[..., object]]) -> None:
+    if value not in known:
+        raise OptionError(f"unknown {what} `{value}`; there are: {', '.join(sorted(known))}")
+
+
+def _vectors(coupling: Coupling, group: ChannelGroup, chosen: Criterion) -> list[Floats]:
+    wanted = [m for m in group.members if _role(coupling, m) in chosen.roles]
+    if not wanted:  # for example no normalisation scale: fall back on the weights
+        wanted = [m for m in group.members if _role(coupling, m) in Criterion.roles]
+    vectors, seen = [], set()
+    for member in wanted or group.members:
+        if (member.parameter, member.axis) in seen:
+            continue  # a shared parameter counts once
+        seen.add((member.parameter, member.axis))
+        vector = chosen.channels(_parameter_axis(coupling, member))
+        if not np.isfinite(vector).all():
+            raise ModelError(
+                f"weight `{member.parameter}` holds NaN or infinity; "
+                "the network is broken before pruning: export it again"
+            )
+        vectors.append(vector)
+    return vectors
+
+
+def _role(coupling: Coupling, member: Member) -> Role:
+    return coupling.facts.roles.get((member.operator, member.slot), "weight")
+
+
+def _parameter_axis(coupling: Coupling, member: Member) -> ParameterAxis:
+    return ParameterAxis(
+        name=member.parameter,
+        weights=coupling.graph.parameters[member.parameter].load(),
+        axis=member.axis,
+        index=member.index,
+        role=_role(coupling, member),
+    )

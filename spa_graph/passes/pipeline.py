@@ -1,0 +1,237 @@
+"""load -> analyze -> score -> allocate -> rewrite -> verify: the steps, in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import onnx_ir as ir
+
+from spa_graph.coupling.analysis import Coupling, analyze
+from spa_graph.errors import ModelError, OptionError, VerificationError
+from spa_graph.frontends.onnx import editor, files, masking
+from spa_graph.frontends.onnx.reader import InputShapes, read
+from spa_graph.graph import Graph
+from spa_graph.passes.allocate import Budget, Kept, Limits, allocate, allocate_uniform
+from spa_graph.passes.canonicalize import canonicalize
+from spa_graph.passes.cost import CostModel
+from spa_graph.passes.importance import score
+from spa_graph.passes.rewrite import Edits, plan_edits
+from spa_graph.plan import Plan, kept_channels, make_plan
+from spa_graph.runtime.inputs import random_inputs
+from spa_graph.runtime.sessions import open_session, run
+from spa_graph.runtime.verify import Agreement, compare
+
+Progress = Callable[[str, int, int], None]
+"""Called with a step's name, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a user can choose; the fields are the options of the command line."""
+
+    flops: float | None = None
+    params: float | None = None
+    ratio: float | None = None
+    criterion: str = "l1"
+    aggregate: str = "mean"
+    normalize: str = "mean"
+    seed: int = 0
+    min_channels: int = 1
+    round_to: int = 1
+    exclude: tuple[str, ...] = ()
+    exact: bool = False
+    input_shapes: InputShapes = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = {k: v for k in ("flops", "params", "ratio") if (v := getattr(self, k)) is not None}
+        for name, value in given.items():
+            if not 0 < value < 1:
+                raise OptionError(f"--{name} must lie between 0 and 1, not {value:g}")
+        if len(given) > 1:
+            raise OptionError(f"give one budget, not {' and '.join('--' + n for n in given)}")
+        if self.min_channels < 1 or self.round_to < 1:
+            raise OptionError("--min-channels and --round-to must be at least 1")
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget on the whole network, or None for a uniform ratio."""
+        if self.flops is not None:
+            return Budget("flops", self.flops)
+        return Budget("params", self.params) if self.params is not None else None
+
+
+class Timer:
+    """Seconds per step."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress or (lambda step, done, total: None)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        self._progress(name, 0, 1)
+        start = time.perf_counter()
+        yield lambda done, total: self._progress(name, done, total)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self._progress(name, 1, 1)
+
+
+@dataclass(slots=True, eq=False)
+class Analysis:
+    """A network, ready to be pruned: its canonical model, graph and coupling."""
+
+    original: ir.Model
+    model: ir.Model
+    coupling: Coupling
+    cost: CostModel
+    excluded: dict[str, str]
+    changed: list[str]
+    """What canonicalisation rewrote."""
+
+    @property
+    def graph(self) -> Graph:
+        return self.coupling.graph
+
+
+@dataclass(slots=True, eq=False)
+class Pruned:
+    """The smaller network and what led to it."""
+
+    model: ir.Model
+    graph: Graph
+    kept: Kept
+    edits: Edits
+    plan: Plan
+    after: CostModel
+
+
+def prepare(original: ir.Model, options: Options, timer: Timer) -> Analysis:
+    """Canonicalise and analyse a model; the original isn't changed."""
+    with timer.step("read"):
+        model = original.clone()
+        model.meta.update(original.meta)
+        graph, changed = canonicalize(model, options.input_shapes)
+    with timer.step("analyze"):
+        excluded = _excluded(graph, options.exclude)
+        coupling = analyze(graph, excluded, only_exact=options.exact)
+        cost = CostModel(coupling)
+    return Analysis(original, model, coupling, cost, excluded, changed)
+
+
+def _excluded(graph: Graph, patterns: tuple[str, ...]) -> dict[str, str]:
+    """The parameters that patterns name, directly or through their operator."""
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        names = {name for name in graph.parameters if fnmatchcase(name, pattern)}
+        for operator in graph.operators:
+            if fnmatchcase(operator.name, pattern) or pattern == operator.op_type:
+                names.update(name for name in operator.inputs if name in graph.parameters)
+        if not names:
+            raise OptionError(f"--exclude {pattern}: no weight or operator has such a name")
+        found.update(dict.fromkeys(sorted(names), f"excluded by `{pattern}`"))
+    return found
+
+
+def choose(analysis: Analysis, options: Options, timer: Timer) -> Kept:
+    """Score and allocate: which channels stay."""
+    if not analysis.coupling.count:
+        raise ModelError(_why_nothing(analysis.coupling))
+    with timer.step("score") as progress:
+        scores = score(
+            analysis.coupling,
+            options.criterion,
+            aggregate=options.aggregate,
+            normalize=options.normalize,
+            seed=options.seed,
+            progress=progress,
+        )
+    limits = Limits(round_to=options.round_to, min_channels=options.min_channels)
+    with timer.step("allocate"):
+        if options.ratio is not None:
+            return allocate_uniform(analysis.coupling, scores, options.ratio, limits)
+        if options.budget is None:
+            raise OptionError("give a budget: --flops, --params or --ratio")
+        return allocate(analysis.coupling, analysis.cost, scores, options.budget, limits)
+
+
+def _why_nothing(coupling: Coupling) -> str:
+    reasons = list(coupling.facts.frozen_operators.values()) or list(coupling.frozen_reasons.values())
+    why = max(set(reasons), key=reasons.count) if reasons else "it has no weights"
+    return f"no prunable channel: {why}; `spa-prune inspect` lists all reasons"
+
+
+def rewrite(analysis: Analysis, kept: Kept, options: Options, timer: Timer) -> Pruned:
+    """Build the smaller network; the analysed model isn't changed."""
+    with timer.step("rewrite"):
+        edits = plan_edits(analysis.coupling, kept)
+        smaller = analysis.model.clone()
+        smaller.meta.update(analysis.model.meta)
+        graph = editor.apply_edits(smaller, analysis.coupling, edits, options.input_shapes)
+        plan = make_plan(analysis.coupling, kept)
+        after = CostModel(analyze(graph))
+    return Pruned(smaller, graph, kept, edits, plan, after)
+
+
+def replay(analysis: Analysis, plan: Plan, options: Options, timer: Timer) -> Pruned:
+    """Apply a plan that was made before, perhaps on another export of the network."""
+    return rewrite(analysis, kept_channels(analysis.coupling, plan), options, timer)
+
+
+def verify(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer: Timer) -> Agreement:
+    """Prove on random input that the written file computes what the masked network computes.
+
+    Args:
+        draft: the pruned model's file.
+        folder: where the reference network may be written.
+
+    Raises:
+        VerificationError: it doesn't.
+    """
+    with timer.step("verify"):
+        _check_interface(analysis.original, pruned.model)
+        reference = analysis.model.clone()
+        masking.mask(reference, analysis.coupling, pruned.kept, pruned.edits)
+        reference.meta["external_data"] = True
+        masked = folder / "reference.onnx"
+        files.write(reference, masked)
+        names = [value.name or "" for value in pruned.model.graph.outputs]
+        graph = analysis.graph
+        probes = (0,) if _all_static(graph) else (0, 1)
+        worst = Agreement(0.0, 1.0, "")
+        for probe in probes:
+            feeds = random_inputs(graph, probe=probe)
+            want = run(open_session(masked, plain=True), feeds)
+            got = run(open_session(draft, plain=True), feeds)
+            agreement = compare(names, got, want)
+            worst = max(worst, agreement, key=lambda a: a.error)
+        return worst
+
+
+def _all_static(graph: Graph) -> bool:
+    return all(extent.static for name in graph.inputs for extent in graph.shapes[name])
+
+
+def _check_interface(before: ir.Model, after: ir.Model) -> None:
+    """Names, types and shapes of inputs and outputs, opsets and metadata are the same."""
+    pairs = (
+        ("inputs", _signature(before.graph.inputs), _signature(after.graph.inputs)),
+        ("outputs", _signature(before.graph.outputs), _signature(after.graph.outputs)),
+        ("opsets", dict(before.opset_imports), dict(after.opset_imports)),
+        ("metadata", dict(before.metadata_props), dict(after.metadata_props)),
+    )
+    for what, old, new in pairs:
+        if old != new:
+            raise VerificationError(f"the network's {what} changed: {old} became {new}")
+
+
+def _signature(values: object) -> list[tuple[str | None, str, str]]:
+    return [
+        (value.name, str(value.type), str(value.shape))
+        for value in values  # type: ignore[attr-defined]
+        if value.const_value is None
+    ]

@@ -1,0 +1,129 @@
+"""Kept channels -> `Edits`: everything in a network that must change, as plain values.
+
+The frontend applies them. Weights are sliced; attributes and constant inputs that name sizes or
+positions of pruned axes follow (`Binding`s of the rules); `expected` holds the shape that every
+value must have afterwards, by which sizes that are computed inside the network are corrected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.analysis import Coupling
+from spa_graph.coupling.relations import Axis, Use
+from spa_graph.coupling.scope import Binding
+from spa_graph.graph import Extent, Shape
+from spa_graph.plan import AxisIndices, Kept, use_slices
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(slots=True, eq=False)
+class Edits:
+    """What changes, by operator index. Only operators and values that change are listed."""
+
+    slices: list[tuple[Use, AxisIndices]] = field(default_factory=list)
+    attributes: dict[int, dict[str, int | list[int]]] = field(default_factory=dict)
+    inputs: dict[int, dict[int, Ints]] = field(default_factory=dict)
+    bounds: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    gathers: dict[int, tuple[int, Ints]] = field(default_factory=dict)
+    expected: dict[str, Shape] = field(default_factory=dict)
+
+
+def plan_edits(coupling: Coupling, kept: Kept) -> Edits:
+    """All edits that removing channels demands; `kept` has shape (channels,)."""
+    edits = Edits()
+    for use in coupling.relations.uses:
+        edits.slices.append((use, use_slices(coupling, use, kept)))
+    for binding in coupling.facts.bindings:
+        if any(coupling.kept_elements(axis, kept) is not None for axis in binding.axes):
+            _BIND[binding.kind](edits, coupling, binding, kept)
+    for name in coupling.graph.shapes:
+        shape = pruned_shape(coupling, name, kept)
+        if shape is not None:
+            edits.expected[name] = shape
+    return edits
+
+
+def pruned_shape(coupling: Coupling, name: str, kept: Kept) -> Shape | None:
+    """The shape of a value after pruning, or None for parameters and values without a shape."""
+    if name in coupling.graph.parameters or name not in coupling.graph.shapes:
+        return None
+    axes = coupling.relations.value(name) or ()
+    return tuple(_pruned_extent(coupling, axis, kept) for axis in axes)
+
+
+def _pruned_extent(coupling: Coupling, axis: Axis, kept: Kept) -> Extent:
+    extent = coupling.relations.extent(axis)
+    stays = coupling.kept_elements(axis, kept)
+    if stays is None:
+        return extent
+    left = int(stays.sum())
+    # an axis that merges channels with a dynamic one shrinks by the same share in both probes
+    return Extent(left, extent.other * left // extent.nominal)
+
+
+def _left(coupling: Coupling, axis: Axis, kept: Kept) -> int:
+    return _pruned_extent(coupling, axis, kept).nominal
+
+
+def _stays(coupling: Coupling, axis: Axis, kept: Kept) -> NDArray[np.bool_]:
+    stays = coupling.kept_elements(axis, kept)
+    return np.ones(coupling.size(axis), bool) if stays is None else stays
+
+
+def _size(edits: Edits, coupling: Coupling, binding: Binding, kept: Kept) -> None:
+    _put(edits, binding, _left(coupling, binding.axes[0], kept))
+
+
+def _sizes(edits: Edits, coupling: Coupling, binding: Binding, kept: Kept) -> None:
+    _put(edits, binding, [_left(coupling, axis, kept) for axis in binding.axes])
+
+
+def _put(edits: Edits, binding: Binding, value: int | list[int]) -> None:
+    if isinstance(binding.target, str):
+        edits.attributes.setdefault(binding.operator, {})[binding.target] = value
+    else:
+        edits.inputs.setdefault(binding.operator, {})[binding.target] = np.array(value, np.int64)
+
+
+def _renumbered(coupling: Coupling, binding: Binding, kept: Kept) -> Ints:
+    """The positions that stay, counted among those of the source that stay."""
+    source, out = (_stays(coupling, axis, kept) for axis in binding.axes)
+    index = binding.index if binding.index is not None else np.zeros(0, np.int64)
+    new_position = np.cumsum(source) - 1
+    return new_position[index[out]].astype(np.int64)
+
+
+def _index(edits: Edits, coupling: Coupling, binding: Binding, kept: Kept) -> None:
+    index = _renumbered(coupling, binding, kept)
+    edits.inputs.setdefault(binding.operator, {})[int(binding.target)] = index
+
+
+def _gather(edits: Edits, coupling: Coupling, binding: Binding, kept: Kept) -> None:
+    operator = coupling.graph.operators[binding.operator]
+    axes = coupling.relations.operand(operator, 0) or ()
+    edits.gathers[binding.operator] = (
+        axes.index(binding.axes[0]),
+        _renumbered(coupling, binding, kept),
+    )
+
+
+def _bounds(edits: Edits, coupling: Coupling, binding: Binding, kept: Kept) -> None:
+    start = int(binding.index[0]) if binding.index is not None else 0
+    before = int(_stays(coupling, binding.axes[0], kept)[:start].sum())
+    stop = before + _left(coupling, binding.axes[1], kept)
+    edits.bounds.setdefault(binding.operator, {})[int(binding.target)] = (before, stop)
+
+
+_BIND: dict[str, Callable[[Edits, Coupling, Binding, Kept], None]] = {
+    "size": _size,
+    "sizes": _sizes,
+    "index": _index,
+    "gather": _gather,
+    "bounds": _bounds,
+}

@@ -1,0 +1,205 @@
+"""The Plan: which elements of which stored weights stay, as data.
+
+    {"format": "spa-plan/1",
+     "model": {"name": ..., "operators": ..., "parameters": ...},
+     "kept": {"<initializer>": {"<axis>": [index, ...]}},
+     "kept_per_use": {"<initializer>": [{"node": "<consumer's first output>", "input": 1,
+                                         "kept": {"<axis>": [...]}}]}}
+
+Weights that stay whole are not listed. `kept_per_use` holds initializers whose uses end up pruned
+differently; a use that stays whole has an empty `kept` there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.analysis import ChannelGroup, Coupling
+from spa_graph.coupling.relations import Use
+from spa_graph.errors import OptionError
+
+FORMAT = "spa-plan/1"
+Kept = NDArray[np.bool_]
+AxisIndices = dict[int, NDArray[np.int64]]
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """Kept positions per axis, of each initializer or of each of its uses (node, input)."""
+
+    model: dict[str, Any]
+    kept: dict[str, AxisIndices] = field(default_factory=dict)
+    kept_per_use: dict[str, dict[tuple[str, int], AxisIndices]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-ready data."""
+        data: dict[str, Any] = {
+            "format": FORMAT,
+            "model": self.model,
+            "kept": {name: _plain(axes) for name, axes in self.kept.items()},
+        }
+        if self.kept_per_use:
+            data["kept_per_use"] = {
+                name: [
+                    {"node": node, "input": slot, "kept": _plain(axes)}
+                    for (node, slot), axes in uses.items()
+                ]
+                for name, uses in self.kept_per_use.items()
+            }
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            OptionError: it is not a plan, or of another format.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise OptionError(f"not a plan: it must be a JSON object with format {FORMAT!r}")
+        try:
+            return cls(
+                model=dict(data.get("model", {})),
+                kept={name: _indices(axes) for name, axes in data.get("kept", {}).items()},
+                kept_per_use={
+                    name: {(u["node"], int(u["input"])): _indices(u["kept"]) for u in uses}
+                    for name, uses in data.get("kept_per_use", {}).items()
+                },
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise OptionError(f"the plan is malformed: {error!r}") from error
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise OptionError(f"cannot read plan {path}: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise OptionError(f"plan {path} is not JSON: {error}") from error
+
+
+def _plain(axes: AxisIndices) -> dict[str, list[int]]:
+    return {str(axis): index.tolist() for axis, index in sorted(axes.items())}
+
+
+def _indices(axes: Mapping[str, Any]) -> AxisIndices:
+    found = {}
+    for axis, index in axes.items():
+        positions = np.asarray(index)
+        if positions.ndim != 1 or not positions.size or positions.dtype.kind != "i":
+            raise ValueError(f"axis {axis}: the kept positions are not a list of integers")
+        if (np.diff(positions) <= 0).any() or positions[0] < 0:
+            raise ValueError(f"axis {axis}: the kept positions are not in ascending order")
+        found[int(axis)] = positions.astype(np.int64)
+    return found
+
+
+# --- kept channels <-> plan -------------------------------------------------------------------
+
+
+def use_slices(coupling: Coupling, use: Use, kept: Kept) -> AxisIndices:
+    """The kept positions of every axis of one use that loses some."""
+    found = {}
+    for position, axis in enumerate(use.axes):
+        stays = coupling.kept_elements(axis, kept)
+        if stays is not None:
+            found[position] = np.flatnonzero(stays)
+    return found
+
+
+def same_slices(first: AxisIndices, second: AxisIndices) -> bool:
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[axis], second[axis]) for axis in first
+    )
+
+
+def make_plan(coupling: Coupling, kept: Kept) -> Plan:
+    """The plan that keeps these channels; `kept` has shape (channels,)."""
+    graph = coupling.graph
+    plan = Plan(
+        {"name": graph.name, "operators": len(graph.operators), "parameters": len(graph.parameters)}
+    )
+    by_parameter: dict[str, list[tuple[Use, AxisIndices]]] = {}
+    for use in coupling.relations.uses:
+        by_parameter.setdefault(use.parameter, []).append((use, use_slices(coupling, use, kept)))
+    for name, uses in by_parameter.items():
+        first = uses[0][1]
+        if all(same_slices(first, slices) for _, slices in uses):
+            if first:
+                plan.kept[name] = first
+        else:
+            plan.kept_per_use[name] = {_place(coupling, use): slices for use, slices in uses}
+    return plan
+
+
+def _place(coupling: Coupling, use: Use) -> tuple[str, int]:
+    outputs = coupling.graph.operators[use.operator].outputs
+    return next(filter(None, outputs), ""), use.slot
+
+
+def kept_channels(coupling: Coupling, plan: Plan) -> Kept:
+    """The channels of this network that a plan keeps; shape (channels,).
+
+    Raises:
+        OptionError: the plan is for another network, or breaks a coupling of this one.
+    """
+    kept = np.ones(coupling.count, bool)
+    touched = dict.fromkeys(plan.kept) | dict.fromkeys(plan.kept_per_use)
+    unknown = [name for name in touched if name not in coupling.graph.parameters]
+    if unknown:
+        raise OptionError(f"the plan is for another network: it has no weight `{unknown[0]}`")
+    for use in coupling.relations.uses:
+        for position, index in _planned(coupling, plan, use).items():
+            _drop(coupling, kept, use, position, index)
+    _check_result(coupling, plan, kept)
+    return kept
+
+
+def _planned(coupling: Coupling, plan: Plan, use: Use) -> AxisIndices:
+    if use.parameter in plan.kept:
+        return plan.kept[use.parameter]
+    return plan.kept_per_use.get(use.parameter, {}).get(_place(coupling, use), {})
+
+
+def _drop(
+    coupling: Coupling, kept: Kept, use: Use, position: int, index: NDArray[np.int64]
+) -> None:
+    where = f"weight `{use.parameter}`, axis {position}"
+    if position >= len(use.axes) or index[-1] >= coupling.size(use.axes[position]):
+        raise OptionError(f"the plan is for another network: {where} has no such positions")
+    stays = np.zeros(coupling.size(use.axes[position]), bool)
+    stays[index] = True
+    channel = coupling.channel_of(use.axes[position])
+    gone = channel[~stays] if channel is not None else np.array([-1])
+    if (gone < 0).any() and not stays.all():
+        reason = coupling.relations.reason(use.axes[position]) or "it is tied to a frozen axis"
+        raise OptionError(f"the plan cuts {where}, which can't be pruned here: {reason}")
+    kept[gone] = False
+
+
+def _check_result(coupling: Coupling, plan: Plan, kept: Kept) -> None:
+    """The plan must say of every weight what its couplings demand."""
+    for use in coupling.relations.uses:
+        if not same_slices(use_slices(coupling, use, kept), _planned(coupling, plan, use)):
+            raise OptionError(
+                f"the plan breaks a coupling: weight `{use.parameter}` must lose the channels "
+                "that the weights it is coupled with lose"
+            )
+    empty = [group.name for group in coupling.groups if not _any_left(group, kept)]
+    if empty:
+        raise OptionError(f"the plan leaves no channel in group `{empty[0]}`")
+
+
+def _any_left(group: ChannelGroup, kept: Kept) -> bool:
+    return bool(kept[group.start : group.stop].any())

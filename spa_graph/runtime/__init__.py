@@ -1,0 +1,1 @@
+"""Running networks: ONNX Runtime sessions, random inputs, verification, latency, reports."""

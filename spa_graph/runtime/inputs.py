@@ -1,0 +1,65 @@
+"""Random inputs that a network accepts: its types, its sizes, indices within its tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.errors import ModelError
+from spa_graph.graph import Graph
+
+Feeds = dict[str, NDArray[Any]]
+# Operators behind which an integer still is the same index.
+_PASSING = frozenset(
+    {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Expand"}
+)
+
+
+def random_inputs(graph: Graph, *, probe: int = 0, seed: int = 0) -> Feeds:
+    """Random values for every input, at the sizes of one of the two probes.
+
+    Floats are standard normal, integers that index a table lie within it, other integers are 1
+    (a mask that attends everything), booleans true.
+
+    Raises:
+        ModelError: an input has a type that can't be made up.
+    """
+    generator = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for name in graph.inputs:
+        dtype = graph.dtypes.get(name)
+        if dtype is None or name not in graph.shapes:
+            raise ModelError(f"input `{name}` is not a tensor of numbers; it can't be made up")
+        shape = tuple(extent[probe] for extent in graph.shapes[name])
+        if dtype.kind == "b":
+            feeds[name] = np.ones(shape, dtype)
+        elif dtype.kind in "iu":
+            bound = _table_size(graph, name)
+            values = generator.integers(0, bound, shape) if bound else np.ones(shape)
+            feeds[name] = values.astype(dtype)
+        else:
+            feeds[name] = generator.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def _table_size(graph: Graph, name: str) -> int | None:
+    """The size of the smallest table that an integer input indexes, or None."""
+    uses = graph.uses()
+    waiting, seen, sizes = [name], {name}, []
+    while waiting:
+        for operator, slot in uses.get(waiting.pop(), ()):
+            if operator.op_type == "Gather" and slot == 1:
+                shape = graph.shapes.get(operator.inputs[0])
+                if shape:
+                    sizes.append(shape[operator.attributes.get("axis", 0)].nominal)
+            elif operator.op_type in _PASSING and slot == 0:
+                fresh = [out for out in operator.outputs if out not in seen]
+                seen.update(fresh)
+                waiting.extend(fresh)
+            elif operator.op_type == "EmbedLayerNormalization" and slot < 2:
+                shape = graph.shapes.get(operator.inputs[2 if slot == 0 else 4])
+                if shape:
+                    sizes.append(shape[0].nominal)
+    return min(sizes) if sizes else None

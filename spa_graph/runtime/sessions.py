@@ -1,0 +1,58 @@
+"""ONNX Runtime sessions, opened and run with errors that people can read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from spa_graph.errors import ModelError
+
+Feeds = Mapping[str, NDArray[Any]]
+ort.set_default_logger_severity(3)  # its warnings are about its own optimisations
+
+
+def open_session(path: Path, *, plain: bool = False, threads: int = 0) -> ort.InferenceSession:
+    """Open a model on the CPU.
+
+    Args:
+        plain: run the graph as it is written: no fusion, no folded constants, no repacked
+            weights. For reference results; needs the least memory.
+        threads: 0 lets ONNX Runtime choose.
+
+    Raises:
+        ModelError: ONNX Runtime rejects the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+    try:
+        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a family of its own without a common base
+        raise ModelError(f"ONNX Runtime rejects {path.name}: {_short(error)}") from error
+
+
+def run(session: ort.InferenceSession, feeds: Feeds) -> list[NDArray[Any]]:
+    """All outputs of the network.
+
+    Raises:
+        ModelError: the network can't be run on these inputs.
+    """
+    try:
+        return [np.asarray(output) for output in session.run(None, dict(feeds))]
+    except Exception as error:
+        raise ModelError(f"ONNX Runtime failed on the network: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:297] + "..."
