@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +80,7 @@ class Coupling:
         stays = np.append(kept, True)[channel]
         return None if stays.all() else stays
 
-    @cached_property
+    @property
     def frozen_reasons(self) -> dict[str, str]:
         """Parameter axes that can't be pruned, as `name:axis`, with the reason."""
         return {
@@ -126,8 +125,8 @@ def analyze(
 def _apply_rule(scope: Scope) -> None:
     operator, graph = scope.operator, scope.relations.graph
     _freeze_sizes_used_as_numbers(scope)
-    _freeze_integers(scope)
     if all(name in graph.known for name in operator.outputs if name):
+        _freeze_integers(scope)
         _freeze_known(scope)
         return
     rule = find_rule(operator.domain, operator.op_type)
@@ -138,17 +137,23 @@ def _apply_rule(scope: Scope) -> None:
         scope.freeze_all(f"unknown shape of `{name}` ({graph.unshaped[name]})")
     else:
         rule(scope)
+    _freeze_integers(scope)
+    scope.freeze_unmentioned()
 
 
 def _freeze_integers(scope: Scope) -> None:
-    """Integer constants are positions, sizes or codes, unless they are quantised weights."""
-    if scope.operator.op_type == "DequantizeLinear":
-        return
-    for slot, name in enumerate(scope.operator.inputs):
+    """Integer constants are positions, sizes or codes, unless they are quantised weights.
+
+    Those are narrow, or the rule gave them a role (the int32 bias of a quantised convolution).
+    """
+    operator, roles = scope.operator, scope.facts.roles
+    for slot, name in enumerate(operator.inputs):
         parameter = scope.relations.graph.parameters.get(name)
-        if parameter is not None and (parameter.dtype.kind == "b" or parameter.dtype.itemsize >= 4):
-            if parameter.dtype.kind in "biu":
-                scope.freeze(scope.input(slot) or (), "holds positions or sizes")
+        if parameter is None or parameter.dtype.kind not in "biu":
+            continue
+        quantised = parameter.dtype.kind != "b" and parameter.dtype.itemsize < 4
+        if not quantised and roles.get((operator.index, slot), "table") == "table":
+            scope.freeze(scope.input(slot) or (), "holds positions or sizes")
 
 
 def _freeze_known(scope: Scope) -> None:

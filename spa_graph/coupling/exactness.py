@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.relations import Axis, Relations
-from spa_graph.coupling.scope import Facts, ZeroMode
+from spa_graph.coupling.scope import Facts, Slots, ZeroMode
 from spa_graph.coupling.solver import Channels
 from spa_graph.graph import Graph, Operator
 
@@ -47,10 +47,15 @@ class _Tracer:
         self.compact: set[int] = set()
 
     def trace(self) -> Exactness:
-        contracted = _by_operator(self.facts.contracted)
-        renormalised = _by_operator(self.facts.renormalised)
+        contracted: dict[int, list[tuple[Axis, Slots]]] = {}
+        for index, axis, slots in self.facts.contracted:
+            contracted.setdefault(index, []).append((axis, slots))
+        renormalised: dict[int, list[Axis]] = {}
+        for index, axis in self.facts.renormalised:
+            renormalised.setdefault(index, []).append(axis)
         for operator in self.graph.operators:
-            self._contractions(operator, contracted.get(operator.index, []))
+            for axis, slots in contracted.get(operator.index, []):
+                self._contraction(operator, axis, slots)
             for axis in renormalised.get(operator.index, []):
                 self._inexact(operator, axis)
             self._outputs(operator)
@@ -65,11 +70,10 @@ class _Tracer:
             channel = self.channels.of_element[self.relations.dim(axis)]
             self.exact[channel[channel >= 0]] = False
 
-    def _contractions(self, operator: Operator, axes: list[Axis]) -> None:
-        for axis in axes:
-            flags = [zero for _, _, zero in self._inputs_along(operator, self.relations.dim(axis))]
-            if not any(flags):
-                self._inexact(operator, axis)
+    def _contraction(self, operator: Operator, axis: Axis, slots: Slots) -> None:
+        along = self._inputs_along(operator, self.relations.dim(axis))
+        if not any(zero for slot, _, zero in along if slots is None or slot in slots):
+            self._inexact(operator, axis)
 
     def _inputs(self, operator: Operator) -> Iterator[tuple[int, int, Axis, bool]]:
         """(slot, axis position, axis, known to be zero there) of every prunable input axis."""
@@ -77,8 +81,12 @@ class _Tracer:
             axes = self.relations.operand(operator, slot) if name else None
             for position, axis in enumerate(axes or ()):
                 if self._prunable(axis):
-                    constant = name in self.graph.parameters
-                    yield slot, position, axis, constant or (name, position) in self.zero
+                    zero = name in self.graph.parameters or (name, position) in self.zero
+                    yield slot, position, axis, zero or self._only_zeros(name)
+
+    def _only_zeros(self, name: str) -> bool:
+        known = self.graph.known.get(name)
+        return known is not None and not known.nominal.any() and not known.other.any()
 
     def _inputs_along(self, operator: Operator, dim: Axis) -> Iterator[tuple[int, int, bool]]:
         for slot, position, axis, zero in self._inputs(operator):
@@ -95,7 +103,7 @@ class _Tracer:
                     self.zero.add((name, position))
 
     def _is_zero(
-        self, operator: Operator, mode: ZeroMode, slots: tuple[int, ...] | None, axis: Axis
+        self, operator: Operator, mode: ZeroMode, slots: Slots, axis: Axis
     ) -> bool:
         if operator.index in self.compact:
             return True  # the reference network puts zeros there
@@ -103,15 +111,10 @@ class _Tracer:
             return all(zero for *_, zero in self._inputs(operator))
         if mode not in ("all", "any"):
             return False
-        along = {slot: zero for slot, _, zero in self._inputs_along(operator, self.relations.dim(axis))}
+        along: dict[int, bool] = {}
+        for slot, _, zero in self._inputs_along(operator, self.relations.dim(axis)):
+            along[slot] = along.get(slot, True) and zero
         wanted = [slot for slot, name in enumerate(operator.inputs) if name]
         wanted = [slot for slot in wanted if slots is None or slot in slots]
         flags = [along.get(slot, False) for slot in wanted]
         return all(flags) if mode == "all" else any(flags)
-
-
-def _by_operator(facts: list[tuple[int, Axis]]) -> dict[int, list[Axis]]:
-    grouped: dict[int, list[Axis]] = {}
-    for operator, axis in facts:
-        grouped.setdefault(operator, []).append(axis)
-    return grouped

@@ -29,6 +29,8 @@ leaves the removed channels out of this operator.
 """
 
 Role = Literal["weight", "bias", "scale", "statistic", "table"]
+Slots = tuple[int, ...] | None
+"""Some of an operator's inputs, by position; None means all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class Facts:
     costs: list[Cost] = field(default_factory=list)
     bindings: list[Binding] = field(default_factory=list)
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
-    zeros: dict[int, tuple[ZeroMode, tuple[int, ...] | None]] = field(default_factory=dict)
-    contracted: list[tuple[int, Axis]] = field(default_factory=list)
+    zeros: dict[int, tuple[ZeroMode, Slots]] = field(default_factory=dict)
+    contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
     frozen_operators: dict[int, str] = field(default_factory=dict)
 
@@ -77,6 +79,7 @@ class Scope:
         self.operator = operator
         self.relations = relations
         self.facts = facts
+        self._mentioned: set[Axis] = set()
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -126,11 +129,19 @@ class Scope:
     # --- relations ----------------------------------------------------------------------------
 
     def same(self, *axes: Axis) -> None:
+        self._mentioned.update(axes)
         for axis in axes[1:]:
             self.relations.same(axes[0], axis, str(self.operator))
 
     def freeze(self, axes: Iterable[Axis], why: str) -> None:
+        axes = tuple(axes)
+        self._mentioned.update(axes)
         self.relations.freeze(axes, f"{self.operator}: {why}")
+
+    def freeze_unmentioned(self) -> None:
+        """Freeze the operand axes that the rule said nothing about: unknown is frozen."""
+        for axes in self.inputs():
+            self.freeze((a for a in axes if a not in self._mentioned), "needs it at this size")
 
     def freeze_all(self, why: str) -> None:
         """Freeze everything the operator touches, and report the operator."""
@@ -154,17 +165,20 @@ class Scope:
             self.freeze((whole, *parts), "joins or cuts an axis of dynamic size")
             return
         for part in parts:
-            self.relations.add(Segment(whole, offset, part))
+            self.segment(whole, offset, part)
             offset += self.extent(part).nominal
 
     def segment(self, whole: Axis, offset: int, part: Axis) -> None:
+        self._mentioned.update((whole, part))
         self.relations.add(Segment(whole, offset, part))
 
     def index_map(self, out: Axis, source: Axis, index: NDArray[Any]) -> None:
+        self._mentioned.update((out, source))
         self.relations.add(IndexMap(out, source, np.asarray(index, np.int64).reshape(-1)))
 
     def product(self, whole: Axis, factors: Sequence[Axis]) -> None:
         """`whole` merges the factors, the last one running fastest. Dynamic factors are frozen."""
+        self._mentioned.update((whole, *factors))
         factors = [axis for axis in factors if self.extent(axis) != ONE]
         if len(factors) == 1:
             self.same(whole, factors[0])
@@ -188,16 +202,24 @@ class Scope:
     def role(self, slot: int, role: Role) -> None:
         self.facts.roles[self.operator.index, slot] = role
 
-    def zero(self, mode: ZeroMode, slots: tuple[int, ...] | None = None) -> None:
-        """How zeroed channels pass; `slots` limits "all" and "any" to some inputs."""
+    def zero(self, mode: ZeroMode, slots: Slots = None) -> None:
+        """How zeroed channels pass; `slots` limits "all" and "any" to some inputs.
+
+        "all" of no inputs is always: the channels are zero whatever comes in.
+        """
         self.facts.zeros[self.operator.index] = (mode, slots)
 
-    def contract(self, *axes: Axis) -> None:
-        """The operator sums over these axes: zero channels add nothing."""
-        self.facts.contracted += [(self.operator.index, axis) for axis in axes]
+    def contract(self, *axes: Axis, slots: Slots = None) -> None:
+        """The operator sums over these axes: zero channels add nothing.
+
+        One operand of zeros is enough; `slots` names those for which that is true.
+        """
+        self._mentioned.update(axes)
+        self.facts.contracted += [(self.operator.index, axis, slots) for axis in axes]
 
     def renormalise(self, *axes: Axis) -> None:
         """The result depends on how many elements these axes have, or on their zeros."""
+        self._mentioned.update(axes)
         self.facts.renormalised += [(self.operator.index, axis) for axis in axes]
 
     def attribute_size(self, name: str, axis: Axis) -> None:

@@ -29,7 +29,6 @@ class Edits:
     slices: list[tuple[Use, AxisIndices]] = field(default_factory=list)
     attributes: dict[int, dict[str, int | list[int]]] = field(default_factory=dict)
     inputs: dict[int, dict[int, Ints]] = field(default_factory=dict)
-    bounds: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
     gathers: dict[int, tuple[int, Ints]] = field(default_factory=dict)
     expected: dict[str, Shape] = field(default_factory=dict)
 
@@ -114,10 +113,19 @@ def _gather(edits: Edits, coupling: Coupling, binding: Binding, kept: Kept) -> N
 
 
 def _bounds(edits: Edits, coupling: Coupling, binding: Binding, kept: Kept) -> None:
+    operator = coupling.graph.operators[binding.operator]
+    place = int(binding.target)
     start = int(binding.index[0]) if binding.index is not None else 0
     before = int(_stays(coupling, binding.axes[0], kept)[:start].sum())
     stop = before + _left(coupling, binding.axes[1], kept)
-    edits.bounds.setdefault(binding.operator, {})[int(binding.target)] = (before, stop)
+    for slot, name, value in ((1, "starts", before), (2, "ends", stop)):
+        if name in operator.attributes:
+            listed = edits.attributes.setdefault(binding.operator, {})
+            listed.setdefault(name, list(operator.attributes[name]))[place] = value  # type: ignore[index]
+        else:
+            given = edits.inputs.setdefault(binding.operator, {})
+            old = coupling.graph.known[operator.inputs[slot]].nominal
+            given.setdefault(slot, old.reshape(-1).copy())[place] = value
 
 
 _BIND: dict[str, Callable[[Edits, Coupling, Binding, Kept], None]] = {

@@ -6,6 +6,7 @@ from spa_graph.coupling.rules import (
     indexing,
     linear,
     normalisation,
+    recurrent,
     reduction,
     shape,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "indexing",
     "linear",
     "normalisation",
+    "recurrent",
     "reduction",
     "shape",
 ]

@@ -66,7 +66,7 @@ def _slice_entries(
         known = scope.known(1)
         if known is None and not scope.has_input(3):
             return None
-        starts = scope.constant(1)
+        starts = scope.constant(1) if scope.constant(2) is not None else None
         given = scope.constant(3)
         count = len(given) if given is not None else known.nominal.size if known else 0
         axes = given if given is not None else np.arange(count)

@@ -18,7 +18,6 @@ from spa_graph.coupling.analysis import Coupling
 from spa_graph.errors import RewriteError
 from spa_graph.frontends.onnx.reader import InputShapes, SizeMismatch, read, size_mismatches
 from spa_graph.frontends.onnx.weights import (
-    Transform,
     add_initializer,
     sliced,
     store_tensor,
@@ -58,7 +57,7 @@ def operator_nodes(model: ir.Model, graph: Graph) -> list[ir.Node]:
 def edit_operators(
     model: ir.Model, nodes: list[ir.Node], edits: Edits, operators: range | frozenset[int]
 ) -> None:
-    """Attributes, constant inputs and slices of some operators."""
+    """Attributes and constant inputs of some operators; selections that become a Gather."""
     for index in operators:
         node = nodes[index]
         for name, value in edits.attributes.get(index, {}).items():
@@ -68,8 +67,6 @@ def edit_operators(
             set_constant(model, node, slot, constant)
             if node.op_type == "Split":  # sizes and a count exclude each other
                 node.attributes.pop("num_outputs", None)
-        if index in edits.bounds:
-            _set_bounds(model, node, edits.bounds[index])
         if index in edits.gathers:
             _become_gather(model, node, *edits.gathers[index])
 
@@ -89,25 +86,6 @@ def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None
     else:
         name = f"{node.outputs[0].name}.input{slot}"
         node.replace_input_with(slot, add_initializer(model, name, tensor))
-
-
-def _set_bounds(model: ir.Model, node: ir.Node, bounds: Mapping[int, tuple[int, int]]) -> None:
-    for slot, which in ((1, 0), (2, 1)):
-        name = ("starts", "ends")[which]
-        if name in node.attributes:
-            values = list(node.attributes[name].as_ints())
-        else:
-            stored = node.inputs[slot]
-            known = ir.convenience.get_const_tensor(stored) if stored is not None else None
-            if known is None:
-                raise RewriteError(f"Slice `{node.name}`: its bounds are not constant")
-            values = known.numpy().reshape(-1).tolist()
-        for place, pair in bounds.items():
-            values[place] = pair[which]
-        if name in node.attributes:
-            node.attributes[name] = ir.AttrInt64s(name, values)
-        else:
-            set_constant(model, node, slot, np.array(values, np.int64))
 
 
 def _become_gather(model: ir.Model, node: ir.Node, axis: int, index: Ints) -> None:
@@ -226,6 +204,3 @@ def _check_shapes(result: Graph, expected: Mapping[str, Shape]) -> None:
                     f"{operator}: its output `{name}` would be {got} instead of {want}; "
                     "nothing was written. Exclude the weights around it: --exclude PATTERN"
                 )
-
-
-__all__ = ["Transform", "apply_edits", "edit_operators", "operator_nodes", "replace_node"]

@@ -93,10 +93,12 @@ def write(model: ir.Model, path: Path) -> None:
     tensors = _initializers(model)
     size = sum(value.const_value.nbytes for value in tensors)
     try:
-        if model.meta.get("external_data") or size > INLINE_LIMIT:
-            ir.save(model, path, external_data=path.name + ".data", size_threshold_bytes=MAPPED_FROM)
-        else:
-            _write_inline(model, path)
+        with _materialised(model):
+            if model.meta.get("external_data") or size > INLINE_LIMIT:
+                data = path.name + ".data"
+                ir.save(model, path, external_data=data, size_threshold_bytes=MAPPED_FROM - 1)
+            else:
+                _write_inline(model, path)
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror}") from error
 
@@ -249,8 +251,7 @@ def _write_inline(model: ir.Model, path: Path) -> None:
     try:
         for value, tensor in zip(main, weights, strict=True):
             value.const_value = _placeholder(value.name, tensor)
-        with _materialised_attributes(model):
-            message = ir.to_proto(model)
+        message = ir.to_proto(model)
     finally:
         for value, tensor in zip(main, weights, strict=True):
             value.const_value = tensor
@@ -268,15 +269,18 @@ def _placeholder(name: str | None, tensor: ir.TensorProtocol) -> ir.ExternalTens
 
 
 @contextmanager
-def _materialised_attributes(model: ir.Model) -> Iterator[None]:
-    """Mapped tensors in attributes and subgraphs become plain ones while the model is serialised."""
+def _materialised(model: ir.Model) -> Iterator[None]:
+    """Mapped tensors that are written as part of the message are plain ones for a while.
+
+    These are small initializers, those of subgraphs, and tensors in attributes.
+    """
     undo: list[tuple[Any, Any, Any]] = []
     for graph in model.graphs():
-        if graph is not model.graph:
-            for value in graph.initializers.values():
-                if isinstance(value.const_value, ir.ExternalTensor):
-                    undo.append((value, "const_value", value.const_value))
-                    value.const_value = _in_memory(value.const_value)
+        for value in graph.initializers.values():
+            small = graph is not model.graph or not _large(value.const_value)
+            if isinstance(value.const_value, ir.ExternalTensor) and small:
+                undo.append((value, "const_value", value.const_value))
+                value.const_value = _in_memory(value.const_value)
         for node in graph:
             for key, attribute in list(node.attributes.items()):
                 if isinstance(attribute.value, ir.ExternalTensor):
@@ -320,7 +324,7 @@ def _stream(message: onnx.ModelProto, weights: dict[Any, Any], file: IO[bytes]) 
     file.write(_encode_varint(_MODEL_GRAPH << 3 | _BYTES) + _encode_varint(total) + graph)
     for head, tensor in framed:
         file.write(head)
-        file.write(tensor.tobytes())
+        tensor.tofile(file)
 
 
 def _encode_varint(value: int) -> bytes:

@@ -62,6 +62,7 @@ def _put_back(
 ) -> None:
     """Spread an output over its full axis: append a zero, then look up every element."""
     out = node.outputs[slot]
+    consumers = [(use.node, use.idx) for use in out.uses()]
     name = f"{out.name}.full{axis}"
     pads = np.zeros(2 * rank, np.int64)
     pads[rank + axis] = 1
@@ -73,9 +74,7 @@ def _put_back(
     padded.outputs[0].name = f"{name}.pad"
     index = np.where(stays, np.cumsum(stays) - 1, int(stays.sum()))
     full = _gather(model, padded.outputs[0], index, axis, name)
-    consumers = [(use.node, use.idx) for use in out.uses()]
     model.graph.insert_after(node, [padded, full])
-    padded.replace_input_with(0, out)
     for consumer, position in consumers:
         consumer.replace_input_with(position, full.outputs[0])
 

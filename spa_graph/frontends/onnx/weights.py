@@ -104,6 +104,7 @@ def store_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> None:
         for key in [key for key in node.attributes if key.startswith("value")]:
             del node.attributes[key]
         node.attributes["value"] = ir.AttrTensor("value", tensor)
+    value.type = ir.TensorType(tensor.dtype)
     value.shape = ir.Shape(list(tensor.shape))
 
 
