@@ -71,8 +71,8 @@ class _Tracer:
             self.exact[channel[channel >= 0]] = False
 
     def _contraction(self, operator: Operator, axis: Axis, slots: Slots) -> None:
-        along = self._inputs_along(operator, self.relations.dim(axis))
-        if not any(zero for slot, _, zero in along if slots is None or slot in slots):
+        along = self._zero_along(operator, axis)
+        if not any(zero for slot, zero in along.items() if slots is None or slot in slots):
             self._inexact(operator, axis)
 
     def _inputs(self, operator: Operator) -> Iterator[tuple[int, int, Axis, bool]]:
@@ -88,10 +88,13 @@ class _Tracer:
         known = self.graph.known.get(name)
         return known is not None and not known.nominal.any() and not known.other.any()
 
-    def _inputs_along(self, operator: Operator, dim: Axis) -> Iterator[tuple[int, int, bool]]:
-        for slot, position, axis, zero in self._inputs(operator):
-            if self.relations.dim(axis) == dim:
-                yield slot, position, zero
+    def _zero_along(self, operator: Operator, along: Axis) -> dict[int, bool]:
+        """For each input that has an axis of this Dim: whether it is zero there."""
+        flags: dict[int, bool] = {}
+        for slot, _, axis, zero in self._inputs(operator):
+            if self.relations.dim(axis) == self.relations.dim(along):
+                flags[slot] = flags.get(slot, True) and zero
+        return flags
 
     def _outputs(self, operator: Operator) -> None:
         mode, slots = self.facts.zeros.get(operator.index, ("never", None))
@@ -102,18 +105,14 @@ class _Tracer:
                 if self._prunable(axis) and self._is_zero(operator, mode, slots, axis):
                     self.zero.add((name, position))
 
-    def _is_zero(
-        self, operator: Operator, mode: ZeroMode, slots: Slots, axis: Axis
-    ) -> bool:
+    def _is_zero(self, operator: Operator, mode: ZeroMode, slots: Slots, axis: Axis) -> bool:
         if operator.index in self.compact:
             return True  # the reference network puts zeros there
         if mode == "move":
             return all(zero for *_, zero in self._inputs(operator))
         if mode not in ("all", "any"):
             return False
-        along: dict[int, bool] = {}
-        for slot, _, zero in self._inputs_along(operator, self.relations.dim(axis)):
-            along[slot] = along.get(slot, True) and zero
+        along = self._zero_along(operator, axis)
         wanted = [slot for slot, name in enumerate(operator.inputs) if name]
         wanted = [slot for slot in wanted if slots is None or slot in slots]
         flags = [along.get(slot, False) for slot in wanted]

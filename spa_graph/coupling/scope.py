@@ -138,9 +138,13 @@ class Scope:
         self._mentioned.update(axes)
         self.relations.freeze(axes, f"{self.operator}: {why}")
 
+    def free(self, axes: Iterable[Axis]) -> None:
+        """These axes take any size that their consumers need."""
+        self._mentioned.update(axes)
+
     def freeze_unmentioned(self) -> None:
-        """Freeze the operand axes that the rule said nothing about: unknown is frozen."""
-        for axes in self.inputs():
+        """Freeze the axes that the rule said nothing about: unknown is frozen."""
+        for axes in [*self.inputs(), *self.outputs()]:
             self.freeze((a for a in axes if a not in self._mentioned), "needs it at this size")
 
     def freeze_all(self, why: str) -> None:

@@ -279,13 +279,12 @@ def _part(
         from torch import nn
 
         models = _import_torchvision().models
+        no_weights = {"weights": None, "weights_backbone": None}
 
         class Part(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.network = models.get_model(
-                    model, weights=None, weights_backbone=None, **options
-                )
+                self.network = models.get_model(model, **no_weights, **options)
 
             def forward(self, images: torch.Tensor) -> Any:
                 return forward(self.network, images)

@@ -36,7 +36,7 @@ class CostModel:
     """Sums over operators of products of Dim sizes."""
 
     def __init__(self, coupling: Coupling) -> None:
-        self._coupling = coupling
+        self.coupling = coupling
         self._rows: dict[Axis, int] = {}
         self._base: list[float] = [1.0]  # row 0 is a dummy of size 1
         self._terms: list[tuple[int, int, int]] = []
@@ -93,18 +93,18 @@ class CostModel:
         for position, (factor, axes) in enumerate(terms):
             factors[position] = factor
             for column, axis in enumerate(axes):
-                if self._coupling.channel_of(axis) is None:
-                    factors[position] *= self._coupling.size(axis)
+                if self.coupling.channel_of(axis) is None:
+                    factors[position] *= self.coupling.size(axis)
                 else:
                     rows[position, column] = self._row(axis)
         return factors, rows
 
     def _row(self, axis: Axis) -> int:
-        dim = self._coupling.relations.dim(axis)
+        dim = self.coupling.relations.dim(axis)
         if dim not in self._rows:
             self._rows[dim] = row = len(self._base)
-            channel = self._coupling.channels.of_element[dim]
-            bounds = self._coupling.channels.bounds
+            channel = self.coupling.channels.of_element[dim]
+            bounds = self.coupling.channels.bounds
             group = np.searchsorted(bounds, channel[channel >= 0], side="right") - 1
             elements = np.bincount(group, minlength=len(bounds) - 1)
             self._base.append(float((channel < 0).sum()))

@@ -22,12 +22,20 @@ summation avoids."""
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The largest difference found, as a share of what is tolerated (at most 1 agrees)."""
+    """How far an output is from its reference.
 
-    error: float
-    """Largest absolute difference over the spread of the reference output."""
-    tolerated: float
+    error: the largest absolute difference, in units of the spread of the reference output.
+    tolerated: the largest error that passes.
+    """
+
     output: str
+    error: float
+    tolerated: float
+
+    @property
+    def share(self) -> float:
+        """The error as a share of what is tolerated."""
+        return self.error / self.tolerated
 
 
 def compare(names: Sequence[str], got: Sequence[Array], want: Sequence[Array]) -> Agreement:
@@ -36,12 +44,8 @@ def compare(names: Sequence[str], got: Sequence[Array], want: Sequence[Array]) -
     Raises:
         VerificationError: an output differs, or the reference is all NaN so nothing is shown.
     """
-    worst = Agreement(0.0, 1.0, "")
-    for name, first, second in zip(names, got, want, strict=True):
-        agreement = _compare_output(name, first, second)
-        if agreement.error / agreement.tolerated >= worst.error / worst.tolerated:
-            worst = agreement
-    return worst
+    found = [_compare_output(*each) for each in zip(names, got, want, strict=True)]
+    return max(found, key=lambda agreement: agreement.share)
 
 
 def _compare_output(name: str, got: Array, want: Array) -> Agreement:
@@ -53,9 +57,9 @@ def _compare_output(name: str, got: Array, want: Array) -> Agreement:
         if not np.array_equal(got, want):
             share = float(np.mean(got != want))
             raise VerificationError(f"output `{name}` differs in {share:.1%} of its elements")
-        return Agreement(0.0, 1.0, name)
+        return Agreement(name, 0.0, 1.0)
     if not want.size:
-        return Agreement(0.0, 1.0, name)
+        return Agreement(name, 0.0, 1.0)
     return _compare_floats(name, got, want)
 
 
@@ -74,4 +78,4 @@ def _compare_floats(name: str, got: Array, want: Array) -> Agreement:
         raise VerificationError(
             f"output `{name}` differs by {error:.2g} of its spread (tolerated: {tolerated:.2g})"
         )
-    return Agreement(error, tolerated, name)
+    return Agreement(name, error, tolerated)

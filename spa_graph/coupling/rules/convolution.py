@@ -8,8 +8,8 @@ independent blocks, and removing one removes its inputs and its outputs.
 from __future__ import annotations
 
 from spa_graph.coupling.registry import rule
-from spa_graph.coupling.relations import Axis
-from spa_graph.coupling.scope import Scope
+from spa_graph.coupling.relations import Axes, Axis
+from spa_graph.coupling.scope import Scope, Slots
 from spa_graph.coupling.signature import signature
 from spa_graph.graph import Extent
 
@@ -35,34 +35,54 @@ def conv_transpose(scope: Scope) -> None:
     bias = scope.input(2)
     if bias is not None:
         scope.same(out[1], bias[0])
+        scope.role(2, "bias")
+    scope.contract(x[1])
+    scope.zero("all", (1, 2))
     scope.macs(1.0, x[0], weight[0], weight[1], *weight[2:], *x[2:])
 
 
-def convolve(scope: Scope, weight_slot: int, bias_slot: int | None) -> None:
-    """Conv and its quantised forms, which have their weight and bias at other positions."""
+def convolve(
+    scope: Scope,
+    weight_slot: int,
+    bias_slot: int | None,
+    *,
+    channels_last: bool = False,
+    exact_slots: Slots = None,
+) -> None:
+    """Conv and its fused and quantised forms, which have their operands at other positions.
+
+    `exact_slots`: the operands whose zeros stand for zero features or weights.
+    """
     x, weight, out = scope.input(0), scope.input(weight_slot), scope.output()
     if x is None or weight is None or out is None:
         return scope.freeze_all("an operand has no known shape")
+    if channels_last:
+        x, out = channels_first(x), channels_first(out)
     _frame(scope, x, weight, out)
+    scope.contract(x[1], slots=exact_slots)
     groups = _groups(scope)
     per_group = scope.extent(out[1]).nominal // scope.attribute("group", 1)
     scope.same(out[1], weight[0])
     scope.product(x[1], (groups, weight[1]))
-    scope.product(out[1], (groups, scope.new_axis(Extent(per_group, per_group), "outputs per group")))
+    outputs = scope.new_axis(Extent(per_group, per_group), "outputs per group")
+    scope.product(out[1], (groups, outputs))
     bias = scope.input(bias_slot) if bias_slot is not None else None
-    if bias is not None:
+    if bias is not None and bias_slot is not None:
         scope.same(out[1], bias[0])
+        scope.role(bias_slot, "bias")
     scope.zero("all", (weight_slot,) if bias_slot is None else (weight_slot, bias_slot))
     scope.macs(1.0, out[0], weight[0], weight[1], *weight[2:], *out[2:])
 
 
-def _frame(scope: Scope, x: tuple[Axis, ...], weight: tuple[Axis, ...], out: tuple[Axis, ...]) -> None:
+def _frame(scope: Scope, x: Axes, weight: Axes, out: Axes) -> None:
     """What convolutions in both directions share: batch, windows, and the summed channel."""
     scope.same(x[0], out[0])
     scope.freeze((*x[2:], *out[2:], *weight[2:]), WINDOW)
-    scope.contract(x[1])
-    scope.zero("all", (1, 2))
-    scope.role(2, "bias")
+
+
+def channels_first(axes: Axes) -> Axes:
+    """Reorder (n, *, c) to (n, c, *)."""
+    return (axes[0], axes[-1], *axes[1:-1])
 
 
 def _groups(scope: Scope) -> Axis:

@@ -80,7 +80,9 @@ def _features(scope: Scope, x: Axes, directions: Axis, hidden: Axis) -> None:
         scope.same(batch, lengths[0])
     if y is not None:
         # (seq, d, batch, hidden), or (batch, seq, d, hidden)
-        for axis, other in zip(y, _around(batch_first, steps, directions, batch, hidden), strict=True):
+        for axis, other in zip(
+            y, _around(batch_first, steps, directions, batch, hidden), strict=True
+        ):
             scope.same(other, axis)
     states = [*(scope.input(slot) for slot in _STATES), scope.output(1), scope.output(2)]
     for state in states:
@@ -112,7 +114,9 @@ def _zero_channels(scope: Scope, x: Axes, hidden: Axis, activations: list[str]) 
         scope.renormalise(hidden)
 
 
-def _activations(scope: Scope, defaults: tuple[str, ...], on_features: tuple[int, ...]) -> list[str]:
+def _activations(
+    scope: Scope, defaults: tuple[str, ...], on_features: tuple[int, ...]
+) -> list[str]:
     """The functions, of all directions, that make up the features; in lower case."""
     listed = scope.attribute("activations") or defaults
     each = len(defaults)

@@ -244,6 +244,7 @@ def resize(scope: Scope) -> None:
 def constant_of_shape(scope: Scope) -> None:
     """A tensor of one repeated value: it follows whatever its consumers need."""
     value = scope.attribute("value")
+    scope.free(scope.output() or ())
     scope.zero("move" if value is None or not np.any(value.numpy()) else "never")
 
 

@@ -1,0 +1,207 @@
+"""The public functions: `prune`, `apply_plan`, `analyze`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spa_graph.errors import BudgetError, OptionError
+from spa_graph.frontends.onnx import files, forms
+from spa_graph.passes import pipeline
+from spa_graph.passes.pipeline import Analysis, Options, Progress, Pruned, Timer
+from spa_graph.passes.report import file_size, report
+from spa_graph.plan import Plan
+from spa_graph.runtime.benchmark import Latency, measure
+from spa_graph.runtime.inputs import random_inputs
+
+
+@dataclass(slots=True, eq=False)
+class Result:
+    """A pruned network.
+
+    model: the pruned model in the form that came in (`onnx_ir.Model` if a path came in).
+    plan: which elements of which weights were kept.
+    report: what was done, as JSON-ready data.
+    """
+
+    model: Any
+    plan: Plan
+    report: dict[str, Any]
+
+
+def analyze(model: object, **options: Any) -> Analysis:
+    """Find the channel groups of an ONNX model.
+
+    Args:
+        model: a path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`.
+        options: `exclude`, `exact` and `input_shapes` of `prune`.
+
+    Returns:
+        The analysis; its `groups` are the channel groups.
+
+    Raises:
+        SpaError: the model can't be read, or an option is wrong.
+    """
+    original, _ = forms.take(model)
+    return pipeline.prepare(original, _options(options), Timer())
+
+
+def prune(
+    model: object,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    verify: bool = True,
+    latency_seconds: float = 0.0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Prune an ONNX model to a budget.
+
+    >>> from spa_graph import prune
+    >>> from spa_graph.models_zoo.demo import model_path
+    >>> result = prune(model_path(), flops=0.5)
+    >>> result.report["ratio"]["flops"] <= 0.5
+    True
+
+    Args:
+        model: a path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`; it isn't
+            changed.
+        output: where to write the pruned model, if anywhere.
+        verify: prove on random input that the result is the masked original.
+        latency_seconds: measure latency before and after for about this long.
+        progress: called with (step, done, total).
+        options: the fields of `Options`: one of `flops`, `params` (keep at most this share) and
+            `ratio` (remove this share of channels everywhere); `criterion`, `aggregate`,
+            `normalize`, `seed`, `min_channels`, `round_to`, `exclude`, `exact`, `input_shapes`.
+
+    Raises:
+        BudgetError: the budget can't be met.
+        VerificationError: the proof failed; nothing was written.
+        SpaError: anything else about the model or the options.
+    """
+    chosen = _options(options)
+    if chosen.budget is None and chosen.ratio is None:
+        raise OptionError("give a budget: flops, params or ratio")
+    timer = Timer(progress)
+    analysis, restore = _prepare(model, chosen, timer)
+    kept = pipeline.choose(analysis, chosen, timer)
+    pruned = pipeline.rewrite(analysis, kept, chosen, timer)
+    _check_budget(analysis, pruned, chosen)
+    return _finish(model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds)
+
+
+def apply_plan(
+    model: object,
+    plan: Plan,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    verify: bool = True,
+    latency_seconds: float = 0.0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Prune a model by a plan that was made before, perhaps on another export of the network.
+
+    Args and returns as in `prune`.
+
+    Raises:
+        OptionError: the plan doesn't fit the model.
+        VerificationError: the proof failed; nothing was written.
+    """
+    chosen = _options(options)
+    timer = Timer(progress)
+    analysis, restore = _prepare(model, chosen, timer)
+    pruned = pipeline.replay(analysis, plan, chosen, timer)
+    return _finish(model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    unknown = set(given) - set(Options.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(sorted(Options.__dataclass_fields__))
+        raise OptionError(f"unknown option `{unknown.pop()}`; there are: {known}")
+    return Options(**given)
+
+
+def _prepare(model: object, options: Options, timer: Timer) -> tuple[Analysis, Any]:
+    with timer.step("load"):
+        original, restore = forms.take(model)
+    return pipeline.prepare(original, options, timer), restore
+
+
+def _check_budget(analysis: Analysis, pruned: Pruned, options: Options) -> None:
+    """The recount of the result must agree with the budget, whatever the cost model said."""
+    if options.budget is None:
+        return
+    quantity = options.budget.quantity
+    ratio = pruned.after.cost(quantity, pruned.after.full) / analysis.cost.cost(
+        quantity, analysis.cost.full
+    )
+    if ratio > options.budget.ratio:
+        raise BudgetError(
+            f"{quantity} {options.budget.ratio:g} was missed: the result has {ratio:.4f}, because "
+            "copies of shared weights grew it; ask for slightly less"
+        )
+
+
+def _finish(
+    model: object,
+    restore: Any,
+    analysis: Analysis,
+    pruned: Pruned,
+    options: Options,
+    timer: Timer,
+    output: str | os.PathLike[str] | None,
+    verify: bool,
+    latency_seconds: float,
+) -> Result:
+    """Write, prove, measure; the output takes its place only if all of that worked."""
+    source = Path(model) if isinstance(model, str | os.PathLike) else None
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spa-prune-")))
+        if output is not None:
+            draft = stack.enter_context(files.staged(Path(output)))
+        else:
+            draft = scratch / "pruned.onnx"
+        agreement = latency = sizes = None
+        if output is not None or verify or latency_seconds:
+            with timer.step("write"):
+                files.write(pruned.model, draft)
+            sizes = (file_size(source), file_size(draft)) if source else None
+        if verify:
+            agreement = pipeline.verify(analysis, pruned, draft, scratch, timer)
+        if latency_seconds:
+            latency = _measure(analysis, source, draft, scratch, latency_seconds, timer)
+        data = report(
+            analysis,
+            pruned,
+            options=_plain_options(options),
+            seconds=timer.seconds,
+            agreement=agreement,
+            latency=latency,
+            sizes=sizes,
+        )
+    return Result(restore(pruned.model), pruned.plan, data)
+
+
+def _measure(
+    analysis: Analysis,
+    source: Path | None,
+    draft: Path,
+    scratch: Path,
+    seconds: float,
+    timer: Timer,
+) -> Latency:
+    with timer.step("measure"):
+        if source is None:
+            source = scratch / "original.onnx"
+            files.write(analysis.original, source)
+        return measure(source, draft, random_inputs(analysis.graph), seconds=seconds)
+
+
+def _plain_options(options: Options) -> dict[str, Any]:
+    return {key: value for key, value in asdict(options).items() if value not in (None, (), {})}

@@ -1,0 +1,338 @@
+"""The command line: `spa-prune model.onnx --flops 0.5`, and `apply`, `inspect`, `demo`.
+
+Exit codes: 0 done, 1 unexpected, 2 bad input or unreachable budget, 3 verification failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+import spa_graph
+from spa_graph import console
+from spa_graph.errors import OptionError, RewriteError, SpaError, VerificationError
+from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
+
+LATENCY_SECONDS = 2.0
+
+
+class _Prune(click.Group):
+    """A group whose default command is `prune`: `spa-prune model.onnx` needs no verb."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version"}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = ["prune", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("spa-prune", "MODEL.onnx (--flops R | --params R | --ratio R) [OPTIONS]")
+        formatter.write_usage("spa-prune", "COMMAND [ARGS]...", prefix="       ")
+
+
+class _InputShape(click.ParamType):
+    name = "NAME=1,3,224,224"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+        name, separator, sizes = str(value).rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not separator or not shape or min(shape) < 1:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, shape
+
+
+def _together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+_model = click.argument("model", type=click.Path(path_type=Path))
+_analysis_options = _together(
+    click.option("--exclude", multiple=True, metavar="PATTERN",
+                 help="Leave weights alone: glob of weight or operator names, or an operator type."),
+    click.option("--exact", is_flag=True,
+                 help="Prune only channels whose removal equals zeroing their weights."),
+    click.option("--input-shape", "input_shapes", multiple=True, type=_InputShape(),
+                 help="Sizes for an input with dynamic axes, where the guess does not fit."),
+)  # fmt: skip
+_output_options = _together(
+    click.option("-o", "--output", type=click.Path(path_type=Path),
+                 help="The file to write [default: MODEL.pruned.onnx beside the input]."),
+    click.option("--report", "report_path", type=click.Path(path_type=Path),
+                 help="Write what was done as JSON."),
+    click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+    click.option("--dry-run", is_flag=True, help="Do everything but write files."),
+    click.option("--quiet", is_flag=True, help="No progress and no table."),
+    click.option("--latency-seconds", type=click.FloatRange(0), default=LATENCY_SECONDS,
+                 show_default=True, help="How long to measure latency; 0 skips it."),
+)  # fmt: skip
+
+
+@click.group(cls=_Prune, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(spa_graph.__version__, prog_name="spa-prune")
+def cli() -> None:
+    """Make a trained ONNX network smaller and faster by removing whole channels.
+
+    \b
+    spa-prune model.onnx --flops 0.5            writes model.pruned.onnx with half the FLOPs
+    spa-prune model.onnx --params 0.6 -o small.onnx --round-to 8 --plan plan.json
+    spa-prune apply other.onnx plan.json        replays that plan on another export
+    spa-prune inspect model.onnx                what can be pruned, what can't, and why
+    spa-prune demo                              a bundled trained network, before and after
+
+    `spa-prune prune --help` lists the options of pruning.
+    """
+
+
+@cli.command(name="prune")
+@_model
+@click.option("--flops", type=float, metavar="R", help="Keep at most this share of the FLOPs (0 < R < 1).")
+@click.option("--params", type=float, metavar="R", help="Keep at most this share of the parameters.")
+@click.option("--ratio", type=float, metavar="R", help="Remove this share of channels in every group.")
+@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="l1", show_default=True,
+              help="What makes a channel important.")
+@click.option("--aggregate", type=click.Choice(sorted(AGGREGATES)), default="mean", show_default=True,
+              help="How a group's parameters become one importance.")
+@click.option("--normalize", type=click.Choice(sorted(NORMALIZERS)), default="mean", show_default=True,
+              help="How groups are made comparable.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For --criterion random.")
+@click.option("--min-channels", type=click.IntRange(1), default=1, show_default=True,
+              help="Keep at least this many channels in every group.")
+@click.option("--round-to", type=click.IntRange(1), default=1, show_default=True,
+              help="Kept channel counts are multiples of this.")
+@_analysis_options
+@click.option("--plan", "plan_path", type=click.Path(path_type=Path),
+              help="Write which channels were kept, for `spa-prune apply`.")
+@_output_options  # fmt: skip
+def prune_command(
+    model: Path,
+    plan_path: Path | None,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    **options: Any,
+) -> None:
+    """Prune MODEL to a budget: --flops, --params or --ratio."""
+    target = _Target.take(model, options, plan_path)
+    result = _run(
+        target,
+        lambda progress: spa_graph.prune(
+            model,
+            output=target.output,
+            latency_seconds=target.latency_seconds,
+            progress=progress,
+            input_shapes=dict(input_shapes),
+            **options,
+        ),
+    )
+    target.show(result)
+
+
+@cli.command(name="apply")
+@_model
+@click.argument("plan", type=click.Path(path_type=Path))
+@_analysis_options
+@_output_options
+def apply_command(
+    model: Path,
+    plan: Path,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    **options: Any,
+) -> None:
+    """Prune MODEL by a PLAN made before, on this or another export of the same network."""
+    target = _Target.take(model, options, None)
+    loaded = spa_graph.Plan.load(plan)
+    result = _run(
+        target,
+        lambda progress: spa_graph.apply_plan(
+            model,
+            loaded,
+            output=target.output,
+            latency_seconds=target.latency_seconds,
+            progress=progress,
+            input_shapes=dict(input_shapes),
+            **options,
+        ),
+    )
+    target.show(result)
+
+
+@cli.command(name="inspect")
+@_model
+@_analysis_options
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--dot", metavar="GROUP", help="Print why a group's channels go together, as DOT.")
+def inspect_command(
+    model: Path,
+    exclude: tuple[str, ...],
+    exact: bool,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    as_json: bool,
+    dot: str | None,
+) -> None:
+    """Show MODEL's channel groups, its cost per operator, what is frozen and why."""
+    from spa_graph.passes.report import inspection
+
+    analysis = spa_graph.analyze(
+        model, exclude=exclude, exact=exact, input_shapes=dict(input_shapes)
+    )
+    if dot is not None:
+        from spa_graph.coupling.explain import group_dot
+
+        group = next((group for group in analysis.groups if group.name == dot), None)
+        if group is None:
+            raise OptionError(f"--dot {dot}: no such group; `spa-prune inspect {model}` lists them")
+        click.echo(group_dot(analysis.coupling, group))
+    elif as_json:
+        click.echo(json.dumps(inspection(analysis), indent=1))
+    else:
+        console.show_inspection(inspection(analysis))
+
+
+@cli.command(name="demo")
+@click.option("--flops", type=float, default=0.5, show_default=True, metavar="R",
+              help="Keep at most this share of the FLOPs.")
+@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="l1", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Keep the pruned network.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option("--quiet", is_flag=True, help="No progress.")  # fmt: skip
+def demo_command(
+    flops: float, criterion: str, output: Path | None, overwrite: bool, quiet: bool
+) -> None:
+    """Prune a bundled trained network and show accuracy and latency before and after."""
+    import tempfile
+
+    from spa_graph.models_zoo import demo
+
+    source = demo.model_path()
+    if output is not None:
+        _check_writable(output, overwrite)
+    with tempfile.TemporaryDirectory() as folder:
+        target = output or Path(folder) / "demo.pruned.onnx"
+        with console.progress(quiet) as progress:
+            result = spa_graph.prune(
+                source,
+                output=target,
+                flops=flops,
+                criterion=criterion,
+                latency_seconds=LATENCY_SECONDS,
+                progress=progress,
+            )
+        accuracy = (demo.accuracy(source), demo.accuracy(target))
+    console.show_result(result.report, [("accuracy on held-out digits", *accuracy)])
+
+
+class _Target:
+    """Where a run writes to; everything about it is checked before any work is done."""
+
+    def __init__(
+        self,
+        output: Path | None,
+        plan: Path | None,
+        report: Path | None,
+        *,
+        quiet: bool,
+        latency_seconds: float,
+    ) -> None:
+        self.output = output
+        self.plan = plan
+        self.report = report
+        self.quiet = quiet
+        self.latency_seconds = latency_seconds
+
+    @classmethod
+    def take(cls, model: Path, options: dict[str, Any], plan: Path | None) -> _Target:
+        """Take the output options out of `options` and check them."""
+        output = options.pop("output") or model.with_name(f"{model.stem}.pruned.onnx")
+        report, overwrite = options.pop("report_path"), options.pop("overwrite")
+        dry_run, quiet = options.pop("dry_run"), options.pop("quiet")
+        latency_seconds = options.pop("latency_seconds")
+        paths = [path for path in (output, plan, report) if path is not None]
+        for path in paths:
+            if _same_file(path, model):
+                raise OptionError(f"{path} is the input; inputs are never modified: choose another")
+            if sum(_same_file(path, other) for other in paths) > 1:
+                raise OptionError(f"{path} is named twice; give each output its own file")
+            if not dry_run:
+                _check_writable(path, overwrite)
+        if dry_run:
+            output = plan = report = None
+        return cls(output, plan, report, quiet=quiet, latency_seconds=latency_seconds)
+
+    def show(self, result: spa_graph.Result) -> None:
+        """Write plan and report, print the table."""
+        if self.plan is not None:
+            result.plan.save(self.plan)
+        if self.report is not None:
+            self.report.write_text(json.dumps(result.report, indent=1) + "\n", encoding="utf-8")
+        if self.quiet:
+            return
+        console.show_result(result.report)
+        if self.output is None:
+            click.echo("dry run: nothing was written")
+        else:
+            click.echo(f"wrote {self.output}")
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
+
+
+def _check_writable(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise OptionError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OptionError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise OptionError(f"cannot write {path}: no permission to write in {path.parent}")
+    if path.exists() and not overwrite:
+        raise OptionError(f"{path} exists; choose another name with -o, or pass --overwrite")
+
+
+def _run(target: _Target, work: Callable[[Any], spa_graph.Result]) -> spa_graph.Result:
+    with console.progress(target.quiet) as progress:
+        return work(progress)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Errors of ours are one line and an exit code; anything else is a bug, and says so."""
+    try:
+        yield
+    except (VerificationError, RewriteError) as error:
+        _fail(f"{error}; nothing was written", 3)
+    except SpaError as error:
+        _fail(str(error), 2)
+    except (MemoryError, OSError) as error:
+        _fail(f"{type(error).__name__}: {error}", 1)
+    except Exception as error:
+        if os.environ.get("SPA_PRUNE_DEBUG"):
+            raise
+        _fail(
+            f"unexpected {type(error).__name__}: {error}; this is a bug in spa-prune: please "
+            "report it (SPA_PRUNE_DEBUG=1 shows where)",
+            1,
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo("spa-prune: " + " ".join(message.split()), err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """The console entry point."""
+    with _exit_codes():
+        cli(prog_name="spa-prune")

@@ -1,0 +1,81 @@
+"""The operator graph and the graph of Dims, for people: why channels go together."""
+
+from __future__ import annotations
+
+import networkx as nx
+import pydot
+
+from spa_graph.coupling.analysis import ChannelGroup, Coupling
+from spa_graph.coupling.relations import IndexMap, Segment
+from spa_graph.graph import Graph
+
+
+def operator_graph(graph: Graph) -> nx.DiGraph:
+    """Operators as nodes (by index), an edge for every value that passes between two."""
+    network = nx.DiGraph()
+    producer = {name: o.index for o in graph.operators for name in o.outputs if name}
+    for operator in graph.operators:
+        network.add_node(operator.index, name=operator.name, kind=operator.kind)
+    for operator in graph.operators:
+        for name in operator.inputs:
+            if name in producer:
+                network.add_edge(producer[name], operator.index, value=name)
+    return network
+
+
+def dim_graph(coupling: Coupling) -> nx.MultiGraph:
+    """Dims that have channels as nodes, the relations between them as edges."""
+    relations = coupling.relations
+    network = nx.MultiGraph()
+    for dim in coupling.channels.of_element:
+        network.add_node(dim, label=relations.label(dim), size=coupling.size(dim), axes=[])
+    for axis in range(relations.count):
+        if relations.dim(axis) in network:
+            network.nodes[relations.dim(axis)]["axes"].append(relations.label(axis))
+    for item in relations.items:
+        if isinstance(item, Segment):
+            pairs = [(item.whole, item.part, f"from {item.offset}")]
+        elif isinstance(item, IndexMap):
+            pairs = [(item.out, item.source, "index")]
+        else:
+            pairs = [(item.whole, factor, "factor") for factor in item.factors]
+        for first, second, label in pairs:
+            a, b = relations.dim(first), relations.dim(second)
+            if a in network and b in network:
+                network.add_edge(a, b, kind=type(item).__name__, label=label)
+    return network
+
+
+def group_dims(coupling: Coupling, group: ChannelGroup) -> list[int]:
+    """The Dims that a group's channels run through."""
+    return [
+        dim
+        for dim, channel in coupling.channels.of_element.items()
+        if ((channel >= group.start) & (channel < group.stop)).any()
+    ]
+
+
+def group_dot(coupling: Coupling, group: ChannelGroup) -> str:
+    """A group's Dims, the relations between them and its parameters, in Graphviz' DOT language."""
+    network = dim_graph(coupling).subgraph(group_dims(coupling, group))
+    drawing = pydot.Dot(graph_type="graph", rankdir="LR", label=_quoted(group.name))
+    for dim, data in network.nodes(data=True):
+        text = f"{data['label']}\\n{data['size']} elements, {len(data['axes'])} axes"
+        drawing.add_node(pydot.Node(f"dim{dim}", label=_quoted(text), shape="box"))
+    for a, b, data in network.edges(data=True):
+        label = _quoted(f"{data['kind']} {data['label']}")
+        drawing.add_edge(pydot.Edge(f"dim{a}", f"dim{b}", label=label))
+    for number, member in enumerate(group.members):
+        operator = coupling.graph.operators[member.operator]
+        axes = coupling.relations.operand(operator, member.slot) or ()
+        text = f"{member.parameter}\\naxis {member.axis}"
+        drawing.add_node(pydot.Node(f"weight{number}", label=_quoted(text), shape="ellipse"))
+        dim = coupling.relations.dim(axes[member.axis])
+        drawing.add_edge(pydot.Edge(f"weight{number}", f"dim{dim}", style="dashed"))
+    return str(drawing.to_string())
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', "'") + '"'
+
+

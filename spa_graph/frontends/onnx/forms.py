@@ -1,0 +1,54 @@
+"""The forms in which people hold an ONNX model, and the way back to the form that came in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from spa_graph.errors import ModelError
+from spa_graph.frontends.onnx import files
+
+
+def take(model: object) -> tuple[ir.Model, Callable[[ir.Model], Any]]:
+    """A model in any form -> `onnx_ir.Model`, and what turns the result into that form.
+
+    A path is read; its result stays an `onnx_ir.Model`, whose weights are read when it is saved.
+
+    Raises:
+        ModelError: the object is not a model.
+    """
+    if isinstance(model, str | os.PathLike):
+        return files.load(Path(model)), _as_it_is
+    if isinstance(model, ir.Model):
+        return model, _as_it_is
+    if isinstance(model, onnx.ModelProto):
+        return _from_proto(model), ir.to_proto
+    surgeon = sys.modules.get("onnx_graphsurgeon")  # not imported: it can't be one of its graphs
+    if surgeon is not None and isinstance(model, surgeon.Graph):
+        return _from_proto(surgeon.export_onnx(model)), _to_surgeon
+    raise ModelError(
+        f"a {type(model).__name__} is no ONNX model; give a path, an onnx.ModelProto, an "
+        "onnx_ir.Model or an onnx_graphsurgeon.Graph"
+    )
+
+
+def _as_it_is(model: ir.Model) -> ir.Model:
+    return model
+
+
+def _from_proto(proto: onnx.ModelProto) -> ir.Model:
+    if not len(proto.graph.node):
+        raise ModelError("the model has no operators; there is nothing to prune")
+    return ir.from_proto(proto)
+
+
+def _to_surgeon(model: ir.Model) -> Any:
+    import onnx_graphsurgeon as gs
+
+    return gs.import_onnx(ir.to_proto(model))

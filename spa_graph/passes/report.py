@@ -1,0 +1,185 @@
+"""The report: everything that the table and `inspect` show, as JSON-ready data."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spa_graph.coupling.analysis import ChannelGroup, Coupling
+from spa_graph.passes.allocate import Kept
+from spa_graph.passes.cost import CostModel, counts_as_weight
+from spa_graph.passes.pipeline import Analysis, Pruned
+from spa_graph.runtime.benchmark import Latency
+from spa_graph.runtime.verify import Agreement
+
+PACKAGES = ("spa-prune", "onnx", "onnx-ir", "onnxruntime", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide about the result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def inspection(analysis: Analysis) -> dict[str, Any]:
+    """What `inspect` shows: groups, cost per operator, what is frozen and why."""
+    coupling, cost = analysis.coupling, analysis.cost
+    return {
+        "model": {"name": analysis.graph.name, "operators": len(analysis.graph.operators)},
+        "flops": cost.cost("flops", cost.full),
+        "params": cost.cost("params", cost.full),
+        "channels": coupling.count,
+        "smallest_flops_ratio": cost.ratio("flops", np.ones_like(cost.full)),
+        "smallest_params_ratio": cost.ratio("params", np.ones_like(cost.full)),
+        "groups": [_group(coupling, group, None) for group in coupling.groups],
+        "operators": _operators(analysis, None),
+        "frozen": frozen(coupling),
+        "canonicalized": analysis.changed,
+    }
+
+
+def report(
+    analysis: Analysis,
+    pruned: Pruned,
+    *,
+    options: dict[str, Any],
+    seconds: dict[str, float],
+    agreement: Agreement | None,
+    latency: Latency | None,
+    sizes: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """What a run did; `sizes` are the bytes of the files before and after."""
+    coupling, kept = analysis.coupling, pruned.kept
+    data: dict[str, Any] = {
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "options": options,
+        "before": _totals(analysis.cost, coupling.count),
+        "after": _totals(pruned.after, int(kept.sum())),
+        "groups": [_group(coupling, group, kept) for group in coupling.groups],
+        "operators": _operators(analysis, pruned),
+        "frozen": frozen(coupling),
+        "canonicalized": analysis.changed,
+        "seconds": {step: round(value, 4) for step, value in seconds.items()},
+    }
+    data["ratio"] = {
+        key: data["after"][key] / data["before"][key] if data["before"][key] else 1.0
+        for key in ("flops", "params", "channels")
+    }
+    if sizes is not None:
+        data["before"]["bytes"], data["after"]["bytes"] = sizes
+        data["ratio"]["bytes"] = sizes[1] / sizes[0]
+    if agreement is not None:
+        data["verification"] = {
+            "compared": "pruned network with the masked original, on random input",
+            "output": agreement.output,
+            "error": agreement.error,
+            "tolerated": agreement.tolerated,
+        }
+    if latency is not None:
+        data["latency"] = {
+            "before_ms": latency.before,
+            "after_ms": latency.after,
+            "speedup": latency.speedup,
+            "runs": latency.runs,
+        }
+    return data
+
+
+def frozen(coupling: Coupling) -> dict[str, Any]:
+    """Operators without a usable rule, and parameter axes that can't be pruned, with reasons."""
+    operators = coupling.graph.operators
+    return {
+        "operators": [
+            {"name": operators[i].name, "type": operators[i].kind, "reason": reason}
+            for i, reason in sorted(coupling.facts.frozen_operators.items())
+        ],
+        "by_type": dict(
+            Counter(operators[i].kind for i in coupling.facts.frozen_operators).most_common()
+        ),
+        "parameters": {
+            axis: reason
+            for axis, reason in coupling.frozen_reasons.items()
+            if counts_as_weight(coupling.graph.parameters[axis.rpartition(":")[0]])
+        },
+    }
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a model file and of the external data beside it under its name."""
+    beside = path.with_name(path.name + ".data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def _totals(cost: CostModel, channels: int) -> dict[str, Any]:
+    return {
+        "flops": cost.cost("flops", cost.full),
+        "params": int(cost.cost("params", cost.full)),
+        "channels": channels,
+    }
+
+
+def _group(coupling: Coupling, group: ChannelGroup, kept: Kept | None) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": group.name,
+        "channels": group.size,
+        "exact": group.exact,
+        "parameters": [
+            {
+                "name": member.parameter,
+                "axis": member.axis,
+                "per_channel": int(member.index.shape[1]),
+                "operator": coupling.graph.operators[member.operator].name,
+            }
+            for member in group.members
+        ],
+    }
+    if kept is not None:
+        data["kept"] = int(kept[group.start : group.stop].sum())
+    return data
+
+
+def _operators(analysis: Analysis, pruned: Pruned | None) -> list[dict[str, Any]]:
+    """FLOPs and parameters of every operator that has any."""
+    before = _per_operator(analysis.coupling, analysis.cost)
+    if pruned is None:
+        return list(before.values())
+    after = _per_operator(pruned.after.coupling, pruned.after)
+    for key, row in before.items():
+        row["flops_after"] = after.get(key, {}).get("flops", 0.0)
+        row["params_after"] = after.get(key, {}).get("params", 0)
+    return list(before.values())
+
+
+def _per_operator(coupling: Coupling, cost: CostModel) -> dict[str, dict[str, Any]]:
+    """By first output, which pruning doesn't rename."""
+    operators, parameters = coupling.graph.operators, coupling.graph.parameters
+    flops = np.bincount(
+        cost.operators, weights=cost.flops_per_cost(cost.full), minlength=len(operators)
+    )
+    rows = {}
+    for operator in operators:
+        weights = [
+            parameters[name]
+            for name in dict.fromkeys(operator.inputs)
+            if name in parameters and counts_as_weight(parameters[name])
+        ]
+        elements = sum(int(np.prod(weight.shape, dtype=np.int64)) for weight in weights)
+        if flops[operator.index] or elements:
+            rows[operator.outputs[0]] = {
+                "name": operator.name,
+                "type": operator.kind,
+                "flops": float(flops[operator.index]),
+                "params": elements,
+            }
+    return rows
