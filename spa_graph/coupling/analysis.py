@@ -218,9 +218,10 @@ def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> l
                 member = Member(use.parameter, use.operator, use.slot, position, matrix)
                 members[group].append(member)
     bounds = channels.bounds.tolist()
+    names = _group_names(members, relations.graph.operators)
     return [
         ChannelGroup(
-            name=_group_name(own, relations.graph.operators),
+            name=names[group],
             start=bounds[group],
             stop=bounds[group + 1],
             members=tuple(own),
@@ -242,7 +243,15 @@ def _index_matrices(channel: Ints, bounds: Ints) -> dict[int, Ints]:
     return found
 
 
-def _group_name(members: list[Member], operators: list[Operator]) -> str:
-    """The parameter axis that produces the group's channels, as people would point at it."""
-    first = next((m for m in members if m.axis != 1), members[0])
-    return f"{first.parameter}:{first.axis}"
+def _group_names(members: list[list[Member]], operators: list[Operator]) -> list[str]:
+    """The parameter axis that produces each group's channels, as people would point at it.
+
+    Where an exporter merged equal weights, several groups have the same first parameter; then the
+    operator that uses it is named too.
+    """
+    firsts = [next((m for m in own if m.axis != 1), own[0]) for own in members]
+    names = [f"{first.parameter}:{first.axis}" for first in firsts]
+    return [
+        name if names.count(name) == 1 else f"{name} in {operators[first.operator].name}"
+        for name, first in zip(names, firsts, strict=True)
+    ]

@@ -1,6 +1,7 @@
 """Relations -> coupled channels: spread frozenness, choose carrying factors, take components.
 
-1. Frozenness spreads over whole Dims. Then a `Product` with several free factors gets a *carrying
+1. Products that factor the same Dim in the same way have the same factors, and the other way
+   round. Frozenness spreads over whole Dims. Then a `Product` with several free factors gets a *carrying
    factor*, the only one along which it can be pruned (the tensor must stay rectangular); the
    others freeze, which may decide further products. Repeated until nothing changes.
 2. The elements of all free Dims lie in one array. Every related pair of elements is an edge; the
@@ -38,6 +39,7 @@ class Channels:
 
 def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
     """Find the coupled channels; `reaches_parameter` are the Dims that a stored weight has."""
+    _unify_products(relations)
     carrying = _settle(relations)
     free = [a for a in range(relations.count) if relations.dim(a) == a and not relations.reason(a)]
     return _Elements(relations, free).components(carrying, reaches_parameter)
@@ -52,6 +54,30 @@ def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
 
 
 # --- step 1 ----------------------------------------------------------------------------------
+
+
+def _unify_products(relations: Relations) -> None:
+    """Congruence: one index space, factored twice alike, gives the same factors; and back.
+
+    `(batch x heads, d) -> (batch, heads, d)` and `(batch, heads x d) -> (batch x heads, d)` meet
+    in heads only through their common whole.
+    """
+    products = [item for item in relations.items if isinstance(item, Product)]
+    changed = True
+    while changed:
+        changed = False
+        by_whole: dict[tuple[object, ...], Product] = {}
+        by_factors: dict[tuple[object, ...], Product] = {}
+        for item in products:
+            sizes = tuple(relations.extent(axis) for axis in item.factors)
+            first = by_whole.setdefault((relations.dim(item.whole), sizes), item)
+            pairs = list(zip(first.factors, item.factors, strict=True))
+            dims = tuple(relations.dim(axis) for axis in item.factors)
+            pairs.append((by_factors.setdefault(dims, item).whole, item.whole))
+            for a, b in pairs:
+                if relations.dim(a) != relations.dim(b):
+                    relations.same(a, b, "reshape")
+                    changed = True
 
 
 def _settle(relations: Relations) -> dict[int, Axis]:

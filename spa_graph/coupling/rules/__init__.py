@@ -1,8 +1,10 @@
 """Operator rules, one file per family. Importing this package registers all of them."""
 
 from spa_graph.coupling.rules import (
+    attention,
     convolution,
     elementwise,
+    fused,
     indexing,
     linear,
     normalisation,
@@ -12,8 +14,10 @@ from spa_graph.coupling.rules import (
 )
 
 __all__ = [
+    "attention",
     "convolution",
     "elementwise",
+    "fused",
     "indexing",
     "linear",
     "normalisation",

@@ -1,6 +1,7 @@
-"""Output shapes of ONNX Runtime's fused operators (domain com.microsoft).
+"""Output shapes of ONNX Runtime's own operators (domain com.microsoft).
 
-onnx itself infers shapes for the standard operators only. Each function gets the input shapes of
+onnx itself infers shapes for the standard operators only. Where an operator has a standard twin
+with the same shapes, that is inferred instead. For the others a function gets the input shapes of
 one probe (None for an absent input) and the node's attributes, and returns the output shapes.
 Layouts: ONNX Runtime, docs/ContribOperators.md.
 """
@@ -8,11 +9,81 @@ Layouts: ONNX Runtime, docs/ContribOperators.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
+
+import numpy as np
+import onnx
 
 Dims = tuple[int, ...]
 Shapes = Sequence[Dims | None]
 ShapeFunction = Callable[[Shapes, Mapping[str, Any]], list[Dims | None]]
+
+
+# --- standard twins --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """The standard operator whose outputs have the same shapes and types.
+
+    Attributes:
+        inputs: the positions of its inputs among those of the fused operator.
+        channels_last: the first input and the output are (n, *, c) instead of (n, c, *); None: if
+            the attribute of that name says so.
+        float_without: the output is a float if this input is absent.
+    """
+
+    op_type: str
+    inputs: Sequence[int]
+    channels_last: bool | None = None
+    version: int = 21
+    float_without: int | None = None
+
+    def schema(self) -> onnx.defs.OpSchema:
+        return onnx.defs.get_schema(self.op_type, self.version, "")
+
+    def node(self, fused: onnx.NodeProto) -> onnx.NodeProto:
+        """The twin as a node; attributes that it doesn't have are left out."""
+        names = set(self.schema().attributes)
+        twin = onnx.NodeProto(op_type=self.op_type, output=fused.output[:1])
+        given = takewhile(lambda slot: slot < len(fused.input), self.inputs)
+        twin.input.extend(fused.input[slot] for slot in given)
+        twin.attribute.extend(a for a in fused.attribute if a.name in names)
+        return twin
+
+    def is_channels_last(self, fused: onnx.NodeProto) -> bool:
+        if self.channels_last is not None:
+            return self.channels_last
+        return any(a.name == "channels_last" and a.i for a in fused.attribute)
+
+
+TWINS: dict[str, Twin] = {
+    "FusedConv": Twin("Conv", range(3), False),
+    "NhwcConv": Twin("Conv", range(3), True),
+    "NhwcFusedConv": Twin("Conv", range(3), True),
+    "NhwcMaxPool": Twin("MaxPool", (0,), True),
+    "FusedGemm": Twin("Gemm", range(3)),
+    "GemmFastGelu": Twin("MatMul", (0, 1)),
+    "QuantizeLinear": Twin("QuantizeLinear", range(3)),
+    "DequantizeLinear": Twin("DequantizeLinear", range(3)),
+    "QLinearAdd": Twin("Add", (0, 3)),
+    "QLinearMul": Twin("Mul", (0, 3)),
+    "QLinearConv": Twin("Conv", (0, 3)),
+    "QLinearConcat": Twin("Concat", range(2, 1 << 20, 3)),
+    "QLinearAveragePool": Twin("AveragePool", (0,)),
+    "QLinearGlobalAveragePool": Twin("GlobalAveragePool", (0,)),
+    "QLinearLeakyRelu": Twin("Identity", (0,)),
+    "QLinearSigmoid": Twin("Identity", (0,)),
+    "QLinearSoftmax": Twin("Identity", (0,)),
+    "QLinearWhere": Twin("Where", (0, 1, 4)),
+    "QGemm": Twin("Gemm", (0, 3, 6), float_without=7),
+    "QLinearReduceMean": Twin("ReduceMean", (0,), version=13),
+}
+
+
+# --- functions -------------------------------------------------------------------------------
 
 
 def _like_first(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
@@ -25,9 +96,15 @@ def _need(shape: Dims | None) -> Dims:
     return shape
 
 
+def _at(inputs: Shapes, slot: int) -> Dims | None:
+    return inputs[slot] if slot < len(inputs) else None
+
+
 def _skip_norm(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
     # output, mean, inverse standard deviation, input + skip (+ bias)
-    return [inputs[0], None, None, inputs[0]]
+    x = _need(inputs[0])
+    statistics = (*x[:-1], 1)
+    return [x, statistics, statistics, x]
 
 
 def _embed_norm(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
@@ -37,57 +114,90 @@ def _embed_norm(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | No
     return [out, (batch,), out]
 
 
-def _attention(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
-    batch, length, _ = _need(inputs[0])
-    sizes = attributes.get("qkv_hidden_sizes")
-    hidden = sizes[2] if sizes else _need(inputs[1])[-1] // 3
-    return [(batch, length, hidden), None]
+def _bias_split(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+    x = _need(inputs[0])
+    return [(*x[:-1], x[-1] // 2)]
+
+
+def _attention(past_slot: int) -> ShapeFunction:
+    """Attention and its quantised form: (batch, sequence, v hidden) and what is cached."""
+
+    def infer(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+        batch, length, _ = _need(inputs[0])
+        sizes = attributes.get("qkv_hidden_sizes")
+        hidden = sizes[2] if sizes else _need(inputs[1])[-1] // 3
+        heads, past = attributes["num_heads"], _at(inputs, past_slot)
+        total = length + (past[3] if past else 0)
+        if past and attributes.get("past_present_share_buffer"):
+            total = past[3]
+        return [(batch, length, hidden), (2, batch, heads, total, hidden // heads)]
+
+    return infer
 
 
 def _multi_head_attention(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
-    query = _need(inputs[0])
-    if len(query) != 3:  # packed QKV: (batch, length, heads, 3, head size)
-        batch, length, heads, _, size = query
-        return [(batch, length, heads * size), None, None]
-    value = inputs[2] if len(inputs) > 2 else None
-    if value is None:
-        return [query, None, None]
-    hidden = value[-1] if len(value) == 3 else value[1] * value[3]
-    return [(query[0], query[1], hidden), None, None]
+    query, heads = _need(inputs[0]), attributes["num_heads"]
+    key, value, past = _at(inputs, 1), _at(inputs, 2), _at(inputs, 6)
+    batch, length = query[:2]
+    size = query[-1] if len(query) == 5 else query[-1] // heads
+    value_size = size
+    if value is not None:
+        value_size = value[-1] // heads if len(value) == 3 else value[-1]
+    kv_length = length if key is None else key[2] if len(key) == 4 else key[1]
+    total = kv_length + (past[2] if past else 0)
+    return [
+        (batch, length, heads * value_size),
+        (batch, heads, total, size),
+        (batch, heads, total, value_size),
+        (batch, heads, length, total),
+    ]
 
 
 def _group_query_attention(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
     batch, length, width = _need(inputs[0])
-    if len(inputs) < 2 or inputs[1] is None:  # packed QKV
-        heads, shared = attributes["num_heads"], attributes["kv_num_heads"]
-        width = width // (heads + 2 * shared) * heads
-    return [(batch, length, width), None, None]
+    heads, shared = attributes["num_heads"], attributes["kv_num_heads"]
+    packed = _at(inputs, 1) is None
+    size = width // (heads + 2 * shared) if packed else width // heads
+    past = _at(inputs, 3)
+    total = length + (past[2] if past else 0)
+    cache = (batch, shared, total, size)
+    return [(batch, length, heads * size), cache, cache, (batch, heads, length, total)]
 
 
-def _fused_matmul(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+def _matmul(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
     left, right = list(_need(inputs[0])), list(_need(inputs[1]))
     if attributes.get("transBatchA") or attributes.get("transBatchB"):
         raise ValueError("transposed batch axes are not supported")
+    if len(left) < 2 or len(right) < 2:
+        raise ValueError("products of vectors are not supported")
     if attributes.get("transA"):
         left[-2:] = left[:-3:-1]
     if attributes.get("transB"):
         right[-2:] = right[:-3:-1]
-    batch = max(left[:-2], right[:-2], key=len)
+    batch = np.broadcast_shapes(tuple(left[:-2]), tuple(right[:-2]))
     return [(*batch, left[-2], right[-1])]
 
 
+IN_ONNX_DOMAIN = frozenset({"SimplifiedLayerNormalization"})
+"""Operators of ONNX Runtime that stand in ONNX's own domain."""
+
 SHAPES: dict[str, ShapeFunction] = {
     **dict.fromkeys(
-        ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasAdd", "RotaryEmbedding"), _like_first
+        ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasAdd", "GroupNorm", "RotaryEmbedding",
+         "SimplifiedLayerNormalization"),
+        _like_first,
     ),
-    "BiasSplitGelu": lambda inputs, attributes: [
-        (*_need(inputs[0])[:-1], _need(inputs[0])[-1] // 2)
-    ],
+    "BiasSplitGelu": _bias_split,
     "SkipLayerNormalization": _skip_norm,
     "SkipSimplifiedLayerNormalization": _skip_norm,
     "EmbedLayerNormalization": _embed_norm,
-    "Attention": _attention,
+    "Attention": _attention(past_slot=4),
+    "QAttention": _attention(past_slot=8),
     "MultiHeadAttention": _multi_head_attention,
     "GroupQueryAttention": _group_query_attention,
-    "FusedMatMul": _fused_matmul,
-}
+    **dict.fromkeys(
+        ("FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "DynamicQuantizeMatMul",
+         "MatMulIntegerToFloat"),
+        _matmul,
+    ),
+}  # fmt: skip

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from spa_graph.frontends.onnx.contrib import SHAPES as CONTRIB_SHAPES
+from spa_graph.frontends.onnx import contrib
 
 KNOWN_LIMIT = 1 << 16
 """Values of more elements than this are not shape data."""
@@ -235,10 +235,10 @@ def _infer_types(
         _unshaped(probe, proto, f"its input `{missing[0]}` has no known shape")
         return
     try:
-        if proto.domain in ("", "ai.onnx"):
+        if proto.domain in ("", "ai.onnx") and proto.op_type not in contrib.IN_ONNX_DOMAIN:
             found = _standard_types(probe, proto, opsets, imports, constants)
         else:
-            found = _contrib_types(probe, node, proto)
+            found = _contrib_types(probe, node, proto, imports)
     except (onnx.defs.SchemaError, LookupError, ValueError, TypeError) as error:
         _unshaped(probe, proto, f"no shape inference for {proto.domain}::{proto.op_type}: {error}")
         return
@@ -266,14 +266,55 @@ def _standard_types(
     return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, None, imports)
 
 
-def _contrib_types(probe: Probe, node: ir.Node, proto: onnx.NodeProto) -> Types:
-    function = CONTRIB_SHAPES[proto.op_type]
+def _contrib_types(
+    probe: Probe,
+    node: ir.Node,
+    proto: onnx.NodeProto,
+    imports: list[onnx.OperatorSetIdProto],
+) -> Types:
+    """Types of ONNX Runtime's operators."""
+    if proto.domain not in ("", "ai.onnx", "com.microsoft"):
+        raise LookupError("an unknown domain")
+    if proto.op_type in contrib.TWINS:
+        return _twin_types(probe, proto, contrib.TWINS[proto.op_type], imports)
+    function = contrib.SHAPES[proto.op_type]
     attributes = {key: attribute.value for key, attribute in node.attributes.items()}
     shapes = function([probe.shape(name) if name else None for name in proto.input], attributes)
     first = next(name for name in proto.input if name and _is_float(probe, name))
     dtype = probe.types[first].tensor_type.elem_type
     found = zip(proto.output, shapes, strict=False)
     return {name: tensor_type(dtype, shape) for name, shape in found if name and shape is not None}
+
+
+def _twin_types(
+    probe: Probe,
+    proto: onnx.NodeProto,
+    twin: contrib.Twin,
+    imports: list[onnx.OperatorSetIdProto],
+) -> Types:
+    """Types by the inference of the standard operator that has the same shapes."""
+    node = twin.node(proto)
+    types = {name: probe.types[name] for name in node.input if name}
+    moves_channels = twin.is_channels_last(proto)
+    if moves_channels:
+        types[node.input[0]] = _moved_axis(types[node.input[0]], -1, 1)
+    found: Types = onnx.shape_inference.infer_node_outputs(
+        twin.schema(), node, types, {}, None, imports
+    )
+    for name, kind in found.items():
+        if moves_channels:
+            found[name] = kind = _moved_axis(kind, 1, -1)
+        if twin.float_without is not None and not any(proto.input[twin.float_without :]):
+            kind.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return found
+
+
+def _moved_axis(kind: onnx.TypeProto, source: int, target: int) -> onnx.TypeProto:
+    dims = [dim.dim_value for dim in kind.tensor_type.shape.dim]
+    if len(dims) < 3 or not all(dims):
+        raise ValueError("an image of unknown shape")
+    dims.insert(target % len(dims), dims.pop(source))
+    return tensor_type(kind.tensor_type.elem_type, dims)
 
 
 def _is_float(probe: Probe, name: str) -> bool:
