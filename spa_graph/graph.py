@@ -24,6 +24,7 @@ class Extent(NamedTuple):
 
     @property
     def static(self) -> bool:
+        """Whether the size is known and doesn't depend on the inputs' sizes."""
         return self.nominal == self.other
 
     def __mul__(self, factor: object) -> Extent:
@@ -34,7 +35,7 @@ class Extent(NamedTuple):
 
     def divides(self, whole: Extent) -> bool:
         """Whether this size divides `whole` in both probes."""
-        if not all(self):
+        if min(self) < 1 or min(whole) < 1:
             return False
         return whole.nominal % self.nominal == 0 and whole.other % self.other == 0
 
@@ -44,6 +45,8 @@ class Extent(NamedTuple):
 
 
 ONE = Extent(1, 1)
+UNKNOWN = Extent(-1, -2)
+"""The size depends on data. Such an axis is always frozen."""
 Shape = tuple[Extent, ...]
 
 

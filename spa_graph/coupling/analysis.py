@@ -65,8 +65,8 @@ class Coupling:
         return int(self.channels.bounds[-1])
 
     def size(self, axis: Axis) -> int:
-        """The size of an axis before pruning, in the nominal probe."""
-        return self.relations.extent(axis).nominal
+        """The size of an axis before pruning, in the nominal probe; 1 if it depends on data."""
+        return max(self.relations.extent(axis).nominal, 1)
 
     def channel_of(self, axis: Axis) -> Ints | None:
         """The channel of each element of an axis (-1: frozen), or None if none can go."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spa_graph.graph import ONE, Extent, Graph, Operator, Parameter
+from spa_graph.graph import ONE, UNKNOWN, Extent, Graph, Operator, Parameter
 
 Axis = int
 Axes = tuple[Axis, ...]
@@ -100,6 +100,8 @@ class Relations:
         axis = len(self._parent) - 1
         if extent == ONE:
             self.freeze((axis,), "has a single element")
+        elif extent == UNKNOWN:
+            self.freeze((axis,), "has a size that depends on data")
         return axis
 
     def new_axes(self, name: str, shape: Iterable[int]) -> Axes:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axes, Axis
-from spa_graph.coupling.scope import Scope
+from spa_graph.coupling.scope import Scope, Slots
 from spa_graph.graph import ONE
 
 
 @rule("Gemm")
-def gemm(scope: Scope) -> None:
-    """Y = alpha A' B' + beta C; A' (m, k), B' (k, n), C broadcasts to (m, n)."""
-    a, b, out = scope.input(0), scope.input(1), scope.output()
+def gemm(
+    scope: Scope, slots: tuple[int, int, int] = (0, 1, 2), exact_slots: Slots = None
+) -> None:
+    """Y = alpha A' B' + beta C; A' (m, k), B' (k, n), C broadcasts to (m, n).
+
+    Args:
+        slots: where A, B and C stand; the quantised form has them elsewhere.
+        exact_slots: the operands whose zeros stand for zero features or weights.
+    """
+    a, b, out = scope.input(slots[0]), scope.input(slots[1]), scope.output()
     if a is None or b is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     m, k = a[::-1] if scope.attribute("transA", 0) else a
@@ -23,14 +30,14 @@ def gemm(scope: Scope) -> None:
     scope.same(k, k2)
     scope.same(m, out[0])
     scope.same(n, out[1])
-    scope.contract(k)
-    bias = scope.input(2)
+    scope.contract(k, slots=slots[:2] if exact_slots is None else exact_slots)
+    bias = scope.input(slots[2])
     if bias is None:
-        scope.zero("any")
+        scope.zero("any", slots[:2])
     else:
         broadcast(scope, bias, out)
-        scope.zero("all", (1, 2))
-        scope.role(2, "bias")
+        scope.zero("all", slots[1:])
+        scope.role(slots[2], "bias")
     scope.macs(1.0, m, k, n)
 
 
@@ -39,13 +46,19 @@ def matmul(scope: Scope) -> None:
     multiply(scope, scope.input(0), scope.input(1), scope.output())
 
 
-def multiply(scope: Scope, a: Axes | None, b: Axes | None, out: Axes | None) -> None:
+def multiply(
+    scope: Scope,
+    a: Axes | None,
+    b: Axes | None,
+    out: Axes | None,
+    exact_slots: Slots = None,
+) -> None:
     """numpy.matmul: (..., m, k) x (..., k, n) -> (..., m, n); vectors lose their axis."""
     if a is None or b is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     k = b[-2] if len(b) > 1 else b[-1]
     scope.same(a[-1], k)
-    scope.contract(k)
+    scope.contract(k, slots=exact_slots)
     rows = [a[-2]] if len(a) > 1 else []
     columns = [b[-1]] if len(b) > 1 else []
     batch = out[: len(out) - len(rows) - len(columns)]

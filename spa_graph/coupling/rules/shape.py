@@ -13,7 +13,7 @@ from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axes, Axis, product_of
 from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope
-from spa_graph.graph import ONE, Extent
+from spa_graph.graph import ONE, UNKNOWN, Extent
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -28,8 +28,8 @@ def reshape(scope: Scope) -> None:
 def regroup(scope: Scope, source: Axes, out: Axes) -> None:
     """Relate the axes of a tensor before and after a reshape."""
     extents = [scope.extent(axis) for axis in (*source, *out)]
-    if any(0 in extent for extent in extents):
-        return scope.freeze((*source, *out), "reshapes an empty tensor")
+    if any(min(extent) < 1 for extent in extents):
+        return scope.freeze((*source, *out), "reshapes a tensor that is empty or of unknown size")
     left = [axis for axis in source if scope.extent(axis) != ONE]
     right = [axis for axis in out if scope.extent(axis) != ONE]
     while left and right:
@@ -111,6 +111,8 @@ def expand(scope: Scope) -> None:
     x, out = scope.input(0), scope.output()
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
+    if any(scope.extent(axis) == UNKNOWN for axis in out):  # its sizes could not be corrected
+        return scope.freeze((*x, *out), "expands to sizes that depend on data")
     broadcast(scope, x, out)
     for position, axis in enumerate(reversed(out)):
         source = x[-1 - position] if position < len(x) else None

@@ -23,7 +23,7 @@ from spa_graph.frontends.onnx.weights import (
     store_tensor,
     transform_weights,
 )
-from spa_graph.graph import Graph, Operator, Shape
+from spa_graph.graph import UNKNOWN, Graph, Operator, Shape
 from spa_graph.passes.rewrite import Edits
 
 Ints = NDArray[np.int64]
@@ -134,7 +134,11 @@ def _correct_sizes(
 ) -> None:
     by_output = {o.outputs[0]: o for o in graph.operators if o.outputs}
     changed = {name: s for name, s in edits.expected.items() if s != graph.shapes[name]}
-    wanted = {name: shape for name, shape in edits.expected.items() if name in by_output}
+    wanted = {
+        name: shape
+        for name, shape in edits.expected.items()
+        if name in by_output and UNKNOWN not in shape
+    }
     if not changed:
         return
     for mismatch in size_mismatches(model, wanted, input_shapes):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError
 from spa_graph.frontends.onnx.shapes import Probe, ShapeError, infer, tensor_type
-from spa_graph.graph import Extent, Graph, Known, Operator, Parameter, Shape
+from spa_graph.graph import UNKNOWN, Extent, Graph, Known, Operator, Parameter, Shape
 
 InputShapes = Mapping[str, Sequence[int]]
 
@@ -300,9 +300,12 @@ def _outside(value: ir.Value | None, outer: Any) -> bool:
 def _shapes(nominal: Probe, other: Probe) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for name in nominal.types:
-        first, second = nominal.shape(name), other.shape(name)
+        first, second = nominal.dims(name), other.dims(name)
         if first is not None and second is not None and len(first) == len(second):
-            shapes[name] = tuple(map(Extent, first, second))
+            pairs = zip(first, second, strict=True)
+            shapes[name] = tuple(
+                UNKNOWN if a is None or b is None else Extent(a, b) for a, b in pairs
+            )
         else:
             nominal.unshaped.setdefault(name, "its shape depends on data")
     return shapes

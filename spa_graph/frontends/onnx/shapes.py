@@ -51,15 +51,20 @@ class Probe:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a value, or None where an axis is unknown."""
+        dims = self.dims(name)
+        return None if dims is None or None in dims else tuple(d for d in dims if d is not None)
+
+    def dims(self, name: str) -> tuple[int | None, ...] | None:
+        """The axes of a value, None for each of unknown size; None if not even the rank is known."""
         kind = self.types.get(name)
         if kind is None or not kind.HasField("tensor_type"):
             return None
         if not kind.tensor_type.HasField("shape"):
             return None
-        dims = kind.tensor_type.shape.dim
-        if not all(dim.HasField("dim_value") for dim in dims):
-            return None
-        return tuple(dim.dim_value for dim in dims)
+        return tuple(
+            dim.dim_value if dim.HasField("dim_value") else None
+            for dim in kind.tensor_type.shape.dim
+        )
 
 
 def tensor_type(dtype: int, shape: Iterable[int]) -> onnx.TypeProto:
