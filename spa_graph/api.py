@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from spa_graph.errors import BudgetError, OptionError
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline
@@ -87,7 +89,7 @@ def prune(
     if chosen.budget is None and chosen.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
     timer = Timer(progress)
-    analysis, restore = _prepare(model, chosen, timer)
+    analysis, restore = _prepare(model, chosen, output, timer)
     kept = pipeline.choose(analysis, chosen, timer)
     pruned = pipeline.rewrite(analysis, kept, chosen, timer)
     _check_budget(analysis, pruned, chosen)
@@ -114,7 +116,7 @@ def apply_plan(
     """
     chosen = _options(options)
     timer = Timer(progress)
-    analysis, restore = _prepare(model, chosen, timer)
+    analysis, restore = _prepare(model, chosen, output, timer)
     pruned = pipeline.replay(analysis, plan, chosen, timer)
     return _finish(model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds)
 
@@ -127,10 +129,23 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-def _prepare(model: object, options: Options, timer: Timer) -> tuple[Analysis, Any]:
+def _prepare(
+    model: object, options: Options, output: str | os.PathLike[str] | None, timer: Timer
+) -> tuple[Analysis, Any]:
     with timer.step("load"):
         original, restore = forms.take(model)
+    if output is not None:
+        _check_output(original, Path(output))
     return pipeline.prepare(original, options, timer), restore
+
+
+def _check_output(original: ir.Model, output: Path) -> None:
+    """Neither the model's own file nor one of its weights may be written over."""
+    for target in (output, output.with_name(f"{output.name}.data")):
+        if target.exists() and any(target.samefile(source) for source in files.sources(original)):
+            raise OptionError(
+                f"{target} is part of the input; inputs are never modified: choose another output"
+            )
 
 
 def _check_budget(analysis: Analysis, pruned: Pruned, options: Options) -> None:
@@ -162,16 +177,18 @@ def _finish(
     """Write, prove, measure; the output takes its place only if all of that worked."""
     source = Path(model) if isinstance(model, str | os.PathLike) else None
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spa-prune-")))
-        if output is not None:
-            draft = stack.enter_context(files.staged(Path(output)))
-        else:
-            draft = scratch / "pruned.onnx"
+        draft = stack.enter_context(files.staged(Path(output))) if output is not None else None
+        # Beside the output, where there is room: the reference network is as large as the original,
+        # and many systems keep /tmp in memory.
+        beside = draft.parent if draft is not None else None
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=beside)))
+        draft = draft or scratch / "pruned.onnx"
         agreement = latency = sizes = None
         if output is not None or verify or latency_seconds:
             with timer.step("write"):
                 files.write(pruned.model, draft)
-            sizes = (file_size(source), file_size(draft)) if source else None
+            before = sum(path.stat().st_size for path in files.sources(analysis.original))
+            sizes = (before, file_size(draft)) if source else None
         if verify:
             agreement = pipeline.verify(analysis, pruned, draft, scratch, timer)
         if latency_seconds:

@@ -37,7 +37,7 @@ class _Prune(click.Group):
         formatter.write_usage("spa-prune", "COMMAND [ARGS]...", prefix="       ")
 
 
-class _InputShape(click.ParamType):
+class _InputShape(click.ParamType[Any]):
     name = "NAME=1,3,224,224"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
@@ -49,6 +49,15 @@ class _InputShape(click.ParamType):
         if not separator or not shape or min(shape) < 1:
             self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
         return name, shape
+
+
+class _RoundTo(click.ParamType[Any]):
+    name = "auto|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value in (None, "auto"):
+            return None
+        return int(click.IntRange(1).convert(value, param, ctx))
 
 
 def _together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -112,8 +121,8 @@ def cli() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="For --criterion random.")
 @click.option("--min-channels", type=click.IntRange(1), default=1, show_default=True,
               help="Keep at least this many channels in every group.")
-@click.option("--round-to", type=click.IntRange(1), default=1, show_default=True,
-              help="Kept channel counts are multiples of this.")
+@click.option("--round-to", type=_RoundTo(), default="auto", show_default=True,
+              help="Kept channel counts are multiples of this; auto: of 8, less in small groups.")
 @_analysis_options
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path),
               help="Write which channels were kept, for `spa-prune apply`.")
@@ -265,7 +274,8 @@ class _Target:
                 raise OptionError(f"{path} is the input; inputs are never modified: choose another")
             if sum(_same_file(path, other) for other in paths) > 1:
                 raise OptionError(f"{path} is named twice; give each output its own file")
-            if not dry_run:
+        if not dry_run:
+            for path in (*paths, output.with_name(f"{output.name}.data")):
                 _check_writable(path, overwrite)
         if dry_run:
             output = plan = report = None
@@ -287,12 +297,16 @@ class _Target:
 
 
 def _same_file(first: Path, second: Path) -> bool:
+    if first.exists() and second.exists():
+        return first.samefile(second)  # also where they are hard links
     return first.resolve() == second.resolve()
 
 
 def _check_writable(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise OptionError(f"{path} is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise OptionError(f"cannot write {path}: it is a device, not a file")
     if not path.parent.is_dir():
         raise OptionError(f"cannot write {path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
@@ -315,6 +329,13 @@ def _exit_codes() -> Iterator[None]:
         _fail(f"{error}; nothing was written", 3)
     except SpaError as error:
         _fail(str(error), 2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except click.Abort:
+        _fail("interrupted; nothing was written", 1)
     except (MemoryError, OSError) as error:
         _fail(f"{type(error).__name__}: {error}", 1)
     except Exception as error:
@@ -335,4 +356,4 @@ def _fail(message: str, code: int) -> None:
 def main() -> None:
     """The console entry point."""
     with _exit_codes():
-        cli(prog_name="spa-prune")
+        sys.exit(cli(prog_name="spa-prune", standalone_mode=False))

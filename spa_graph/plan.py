@@ -96,6 +96,8 @@ def _plain(axes: AxisIndices) -> dict[str, list[int]]:
 def _indices(axes: Mapping[str, Any]) -> AxisIndices:
     found = {}
     for axis, index in axes.items():
+        if int(axis) < 0:
+            raise ValueError(f"axis {axis}: axes are counted from 0")
         positions = np.asarray(index)
         if positions.ndim != 1 or not positions.size or positions.dtype.kind != "i":
             raise ValueError(f"axis {axis}: the kept positions are not a list of integers")

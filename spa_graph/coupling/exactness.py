@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.relations import Axis, Relations
-from spa_graph.coupling.scope import Facts, Slots, ZeroMode
+from spa_graph.coupling.scope import Facts, Slots, Zeros
 from spa_graph.coupling.solver import Channels
 from spa_graph.graph import Graph, Operator
 
@@ -97,23 +97,24 @@ class _Tracer:
         return flags
 
     def _outputs(self, operator: Operator) -> None:
-        mode, slots = self.facts.zeros.get(operator.index, ("never", None))
-        if mode == "compact" and any(self._prunable(axis) for _, _, axis, _ in self._inputs(operator)):
+        how = self.facts.zeros.get(operator.index, Zeros())
+        prunable = any(self._prunable(axis) for _, _, axis, _ in self._inputs(operator))
+        if how.mode == "compact" and prunable:
             self.compact.add(operator.index)
-        for name in filter(None, operator.outputs):
-            for position, axis in enumerate(self.relations.value(name) or ()):
-                if self._prunable(axis) and self._is_zero(operator, mode, slots, axis):
+        for slot, name in enumerate(operator.outputs):
+            for position, axis in enumerate((name and self.relations.value(name)) or ()):
+                if self._prunable(axis) and self._is_zero(operator, how, slot, axis):
                     self.zero.add((name, position))
 
-    def _is_zero(self, operator: Operator, mode: ZeroMode, slots: Slots, axis: Axis) -> bool:
+    def _is_zero(self, operator: Operator, how: Zeros, output: int, axis: Axis) -> bool:
         if operator.index in self.compact:
             return True  # the reference network puts zeros there
-        if mode == "move":
+        if how.mode == "move":
             return all(zero for *_, zero in self._inputs(operator))
-        if mode not in ("all", "any"):
+        if how.mode not in ("all", "any") or output not in (how.outputs or (output,)):
             return False
         along = self._zero_along(operator, axis)
         wanted = [slot for slot, name in enumerate(operator.inputs) if name]
-        wanted = [slot for slot in wanted if slots is None or slot in slots]
+        wanted = [slot for slot in wanted if how.inputs is None or slot in how.inputs]
         flags = [along.get(slot, False) for slot in wanted]
-        return all(flags) if mode == "all" else any(flags)
+        return all(flags) if how.mode == "all" else any(flags)

@@ -42,6 +42,15 @@ class Cost:
     axes: Axes
 
 
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """How an operator passes zeroed channels: from which inputs, to which outputs."""
+
+    mode: ZeroMode = "never"
+    inputs: Slots = None
+    outputs: Slots = (0,)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
     """An attribute or constant input that names sizes or indices of pruned axes.
@@ -66,7 +75,7 @@ class Facts:
     costs: list[Cost] = field(default_factory=list)
     bindings: list[Binding] = field(default_factory=list)
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
-    zeros: dict[int, tuple[ZeroMode, Slots]] = field(default_factory=dict)
+    zeros: dict[int, Zeros] = field(default_factory=dict)
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
     frozen_operators: dict[int, str] = field(default_factory=dict)
@@ -206,12 +215,13 @@ class Scope:
     def role(self, slot: int, role: Role) -> None:
         self.facts.roles[self.operator.index, slot] = role
 
-    def zero(self, mode: ZeroMode, slots: Slots = None) -> None:
+    def zero(self, mode: ZeroMode, slots: Slots = None, outputs: Slots = (0,)) -> None:
         """How zeroed channels pass; `slots` limits "all" and "any" to some inputs.
 
-        "all" of no inputs is always: the channels are zero whatever comes in.
+        "all" of no inputs is always: the channels are zero whatever comes in. `outputs` are those
+        that get the zeros; "move" moves them to all outputs.
         """
-        self.facts.zeros[self.operator.index] = (mode, slots)
+        self.facts.zeros[self.operator.index] = Zeros(mode, slots, outputs)
 
     def contract(self, *axes: Axis, slots: Slots = None) -> None:
         """The operator sums over these axes: zero channels add nothing.

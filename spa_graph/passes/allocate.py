@@ -9,12 +9,13 @@ single step more would stay within the budget.
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spa_graph.coupling.analysis import Coupling
+from spa_graph.coupling.analysis import ChannelGroup, Coupling
 from spa_graph.errors import BudgetError
 from spa_graph.passes.cost import CostModel, Counts, Quantity
 
@@ -29,23 +30,35 @@ class Budget:
     ratio: float
 
 
+ALIGNED = 8
+"""Channel counts that are multiples of this fill the vector registers of common processors."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds on the kept count of every group.
 
-    round_to: kept counts are multiples of this (a group that starts smaller stays whole).
+    round_to: kept sizes are multiples of this (a group that starts smaller stays whole). None
+        chooses for each group: multiples of 8 from 32 elements on, of 4 from 16, of 2 from 8;
+        odd channel counts can cost more time than their removal saves.
     min_channels: no group keeps fewer channels.
     """
 
-    round_to: int = 1
+    round_to: int | None = None
     min_channels: int = 1
 
-    def floor(self, size: int) -> int:
-        """The smallest count that a group of `size` channels may keep."""
-        return self.round_up(min(max(self.min_channels, 1), size), size)
+    def step(self, group: ChannelGroup) -> int:
+        """Kept counts of the group are multiples of this.
 
-    def round_up(self, count: int, size: int) -> int:
-        return min(-(-count // self.round_to) * self.round_to, size)
+        What must be aligned is the size of a weight's axis: heads of 64 always are.
+        """
+        per_channel = math.gcd(*(member.index.shape[1] for member in group.members))
+        wanted = self.round_to
+        if wanted is None:
+            wanted = ALIGNED
+            while wanted > 1 and wanted * 4 > group.size * per_channel:
+                wanted //= 2
+        return wanted // math.gcd(wanted, per_channel)
 
 
 def allocate(
@@ -77,10 +90,8 @@ def allocate_uniform(
 ) -> Kept:
     """Remove the same share of channels in every group."""
     ladder = _Ladder(coupling, scores, limits)
-    wanted = [
-        limits.round_up(size - int(removed * size + 1e-9), size) for size in ladder.full.tolist()
-    ]
-    return ladder.kept(np.maximum(np.array(wanted, np.int64), ladder.floors))
+    gone = (removed * ladder.full + 1e-9).astype(np.int64)
+    return ladder.kept(np.maximum(ladder.round_up(ladder.full - gone), ladder.floors))
 
 
 def _above(ratio: float) -> str:
@@ -92,10 +103,10 @@ class _Ladder:
     """Per group: its channels from most to least important, and the counts it may keep."""
 
     def __init__(self, coupling: Coupling, scores: NDArray[np.float64], limits: Limits) -> None:
-        self.limits = limits
         self.groups = coupling.groups
         self.full = np.array([g.size for g in self.groups], np.int64)
-        self.floors = np.array([limits.floor(g.size) for g in self.groups], np.int64)
+        self.steps = np.array([limits.step(g) for g in self.groups], np.int64)
+        self.floors = self.round_up(np.minimum(limits.min_channels, self.full))
         self.total = coupling.count
         self.ranked = [
             g.start + np.argsort(-scores[g.start : g.stop], kind="stable") for g in self.groups
@@ -108,13 +119,15 @@ class _Ladder:
     def counts(self, removed: int) -> Counts:
         """Kept counts after removing the `removed` least important channels of the network."""
         gone = np.bincount(self.group_in_order[:removed], minlength=len(self.groups))
-        left = np.maximum(self.full - gone, self.floors)
-        up = -(-left // self.limits.round_to) * self.limits.round_to
-        return np.minimum(up, self.full).astype(np.int64)
+        return self.round_up(np.maximum(self.full - gone, self.floors))
+
+    def round_up(self, counts: Counts) -> Counts:
+        """The next counts that are allowed; a whole group always is."""
+        return np.minimum(-(-counts // self.steps) * self.steps, self.full)
 
     def next_count(self, group: int, count: int) -> int:
         """The next larger count that a group may keep."""
-        return self.limits.round_up(count + 1, int(self.full[group]))
+        return min(count + int(self.steps[group]), int(self.full[group]))
 
     def gain(self, group: int, count: int) -> float:
         """The importance of the channel that would come back next."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from numbers import Real
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,8 +24,8 @@ from spa_graph.passes.importance import score
 from spa_graph.passes.rewrite import Edits, plan_edits
 from spa_graph.plan import Plan, kept_channels, make_plan
 from spa_graph.runtime.inputs import random_inputs
-from spa_graph.runtime.sessions import open_session, run
-from spa_graph.runtime.verify import Agreement, compare
+from spa_graph.runtime.sessions import Feeds, open_session, run
+from spa_graph.runtime.verify import Agreement, Array, compare
 
 Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is."""
@@ -42,7 +43,7 @@ class Options:
     normalize: str = "mean"
     seed: int = 0
     min_channels: int = 1
-    round_to: int = 1
+    round_to: int | None = None
     exclude: tuple[str, ...] = ()
     exact: bool = False
     input_shapes: InputShapes = field(default_factory=dict)
@@ -50,11 +51,11 @@ class Options:
     def __post_init__(self) -> None:
         given = {k: v for k in ("flops", "params", "ratio") if (v := getattr(self, k)) is not None}
         for name, value in given.items():
-            if not 0 < value < 1:
-                raise OptionError(f"--{name} must lie between 0 and 1, not {value:g}")
+            if not isinstance(value, Real) or not 0 < value < 1:
+                raise OptionError(f"--{name} must lie between 0 and 1, not {value}")
         if len(given) > 1:
             raise OptionError(f"give one budget, not {' and '.join('--' + n for n in given)}")
-        if self.min_channels < 1 or self.round_to < 1:
+        if self.min_channels < 1 or (self.round_to is not None and self.round_to < 1):
             raise OptionError("--min-channels and --round-to must be at least 1")
 
     @property
@@ -205,13 +206,19 @@ def verify(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer:
         files.write(reference, masked)
         names = [value.name or "" for value in pruned.model.graph.outputs]
         graph = analysis.graph
-        found = []
-        for probe in (0,) if _all_static(graph) else (0, 1):
-            feeds = random_inputs(graph, probe=probe)
-            want = run(open_session(masked, plain=True), feeds)
-            got = run(open_session(draft, plain=True), feeds)
-            found.append(compare(names, got, want))
+        probes = (0,) if _all_static(graph) else (0, 1)
+        feeds = [random_inputs(graph, probe=probe) for probe in probes]
+        want = _run_plain(masked, feeds)
+        with files.openable(draft) as written:
+            got = _run_plain(written, feeds)
+        found = [compare(names, *pair) for pair in zip(got, want, strict=True)]
         return max(found, key=lambda agreement: agreement.share)
+
+
+def _run_plain(path: Path, feeds: list[Feeds]) -> list[list[Array]]:
+    """The outputs of one network for several inputs; it is closed before another is opened."""
+    session = open_session(path, plain=True)
+    return [run(session, each) for each in feeds]
 
 
 def _all_static(graph: Graph) -> bool:

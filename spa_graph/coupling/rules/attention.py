@@ -150,15 +150,7 @@ def attention(scope: Scope) -> None:
     caches(scope, q[0], heads, keys, values)
     scope.freeze((sequence(v), sequence(out)), ATTENDS)
     attend(scope, q[0], (sequence(q), sequence(k)), heads)
-    _zero_values(scope, past_slot=5)
-
-
-def _zero_values(scope: Scope, past_slot: int, bias_slot: int = -1) -> None:
-    """Weighted sums of zero values are zero; no other output is traced."""
-    if any(scope.operator.outputs[1:]):
-        scope.zero("never")
-    else:
-        scope.zero("all", (2, past_slot, bias_slot))
+    scope.zero("all", (2, 5))  # weighted sums of zero values
 
 
 # --- ONNX Runtime ----------------------------------------------------------------------------
@@ -208,13 +200,8 @@ def project_and_attend(
     scope.freeze((x[0], out[0], out[1]), ATTENDS)
     attend(scope, x[0], (x[1], present[3] if present is not None else x[1]), heads)
     scope.macs(1.0, x[0], x[1], weights[0], weights[1])
-    _zero_projection(scope, bias_slot)
-
-
-def _zero_projection(scope: Scope, bias_slot: int) -> None:
-    """Heads without weights give zero values, whatever comes in."""
     stored = all(scope.is_parameter(slot) for slot in (1, bias_slot) if scope.has_input(slot))
-    scope.zero("all" if stored and not any(scope.operator.outputs[1:]) else "never", ())
+    scope.zero("all" if stored else "never", ())  # no weights give zero values, whatever comes in
 
 
 def merged(scope: Scope, heads: Axis, size: Axis) -> Axis:
@@ -251,7 +238,7 @@ def multi_head_attention(scope: Scope) -> None:
         scope.segments(bias[0], [*parts, merged(scope, heads.queries, heads.value_size)])
         scope.role(3, "bias")
     _states(scope, heads, query, holds_value, out)
-    _zero_values(scope, past_slot=7, bias_slot=3)
+    scope.zero("all", (2, 3, 7))
 
 
 def _states(scope: Scope, heads: Heads, query: Axes, value: Axes, out: Axes) -> None:
@@ -268,8 +255,10 @@ def _states(scope: Scope, heads: Heads, query: Axes, value: Axes, out: Axes) -> 
 
 @rule("GroupQueryAttention", domain=MICROSOFT)
 def group_query_attention(scope: Scope) -> None:
-    """Query, key and value flat, or all three joined in the query. The kernels demand head sizes
-    of a multiple of 8 (16 with rotation), so these stay."""
+    """Query, key and value flat, or all three joined in the query.
+
+    The kernels demand head sizes of a multiple of 8 (16 with rotation), so these stay.
+    """
     query, key, value, out = scope.input(0), scope.input(1), scope.input(2), scope.output()
     if query is None or out is None:
         return scope.freeze_all(UNKNOWN)
@@ -293,7 +282,7 @@ def group_query_attention(scope: Scope) -> None:
     keys, values = [scope.input(3), scope.output(1)], [scope.input(4), scope.output(2)]
     caches(scope, query[0], heads, keys, values)
     attend(scope, query[0], (query[1], sequence(key if key is not None else query)), heads)
-    _zero_values(scope, past_slot=4)
+    scope.zero("all", (2, 4))
 
 
 def _sinks(scope: Scope, heads: Heads) -> None:
@@ -304,6 +293,44 @@ def _sinks(scope: Scope, heads: Heads) -> None:
     if sink is not None:
         scope.same(sink[0], heads.queries)
         scope.role(11, "bias")
+
+
+# --- linear attention ------------------------------------------------------------------------
+
+
+@rule("LinearAttention")
+def linear_attention(scope: Scope) -> None:
+    """Query, key, value flat; a state (batch, k, d, e); decay per head or per element of a key;
+    beta per head or once; output flat, and the new state."""
+    query, key, value, out = scope.input(0), scope.input(1), scope.input(2), scope.output()
+    if query is None or key is None or value is None or out is None:
+        return scope.freeze_all(UNKNOWN)
+    names = ("q_num_heads", "kv_num_heads")
+    queries, shared = (scope.attribute(name) for name in names)
+    sizes = head_size(scope, query, queries), head_size(scope, value, shared)
+    heads = make_heads(scope, queries, shared, sizes, names)
+    for axes, count, size in (
+        (query, heads.queries, heads.size),
+        (key, heads.shared, heads.size),
+        (value, heads.shared, heads.value_size),
+        (out, heads.queries, heads.value_size),
+    ):
+        scope.same(query[0], axes[0])
+        scope.freeze((axes[1],), ATTENDS)
+        relate(scope, axes, count, size)
+    if queries == shared:
+        scope.same(value[2], out[2])
+    around = (query[0], heads.shared, heads.size, heads.value_size)
+    for state in filter(None, (scope.input(3), scope.output(1))):
+        for axis, other in zip(state, around, strict=True):
+            scope.same(other, axis)
+    for gate in (scope.input(4), scope.input(5)):
+        if gate is not None and scope.extent(gate[2]) == scope.extent(heads.shared):
+            scope.same(gate[2], heads.shared)
+        elif gate is not None and scope.extent(gate[2]) != ONE:
+            relate(scope, gate, heads.shared, heads.size)
+    scope.zero("all", (2, 3))
+    scope.macs(2.0, query[0], query[1], heads.queries, heads.size, heads.value_size)
 
 
 # --- rotary embeddings -----------------------------------------------------------------------

@@ -98,5 +98,5 @@ signature(
     "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool",
     "n c _* -> n c _*, n c _*",
 )
-signature("MaxUnpool", "n c _*, n c _* -> n c _*")
+signature("MaxUnpool", "n c _*, n c _* -> n c _*", slots=(0,))
 signature("LRN", "n _ * -> n _ *", zero="never")

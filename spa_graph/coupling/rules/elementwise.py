@@ -13,11 +13,11 @@ from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope, ZeroMode
 
 _KEEPS_ZERO = (
-    "Abs Add And Asin Asinh Atan Atanh BitwiseAnd BitwiseOr BitwiseXor Cast CastLike Ceil Celu "
+    "Abs Add And Asin Asinh Atan Atanh BitCast BitwiseAnd BitwiseOr BitwiseXor Cast CastLike Ceil Celu "
     "Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Max Mean Min Mish Neg Or Relu Round "
     "Selu Sign Sin Sinh Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Xor"
 )
-_ONE_ZERO_IS_ENOUGH = "Mul"
+_ONE_ZERO_IS_ENOUGH = "Mul SwiGLU"
 _LOSES_ZERO = (
     "Acos Acosh BitwiseNot Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf IsNaN Less "
     "LessOrEqual Not Sigmoid Softplus"
@@ -36,7 +36,7 @@ def _elementwise(mode: ZeroMode, slots: tuple[int, ...] | None = None) -> Rule:
 
 
 rule(*_KEEPS_ZERO.split())(_elementwise("all"))
-rule(_ONE_ZERO_IS_ENOUGH)(_elementwise("any"))
+rule(*_ONE_ZERO_IS_ENOUGH.split())(_elementwise("any"))
 rule(*_LOSES_ZERO.split())(_elementwise("never"))
 rule(*_UNDEFINED_AT_ZERO.split())(_elementwise("compact"))
 rule("Where")(_elementwise("all", (1, 2)))

@@ -136,9 +136,10 @@ def skip_norm(scope: Scope) -> None:
 
 @rule("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_norm(scope: Scope) -> None:
-    """Word (2), position (3) and segment (4) tables (entries, hidden), looked up, added, normalised.
+    """Looks up words (2), positions (3) and segments (4), adds and normalises them.
 
-    Scale (5) and shift (6) are (hidden,); outputs 0 and 2 are (batch, sequence, hidden).
+    Tables are (entries, hidden), scale (5) and shift (6) are (hidden,). Outputs 0 and 2 are
+    (batch, sequence, hidden).
     """
     ids, out = scope.input(0), scope.output()
     if ids is None or out is None:

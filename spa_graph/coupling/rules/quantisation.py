@@ -36,16 +36,20 @@ def zero_points_are_zero(scope: Scope, *slots: int) -> bool:
     return True
 
 
-def settings(scope: Scope, along: Axis, *slots: int) -> None:
-    """Scales and zero points: one element, or one per element of an axis (the only non-1 one)."""
+def settings(scope: Scope, along: Axis, *slots: int, position: int = -1) -> None:
+    """Scales and zero points: a single element, or one for each element of an axis.
+
+    They are vectors, or have the rank of the tensor and vary along `position` only.
+    """
     for slot in slots:
-        for axis in scope.input(slot) or ():
+        axes = scope.input(slot) or ()
+        for place, axis in enumerate(axes, start=-len(axes)):
             if scope.extent(axis) == ONE:
                 continue
-            if scope.extent(axis) == scope.extent(along):
+            if place == position or len(axes) == 1:
                 scope.same(along, axis)
             else:
-                scope.freeze((axis, along), "is quantised along an axis of another size")
+                scope.freeze((axis, along), "is quantised along several axes")
         scope.role(slot, "statistic")
 
 
@@ -100,13 +104,23 @@ def dynamic_quantise(scope: Scope) -> None:
 # --- convolutions and matrix products --------------------------------------------------------
 
 
-def _exact_operands(scope: Scope, first: tuple[int, int], second: tuple[int, int]) -> Slots:
+def _exact_operands(
+    scope: Scope, first: tuple[int, int], second: tuple[int, int]
+) -> tuple[int, ...]:
     """Of two (operand, zero point): the operands whose integer zeros are real zeros."""
     return tuple(slot for slot, point in (first, second) if zero_points_are_zero(scope, point))
 
 
-def _zero_result(scope: Scope, mode: ZeroMode, slots: Slots, *zero_points: int) -> None:
-    scope.zero(mode if zero_points_are_zero(scope, *zero_points) else "never", slots)
+def _zero_product(
+    scope: Scope, weight: int, bias: int, exact: tuple[int, ...], out_zero_point: int | None
+) -> None:
+    """Products are zero where one exact operand is; with a bias only where weights and bias are."""
+    if out_zero_point is not None and not zero_points_are_zero(scope, out_zero_point):
+        scope.zero("never")
+    elif not scope.has_input(bias):
+        scope.zero("any", exact)
+    else:
+        scope.zero("all" if weight in exact else "never", (weight, bias))
 
 
 @rule("QLinearConv")
@@ -121,8 +135,8 @@ def qlinear_conv(scope: Scope) -> None:
     convolve(scope, weight_slot=3, bias_slot=8, channels_last=last, exact_slots=exact)
     settings(scope, weight[0], 4, 5)
     # zero points per channel are zeroed with the weights, so y's is all that matters
-    mode: ZeroMode = "all" if zero_points_are_zero(scope, 7) else "never"
-    scope.zero(mode, (3, 8) if zero_points_are_zero(scope, 5) else (3, 5, 8))
+    slots = (3, 8) if zero_points_are_zero(scope, 5) else (3, 5, 8)
+    scope.zero("all" if zero_points_are_zero(scope, 7) else "never", slots)
 
 
 @rule("ConvInteger")
@@ -139,43 +153,50 @@ def conv_integer(scope: Scope) -> None:
 
 
 def _product(
-    scope: Scope, slots: tuple[int, int], zero_points: tuple[int, int], scales: tuple[int, ...] = ()
-) -> tuple[Axes, Axes] | None:
-    """A matrix product of integers; settings of the first operand are per row, else per column."""
-    a, b, out = scope.input(slots[0]), scope.input(slots[1]), scope.output()
+    scope: Scope, a_slots: tuple[int, ...], b_slots: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """A product of integers; returns the exact operands, or None if shapes are unknown.
+
+    Args:
+        a_slots: where A, its zero point and its scale stand; the latter two vary per row.
+        b_slots: the same of B, per column.
+    """
+    a, b, out = scope.input(a_slots[0]), scope.input(b_slots[0]), scope.output()
     if a is None or b is None or out is None:
         scope.freeze_all(UNKNOWN)
         return None
-    exact = _exact_operands(scope, (slots[0], zero_points[0]), (slots[1], zero_points[1]))
+    exact = _exact_operands(scope, (a_slots[0], a_slots[1]), (b_slots[0], b_slots[1]))
     multiply(scope, a, b, out, exact)
-    rows, columns = a[-2] if len(a) > 1 else a[-1], b[-1]
-    for slot, axis in zip((*zero_points, *scales), (rows, columns, rows, columns), strict=False):
-        settings(scope, axis, slot)
-    return a, b
+    settings(scope, a[-2] if len(a) > 1 else a[-1], *a_slots[1:], position=-2)
+    settings(scope, b[-1], *b_slots[1:])
+    return exact
 
 
 @rule("MatMulInteger")
 def matmul_integer(scope: Scope) -> None:
     """A, B, their zero points -> int32 sums."""
-    if _product(scope, (0, 1), (2, 3)):
-        _zero_result(scope, "any", (0, 1), 2, 3)
+    exact = _product(scope, (0, 2), (1, 3))
+    if exact is not None:
+        scope.zero("any", exact)
 
 
 @rule("QLinearMatMul")
 def qlinear_matmul(scope: Scope) -> None:
     """(a, scale, zero) (b, scale, zero), y's (scale, zero)."""
-    if _product(scope, (0, 3), (2, 5), (1, 4)):
-        _zero_result(scope, "any", (0, 3), 2, 5, 7)
+    exact = _product(scope, (0, 2, 1), (3, 5, 4))
+    if exact is not None:
+        scope.zero("any" if zero_points_are_zero(scope, 7) else "never", exact)
 
 
 @rule("MatMulIntegerToFloat", domain=MICROSOFT)
 def matmul_integer_to_float(scope: Scope) -> None:
-    """A, B, their scales, their zero points, bias (columns,)."""
-    operands = _product(scope, (0, 1), (4, 5), (2, 3))
-    if operands:
+    """A, B, their scales (of B one, or one per column), their zero points, bias (columns,)."""
+    if any(scope.extent(axis) != ONE for slot in (2, 4) for axis in scope.input(slot) or ()):
+        return scope.freeze_all("its first operand has several scales")
+    exact = _product(scope, (0, 4, 2), (1, 5, 3))
+    if exact is not None:
         _add_bias(scope, 6)
-        slots, mode = ((1, 6), "all") if scope.has_input(6) else ((0, 1), "any")
-        _zero_result(scope, mode, slots, 4, 5)  # type: ignore[arg-type]
+        _zero_product(scope, 1, 6, exact, None)
 
 
 @rule("DynamicQuantizeMatMul", domain=MICROSOFT)
@@ -190,7 +211,7 @@ def dynamic_quantise_matmul(scope: Scope) -> None:
     multiply(scope, a, b, out, (0,))
     settings(scope, b[-1], 2, 3)
     _add_bias(scope, 4)
-    _zero_result(scope, "all", (1, 4), 3)
+    scope.zero("all" if zero_points_are_zero(scope, 3) else "never", (1, 4))
 
 
 def _add_bias(scope: Scope, slot: int) -> None:
@@ -206,16 +227,18 @@ def qgemm(scope: Scope) -> None:
     out = scope.output()
     if out is None:
         return scope.freeze_all(UNKNOWN)
-    gemm(scope, slots=(0, 3, 6), exact_slots=_exact_operands(scope, (0, 2), (3, 5)))
+    exact = _exact_operands(scope, (0, 2), (3, 5))
+    gemm(scope, slots=(0, 3, 6), exact_slots=exact)
     settings(scope, out[1], 4, 5)
-    slots, mode = ((3, 6), "all") if scope.has_input(6) else ((0, 3), "any")
-    _zero_result(scope, mode, slots, 2, 5, 8)  # type: ignore[arg-type]
+    _zero_product(scope, 3, 6, exact, 8)
 
 
 @rule("QAttention", domain=MICROSOFT)
 def quantised_attention(scope: Scope) -> None:
-    """Attention with input, weights (in, q + k + v), bias, input scale, weight scale, mask, zero
-    points of both, past; scale and zero point of the weights per tensor or per column."""
+    """Input, weights (in, q + k + v), bias, their scales, mask, their zero points, past.
+
+    Scale and zero point of the weights are per tensor or per column.
+    """
     x, weights = scope.input(0), scope.input(1)
     if x is None or weights is None:
         return scope.freeze_all(UNKNOWN)
@@ -227,6 +250,11 @@ def quantised_attention(scope: Scope) -> None:
 
 
 # --- element by element ----------------------------------------------------------------------
+
+
+def _zero_result(scope: Scope, mode: ZeroMode, slots: Slots, *zero_points: int) -> None:
+    scope.zero(mode if zero_points_are_zero(scope, *zero_points) else "never", slots)
+
 
 # The quantised inputs, and the zero points that must be zero for zeros to pass.
 _ELEMENTWISE: dict[str, tuple[tuple[int, ...], tuple[int, ...], ZeroMode]] = {

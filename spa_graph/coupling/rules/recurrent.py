@@ -109,7 +109,8 @@ def _zero_channels(scope: Scope, x: Axes, hidden: Axis, activations: list[str]) 
     scope.contract(x[2], slots=(_X, _W))
     if all(scope.is_parameter(slot) for slot in _WEIGHTS if scope.has_input(slot)):
         scope.contract(hidden, slots=(_R,))
-        scope.zero("all" if _KEEP_ZERO.issuperset(activations) else "never", _STATES)
+        keeps = _KEEP_ZERO.issuperset(activations)
+        scope.zero("all" if keeps else "never", _STATES, outputs=None)
     else:
         scope.renormalise(hidden)
 

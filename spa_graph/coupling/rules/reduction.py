@@ -67,16 +67,16 @@ def arg_max(scope: Scope) -> None:
     scope.zero("never")
 
 
-@rule("TopK", "CumSum")
+@rule("TopK", "CumSum", "CumProd")
 def along_axis(scope: Scope) -> None:
     """All outputs have the input's axes; along one of them elements are told by position."""
     x = scope.input(0)
     if x is None:
         return scope.freeze_all("an operand has no known shape")
-    if scope.operator.op_type == "CumSum":
+    if scope.operator.op_type != "TopK":
         given = scope.constant(1)
         if given is None:
-            return scope.freeze_all("the summed axis is not constant")
+            return scope.freeze_all("the accumulated axis is not constant")
         along = int(given.reshape(-1)[0]) % len(x)
     else:
         along = scope.attribute("axis", -1) % len(x)

@@ -2,9 +2,9 @@
 
 `onnx.load` needs a file's size twice (the bytes and the parsed message), saving needs it twice
 again. Here the protobuf message is read *around* its weights: the file is memory-mapped, the
-payload of every large `raw_data` is left out of the message that is parsed, and an
-`onnx_ir.ExternalTensor` that points into the model file itself takes its place. Writing goes the
-other way: the message is serialised without the large weights, which are streamed in behind it.
+payload of every large `raw_data` is left out of the message that is parsed, and a tensor that
+reads from the model file itself takes its place. Writing goes the other way: the message is
+serialised without the large weights, which are streamed in behind it.
 
 Wire format (https://protobuf.dev/programming-guides/encoding): a message is a sequence of
 (tag, payload); tag = field number << 3 | wire type; length-delimited payloads (wire type 2) carry
@@ -26,14 +26,16 @@ from typing import IO, Any
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx_ir.external_data import set_base_dir
 
 from spa_graph.errors import ModelError
+from spa_graph.frontends.onnx.mapping import MappedFile, mapped
 
 MAPPED_FROM = 4096
 """Weights of at least this many bytes are mapped and streamed; smaller ones are parsed."""
 INLINE_LIMIT = 2**31 - 2**20
 """A protobuf message must stay below 2 GiB; a larger network is written with external data."""
+COPIED_UP_TO = 2**26
+"""Files of at most this many bytes are opened by ONNX Runtime as they are."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Where tensors stand: ModelProto.graph -> initializer, and graph -> node -> attribute -> t
@@ -51,15 +53,19 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             or lies outside the model's folder.
     """
     path = Path(path)
-    message = _read_message(path)
-    external = _external_tensors(message, path)
-    model = ir.from_proto(message)
-    set_base_dir(model.graph, path.resolve().parent)
-    for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor) and tensor.location == os.fspath(path.resolve()):
-            tensor.base_dir = ""  # a tensor inside the model file itself, named by its full path
-    model.meta["external_data"] = external
+    model = ir.from_proto(_read_message(path))
+    model.meta["files"] = _map_weights(model, path)
+    model.meta["external_data"] = len(model.meta["files"]) > 1
     return model
+
+
+def sources(model: ir.Model) -> list[Path]:
+    """The files that a model is read from: its own and those of its weights."""
+    found = dict.fromkeys(model.meta.get("files", ()))
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            found[Path(value.const_value.path)] = None
+    return list(found)
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
@@ -103,14 +109,37 @@ def write(model: ir.Model, path: Path) -> None:
         raise ModelError(f"cannot write {path}: {error.strerror}") from error
 
 
+@contextmanager
+def openable(path: Path) -> Iterator[Path]:
+    """A name under which ONNX Runtime opens a model without copying its weights.
+
+    It keeps up to three copies of weights that lie inside the model file while it opens it, but maps
+    external data. So a large file is read as its own external data: the same bytes at the same
+    places, found by decoding the file anew.
+    """
+    if path.stat().st_size <= COPIED_UP_TO:
+        yield path
+        return
+    message = _read_message(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(message.SerializeToString())
+        yield Path(name)
+    finally:
+        Path(name).unlink()
+
+
 # --- reading ---------------------------------------------------------------------------------
 
 
 def _read_message(path: Path) -> onnx.ModelProto:
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            location = os.fspath(path.resolve()).encode()
-            slim = _without_weights(data, 0, len(data), _MODEL, location)
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            slim = _without_weights(data, 0, len(data), _MODEL, path.resolve().name.encode())
         message = onnx.ModelProto.FromString(slim)
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
@@ -197,44 +226,53 @@ def _reference_tensor(data: Any, start: int, end: int, file: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _external_tensors(message: onnx.ModelProto, path: Path) -> bool:
-    """Check that external data lies in the model's folder and is complete; whether there is any."""
-    folder = path.resolve().parent
-    found = False
-    for tensor in message.graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        location = place.get("location", "")
-        if tensor.data_location != onnx.TensorProto.EXTERNAL or location == str(path.resolve()):
-            continue
-        found = True
-        target = (folder / location).resolve()
-        if not target.is_relative_to(folder):
-            raise ModelError(
-                f"{path}: weight `{tensor.name}` points outside the model's folder ({location}); "
-                "refused: move the data file beside the model"
-            )
-        if not target.is_file():
-            raise ModelError(
-                f"{path}: external data file {location} of weight `{tensor.name}` is missing; "
-                "put it beside the model"
-            )
-        stop = int(place.get("offset") or 0) + int(place.get("length") or 0)
-        if target.stat().st_size < stop:
-            raise ModelError(
-                f"{path}: external data file {location} is truncated: weight `{tensor.name}` "
-                f"needs {stop} bytes, the file has {target.stat().st_size}"
-            )
-    return found
+def _map_weights(model: ir.Model, path: Path) -> list[Path]:
+    """Let every weight read from a mapped file; the files, the model's own first."""
+    own = MappedFile(path.resolve())
+    known = {os.fspath(own.path): own}
 
+    def share(tensor: ir.ExternalTensor) -> ir.LazyTensor:
+        target = _data_file(tensor, path)
+        file = known.setdefault(os.fspath(target), MappedFile(target))
+        return mapped(tensor, file)
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for value in _initializers(model):
-        yield value.const_value
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = share(value.const_value)
     for graph in model.graphs():
         for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
-                    yield attribute.value
+            for key, attribute in list(node.attributes.items()):
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[key] = ir.AttrTensor(key, share(attribute.value))
+    return [file.path for file in known.values()]
+
+
+def _data_file(tensor: ir.ExternalTensor, path: Path) -> Path:
+    """The file that holds a weight, checked: it lies in the model's folder and is complete."""
+    folder, location = path.resolve().parent, os.fspath(tensor.location)
+    target = (folder / location).resolve()
+    if not target.is_relative_to(folder):
+        raise ModelError(
+            f"{path}: weight `{tensor.name}` points outside the model's folder ({location}); "
+            "refused: move the data file beside the model"
+        )
+    if not target.is_file():
+        raise ModelError(
+            f"{path}: external data file {location} of weight `{tensor.name}` is missing; "
+            "put it beside the model"
+        )
+    if tensor.length is not None and tensor.length != tensor.nbytes:
+        raise ModelError(
+            f"{path}: weight `{tensor.name}` has {tensor.length} bytes, but its shape needs "
+            f"{tensor.nbytes}"
+        )
+    stop, size = (tensor.offset or 0) + tensor.nbytes, target.stat().st_size
+    if size < stop:
+        raise ModelError(
+            f"{path}: external data file {location} is truncated: weight `{tensor.name}` "
+            f"needs {stop} bytes, the file has {size}"
+        )
+    return target
 
 
 def _initializers(model: ir.Model) -> list[ir.Value]:
@@ -256,12 +294,14 @@ def _write_inline(model: ir.Model, path: Path) -> None:
         for value, tensor in zip(main, weights, strict=True):
             value.const_value = tensor
     slim = {v.name: t for v, t in zip(main, weights, strict=True)}
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         _stream(message, slim, file)
 
 
 def _large(tensor: Any) -> bool:
-    return tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= MAPPED_FROM
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return False
+    return int(tensor.nbytes) >= MAPPED_FROM
 
 
 def _placeholder(name: str | None, tensor: ir.TensorProtocol) -> ir.ExternalTensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from spa_graph.coupling.relations import Use
+from spa_graph.frontends.onnx.mapping import ComputedTensor
 from spa_graph.frontends.onnx.reader import constant_tensor
 from spa_graph.plan import AxisIndices, same_slices
 
@@ -16,30 +19,35 @@ Transform = Callable[[ir.TensorProtocol, AxisIndices], ir.TensorProtocol]
 
 def sliced(tensor: ir.TensorProtocol, kept: AxisIndices) -> ir.TensorProtocol:
     """Only the kept positions of each axis."""
+    sizes = [len(kept[axis]) if axis in kept else size for axis, size in enumerate(_sizes(tensor))]
 
-    def compute() -> ir.TensorProtocol:
+    def rows(start: int, stop: int) -> NDArray[Any]:
         weights = tensor.numpy()
+        part = weights[kept[0][start:stop]] if 0 in kept else weights[start:stop]
         for axis, index in kept.items():
-            weights = np.take(weights, index, axis=axis)
-        return ir.Tensor(weights, dtype=tensor.dtype, name=tensor.name)
+            part = np.take(part, index, axis=axis) if axis else part
+        return part
 
-    shape = [len(kept[axis]) if axis in kept else size for axis, size in enumerate(tensor.shape)]
-    return ir.LazyTensor(compute, tensor.dtype, ir.Shape(shape), name=tensor.name)
+    return ComputedTensor(rows, tensor.dtype, ir.Shape(sizes), tensor.name)
 
 
 def zeroed(tensor: ir.TensorProtocol, kept: AxisIndices) -> ir.TensorProtocol:
     """The same shape, zero wherever a position of some axis is not kept."""
+    sizes = _sizes(tensor)
+    gone = {axis: np.delete(np.arange(sizes[axis]), index) for axis, index in kept.items()}
 
-    def compute() -> ir.TensorProtocol:
-        weights = tensor.numpy().copy()
-        for axis, index in kept.items():
-            gone = np.ones(weights.shape[axis], bool)
-            gone[index] = False
-            weights[(slice(None),) * axis + (gone,)] = 0
-        return ir.Tensor(weights, dtype=tensor.dtype, name=tensor.name)
+    def rows(start: int, stop: int) -> NDArray[Any]:
+        part = tensor.numpy()[start:stop].copy()
+        for axis, index in gone.items():
+            own = index if axis else index[(index >= start) & (index < stop)] - start
+            part[(slice(None),) * axis + (own,)] = 0
+        return part
 
-    shape = ir.Shape(list(tensor.shape))
-    return ir.LazyTensor(compute, tensor.dtype, shape, name=tensor.name)
+    return ComputedTensor(rows, tensor.dtype, ir.Shape(sizes), tensor.name)
+
+
+def _sizes(tensor: ir.TensorProtocol) -> list[int]:
+    return [int(size) for size in tensor.shape.numpy()]
 
 
 def transform_weights(

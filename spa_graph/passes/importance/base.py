@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -133,7 +133,7 @@ def score(
     return scores
 
 
-def _check(value: str, what: str, known: dict[str, Callable[..., object]]) -> None:
+def _check(value: str, what: str, known: Mapping[str, object]) -> None:
     if value not in known:
         raise OptionError(f"unknown {what} `{value}`; there are: {', '.join(sorted(known))}")
 

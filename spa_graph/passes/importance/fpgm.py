@@ -18,6 +18,7 @@ class FPGM(Criterion):
     name = "fpgm"
     roles = frozenset({"weight", "table"})
 
+    @np.errstate(invalid="ignore", over="ignore")  # weights that are no numbers are found later
     def channels(self, part: ParameterAxis) -> Floats:
         count = len(part.index)
         products = np.zeros((count, count))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from spa_graph.passes.importance.base import Criterion, Floats, ParameterAxis, criterion
+from spa_graph.passes.importance.magnitude import L1
 
 
 @criterion
 class Random(Criterion):
-    """Uniform in [0, 1), from a seed."""
+    """Uniform in [0, 1), from a seed; NaN where the weights are, as every criterion."""
 
     name = "random"
 
@@ -17,4 +18,5 @@ class Random(Criterion):
         self._generator = np.random.default_rng(seed)
 
     def channels(self, part: ParameterAxis) -> Floats:
-        return self._generator.random(len(part.index))
+        broken = ~np.isfinite(L1().channels(part))
+        return np.where(broken, np.nan, self._generator.random(len(part.index)))
