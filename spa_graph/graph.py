@@ -62,6 +62,11 @@ class Known:
     origins: frozenset[tuple[str, int]] = frozenset()
 
     @property
+    def uniform(self) -> bool:
+        """Whether it is one value repeated: zeros, ones."""
+        return all((v == v.flat[0]).all() for v in (self.nominal, self.other) if v.size)
+
+    @property
     def static(self) -> bool:
         same_shape = self.nominal.shape == self.other.shape
         return same_shape and np.array_equal(self.nominal, self.other)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from tests.models import CHAIN, network
 
 from spa_graph import cli
+from tests.models import CHAIN, network
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,32 @@ class Ran:
     err: str
 
 
+Command = Callable[..., Ran]
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder, with its size and time of change."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in folder.rglob("*")
+    }
+
+
+def assert_refused(command: Command, folder: Path, *arguments: object, says: str) -> None:
+    """Exit code 2, one line that says why, and the folder as it was."""
+    before = listing(folder)
+    ran = command(*arguments)
+    assert (ran.code, ran.out) == (2, ""), ran
+    lines = [line for line in ran.err.splitlines() if not line.endswith(" ...")]
+    assert len(lines) == 1, ran.err
+    assert lines[0].startswith("spa-prune: ")
+    assert says in lines[0]
+    assert "Traceback" not in ran.err
+    assert listing(folder) == before
+
+
 @pytest.fixture
-def command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Ran]:
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `spa-prune ARGS` in this process."""
 
     def run(*arguments: object) -> Ran:
@@ -46,7 +68,7 @@ def command(
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Callable[..., Ran]:
+def process(tmp_path: Path) -> Command:
     """Run `spa-prune ARGS` as a process of its own, in the test's folder."""
 
     def run(*arguments: object) -> Ran:

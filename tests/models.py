@@ -67,6 +67,12 @@ mlp (float[N,4] x) => (float[N,3] y)
 }
 """
 
+BIG = """
+big (float[N,64] x) => (float[N,3] y) <float[64,64] w1, float[64,3] w2>
+{ h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }
+"""
+"""A network whose weights are large enough to be mapped."""
+
 
 def network(
     text: str,
@@ -107,6 +113,13 @@ def _random(declared: onnx.ValueInfoProto, generator: np.random.Generator) -> Ar
 
 def _sign(generator: np.random.Generator, shape: list[int]) -> Array:
     return generator.choice([-1.0, 1.0], shape)
+
+
+def external_model(folder: Path, location: str = "weights.bin") -> Path:
+    """BIG with its weights in a file of their own."""
+    path = folder / "model.onnx"
+    onnx.save(network(BIG), path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
 
 
 # --- running -------------------------------------------------------------------------------------

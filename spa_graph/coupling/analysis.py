@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -125,12 +126,13 @@ def analyze(
 def _apply_rule(scope: Scope) -> None:
     operator, graph = scope.operator, scope.relations.graph
     _freeze_sizes_used_as_numbers(scope)
-    if all(name in graph.known for name in operator.outputs if name):
-        _freeze_integers(scope)
+    known = all(name in graph.known for name in operator.outputs if name)
+    if known:
         _freeze_known(scope)
-        return
     rule = find_rule(operator.domain, operator.op_type)
-    if rule is None:
+    if rule is None and known:
+        pass  # nothing to report: no features pass here
+    elif rule is None:
         scope.freeze_all(f"no rule for {operator.kind}")
     elif any(name in graph.unshaped for name in (*operator.inputs, *operator.outputs)):
         name = next(n for n in (*operator.inputs, *operator.outputs) if n in graph.unshaped)
@@ -159,11 +161,11 @@ def _freeze_integers(scope: Scope) -> None:
 def _freeze_known(scope: Scope) -> None:
     """Values that follow from shapes are data about axes, not features.
 
-    One repeated value (zeros, ones) can still take any size that its consumers need.
+    One repeated value (zeros, ones) can still take any size that its consumers need; the operator's
+    rule says how that size comes about.
     """
     for name in filter(None, scope.operator.outputs):
-        known = scope.relations.graph.known[name]
-        if any(value.size and (value != value.flat[0]).any() for value in (known.nominal, known.other)):
+        if not scope.relations.graph.known[name].uniform:
             scope.freeze(scope.relations.value(name) or (), "is computed from sizes and constants")
 
 
@@ -236,11 +238,13 @@ def _index_matrices(channel: Ints, bounds: Ints) -> dict[int, Ints]:
     order = np.argsort(channel, kind="stable")
     order = order[channel[order] >= 0]
     group = np.searchsorted(bounds, channel[order], side="right") - 1
-    found = {}
-    for own in np.unique(group).tolist():
-        elements = order[group == own]
-        found[own] = elements.reshape(int(bounds[own + 1] - bounds[own]), -1)
-    return found
+    # channels of one group follow one another, so the sorted elements only have to be cut
+    cuts = np.flatnonzero(np.diff(group)) + 1
+    return {
+        int(own[0]): elements.reshape(int(bounds[own[0] + 1] - bounds[own[0]]), -1)
+        for own, elements in zip(np.split(group, cuts), np.split(order, cuts), strict=True)
+        if len(own)
+    }
 
 
 def _group_names(members: list[list[Member]], operators: list[Operator]) -> list[str]:
@@ -251,7 +255,8 @@ def _group_names(members: list[list[Member]], operators: list[Operator]) -> list
     """
     firsts = [next((m for m in own if m.axis != 1), own[0]) for own in members]
     names = [f"{first.parameter}:{first.axis}" for first in firsts]
+    often = Counter(names)
     return [
-        name if names.count(name) == 1 else f"{name} in {operators[first.operator].name}"
+        name if often[name] == 1 else f"{name} in {operators[first.operator].name}"
         for name, first in zip(names, firsts, strict=True)
     ]

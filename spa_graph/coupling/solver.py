@@ -150,8 +150,11 @@ def _consequences(
     whole = relations.reason(item.whole)
     if whole:
         return [(axis, whole) for axis in item.factors]
-    reasons = [relations.reason(axis) for axis in item.factors]
-    return [(item.whole, next(filter(None, reasons), ""))] if all(reasons) else []
+    if not all(relations.reason(axis) for axis in item.factors):
+        return []
+    blocks = [axis for axis in item.factors if relations.dim(axis) in relations.blocks]
+    wanted = max(blocks or item.factors[::-1], key=lambda axis: relations.extent(axis).nominal)
+    return [(item.whole, relations.reason(wanted) or "")]
 
 
 def _all_frozen(relations: Relations, whole: Axis, covered: dict[Axis, list[Segment]]) -> bool:
@@ -182,7 +185,8 @@ def _choose(relations: Relations, item: Relation) -> tuple[Axis | None, list[Axi
     free = [axis for axis in factors if not relations.reason(axis)]
     if not free:
         return None, []
-    blocks = [axis for axis in free if relations.dim(axis) in relations.blocks]
+    whole_is_blocks = relations.dim(_axes(item)[0]) in relations.blocks  # then so is each factor
+    blocks = [a for a in free if whole_is_blocks or relations.dim(a) in relations.blocks]
     best = blocks[0] if blocks else max(free, key=lambda axis: relations.extent(axis).nominal)
     losers = [a for a in free if a is not best and relations.dim(a) != relations.dim(best)]
     if len(losers) < len(free) - 1:  # the same Dim twice (x merged with x): no factor can go

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
 from spa_graph.errors import ModelError, OptionError, VerificationError
-from spa_graph.frontends.onnx import editor, files, masking
+from spa_graph.frontends.onnx import checker, editor, files, masking
 from spa_graph.frontends.onnx.reader import InputShapes, read
 from spa_graph.graph import Graph
 from spa_graph.passes.allocate import Budget, Kept, Limits, allocate, allocate_uniform
@@ -209,10 +209,28 @@ def verify(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer:
         probes = (0,) if _all_static(graph) else (0, 1)
         feeds = [random_inputs(graph, probe=probe) for probe in probes]
         want = _run_plain(masked, feeds)
-        with files.openable(draft) as written:
+        with files.openable(draft) as written, _as_proof():
             got = _run_plain(written, feeds)
+        _check_file(draft, analysis.original)
         found = [compare(names, *pair) for pair in zip(got, want, strict=True)]
         return max(found, key=lambda agreement: agreement.share)
+
+
+@contextmanager
+def _as_proof() -> Iterator[None]:
+    """The masked network runs, so if the pruned one doesn't, pruning broke it."""
+    try:
+        yield
+    except ModelError as error:
+        raise VerificationError(f"the pruned network is broken: {error}") from error
+
+
+def _check_file(draft: Path, original: ir.Model) -> None:
+    """onnx's checker accepts the pruned file, or rejected the original already."""
+    complaint = checker.complaint(draft)
+    source = original.meta.get("files")
+    if complaint and not (source and checker.complaint(source[0])):
+        raise VerificationError(f"onnx's checker rejects the pruned network: {complaint}")
 
 
 def _run_plain(path: Path, feeds: list[Feeds]) -> list[list[Array]]:

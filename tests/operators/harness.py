@@ -43,6 +43,7 @@ class Row:
         exact: whether removing all its channels equals zeroing their weights; None: both occur.
         values: weights that aren't random.
         runs: whether ONNX Runtime has a CPU kernel; if not, only the analysis is checked.
+        renamed: operator types that ONNX's checker doesn't know, by what they are written as.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Row:
     opset: int = 21
     values: Mapping[str, Any] = field(default_factory=dict)
     runs: bool = True
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name
@@ -65,7 +67,10 @@ class Row:
         for declared in graph.value_info:
             if declared.name not in values:
                 values[declared.name] = _weight(declared, generator)
-        return network(text, opset=self.opset, values=values, imports=imports)
+        model = network(text, opset=self.opset, values=values, imports=imports)
+        for node in model.graph.node:
+            node.op_type = self.renamed.get(node.op_type, node.op_type)
+        return model
 
 
 def row(name: str, text: str, *prunes: str, **options: Any) -> Row:
@@ -75,7 +80,8 @@ def row(name: str, text: str, *prunes: str, **options: Any) -> Row:
 
 def rules_in(entry: Row) -> set[tuple[str, str]]:
     """The (domain, operator type) of every operator of a row, subgraphs included."""
-    return _rules_in(onnx.parser.parse_graph("row " + entry.text))
+    found = _rules_in(onnx.parser.parse_graph("row " + entry.text))
+    return {(domain, entry.renamed.get(op_type, op_type)) for domain, op_type in found}
 
 
 def _rules_in(graph: onnx.GraphProto) -> set[tuple[str, str]]:

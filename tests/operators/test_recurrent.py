@@ -42,7 +42,7 @@ ROWS = [
     row("lstm", cell("LSTM"), *CUT),
     row("gru", cell("GRU"), *CUT),
     row("rnn", cell("RNN"), *CUT),
-    row("lstm opset 7", cell("LSTM"), *CUT, opset=7),
+    row("lstm opset 9", cell("LSTM"), *CUT, opset=9),
     row("gru opset 14", cell("GRU"), *CUT, opset=14),
     row("lstm reverse", cell("LSTM", attributes=', direction="reverse"'), *CUT),
     row(
@@ -52,7 +52,7 @@ ROWS = [
             operands="x, w, r, b", weights=", float[2,32] b",
         ),
         *BIASED,
-        frozen={"w:0": "counts the directions", "w:2": "is graph input"},
+        frozen={"w:0": "counts the directions", "w:2": "is graph input `x`"},
     ),
     row(
         "gru bidirectional, bias, linear before reset",
@@ -91,7 +91,7 @@ ROWS = [
     row(
         "lstm layout 1",
         """
-        (float[N,5,3] x) => (float[] y)
+        (float[N,5,3] x) => (float[N,5,2] y)
         <float[1,16,3] w, float[1,16,4] r, float[4,2] v, int64[1] two = {2}>
         {
             h = LSTM<hidden_size=4, layout=1>(x, w, r)
@@ -139,7 +139,7 @@ ROWS = [
             f = Squeeze(h, one)
             y = MatMul(f, v)
         }""",
-        frozen={"w:1": "is graph input", "r:2": "is graph input `h0`"},
+        frozen={"w:1": "is graph input `h0`", "r:2": "is graph input `h0`"},
     ),
     row(
         "lstm sequence lengths",
@@ -152,7 +152,7 @@ ROWS = [
             y = MatMul(f, v)
         }""",
         *CUT,
-        frozen={"n:0": "is graph input"},
+        frozen={"n:0": "runs over sequences"},
     ),
     row(
         "gru whose activation loses zero, then a sum over features",

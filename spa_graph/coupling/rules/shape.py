@@ -114,6 +114,11 @@ def expand(scope: Scope) -> None:
     if any(scope.extent(axis) == UNKNOWN for axis in out):  # its sizes could not be corrected
         return scope.freeze((*x, *out), "expands to sizes that depend on data")
     broadcast(scope, x, out)
+    repeated = scope.known(0)
+    if repeated is not None and repeated.uniform:
+        scope.free(out)  # one value everywhere takes any size
+        scope.zero("never")
+        return None
     for position, axis in enumerate(reversed(out)):
         source = x[-1 - position] if position < len(x) else None
         if source is None or scope.extent(source) != scope.extent(axis):
@@ -253,3 +258,4 @@ def constant_of_shape(scope: Scope) -> None:
 @rule("Shape", "Size")
 def shape(scope: Scope) -> None:
     """Only names sizes; what it feeds is followed as data about axes."""
+    scope.free(scope.input(0) or ())

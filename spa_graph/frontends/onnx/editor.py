@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.errors import RewriteError
-from spa_graph.frontends.onnx.reader import InputShapes, SizeMismatch, read, size_mismatches
+from spa_graph.frontends.onnx.reader import InputShapes, SizeMismatch, read, read_expecting
 from spa_graph.frontends.onnx.weights import (
     add_initializer,
     sliced,
@@ -42,8 +42,7 @@ def apply_edits(
     edit_operators(model, nodes, edits, range(len(graph.operators)))
     transform_weights(model, nodes, edits.slices, sliced)
     _declare_shapes(model, edits.expected, graph)
-    _correct_sizes(model, nodes, graph, edits, input_shapes)
-    result = read(model, input_shapes)
+    result = _correct_sizes(model, nodes, graph, edits, input_shapes)
     _check_shapes(result, edits.expected)
     return result
 
@@ -115,8 +114,9 @@ def _declare_shapes(model: ir.Model, expected: Mapping[str, Shape], graph: Graph
             new, old = expected.get(value.name or ""), graph.shapes.get(value.name or "")
             if value.shape is None or new is None or old is None or len(value.shape) != len(new):
                 continue
+            # a symbol such as `12*batch` no longer holds, and may now differ between layers
             dims = [
-                after.nominal if before != after and after.static else dim
+                dim if before == after else after.nominal if after.static else None
                 for dim, before, after in zip(value.shape, old, new, strict=True)
             ]
             value.shape = ir.Shape(dims)
@@ -131,19 +131,19 @@ def _correct_sizes(
     graph: Graph,
     edits: Edits,
     input_shapes: InputShapes | None,
-) -> None:
+) -> Graph:
+    """Correct the sizes that come out wrong; returns the graph of the result."""
     by_output = {o.outputs[0]: o for o in graph.operators if o.outputs}
-    changed = {name: s for name, s in edits.expected.items() if s != graph.shapes[name]}
     wanted = {
         name: shape
         for name, shape in edits.expected.items()
         if name in by_output and UNKNOWN not in shape
     }
-    if not changed:
-        return
-    for mismatch in size_mismatches(model, wanted, input_shapes):
+    result, mismatches = read_expecting(model, wanted, input_shapes)
+    for mismatch in mismatches:
         operator = by_output[mismatch.output]
         _correct(model, nodes[operator.index], operator, mismatch, edits.expected[mismatch.output])
+    return read(model, input_shapes) if mismatches else result
 
 
 def _correct(

@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             or lies outside the model's folder.
     """
     path = Path(path)
-    model = ir.from_proto(_read_message(path))
+    model = ir.from_proto(read_message(path))
     model.meta["files"] = _map_weights(model, path)
     model.meta["external_data"] = len(model.meta["files"]) > 1
     return model
@@ -120,7 +120,7 @@ def openable(path: Path) -> Iterator[Path]:
     if path.stat().st_size <= COPIED_UP_TO:
         yield path
         return
-    message = _read_message(path)
+    message = read_message(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -133,7 +133,8 @@ def openable(path: Path) -> Iterator[Path]:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _read_message(path: Path) -> onnx.ModelProto:
+def read_message(path: Path) -> onnx.ModelProto:
+    """The file's message; large weights are references into the file itself."""
     try:
         with (
             path.open("rb") as file,

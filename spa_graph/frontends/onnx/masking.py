@@ -52,7 +52,8 @@ def _run_compactly(
 def _take(model: ir.Model, node: ir.Node, slot: int, axis: int, stays: Stays) -> None:
     """Feed only the kept elements to an input."""
     source = node.inputs[slot]
-    taken = _gather(model, source, np.flatnonzero(stays), axis, f"{node.outputs[0].name}.take{slot}")
+    label = next(out.name for out in node.outputs if out.name)
+    taken = _gather(model, source, np.flatnonzero(stays), axis, f"{label}.take{slot}")
     model.graph.insert_before(node, taken)
     node.replace_input_with(slot, taken.outputs[0])
 

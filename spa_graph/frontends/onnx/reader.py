@@ -40,11 +40,34 @@ def read(model: ir.Model, input_shapes: InputShapes | None = None) -> Graph:
     Raises:
         ModelError: the graph is empty, or no choice of sizes is accepted by its operators.
     """
+    return read_expecting(model, {}, input_shapes)[0]
+
+
+def read_expecting(
+    model: ir.Model, wanted: Mapping[str, Shape], input_shapes: InputShapes | None = None
+) -> tuple[Graph, list[SizeMismatch]]:
+    """`read`, and where a size that the network computes doesn't give a wanted shape.
+
+    Each mismatch is found as if all before it were corrected; the graph counts if there are none.
+    """
     if not len(model.graph):
         raise ModelError("the model has no operators; there is nothing to prune")
     nodes = [(node, _bare(node)) for node in model.graph]
     constants = dict(_constants(model.graph))
-    nominal, other = _probe_twice(model, nodes, constants, input_shapes or {})
+    nominal, other = _probe_twice(model, nodes, constants, input_shapes or {}, wanted)
+    return _graph(model, nodes, constants, nominal, other), _mismatches(nodes, nominal, other)
+
+
+Nodes = list[tuple[ir.Node, onnx.NodeProto]]
+
+
+def _graph(
+    model: ir.Model,
+    nodes: Nodes,
+    constants: Mapping[str, ir.TensorProtocol],
+    nominal: Probe,
+    other: Probe,
+) -> Graph:
     computing = [
         position
         for position, (node, _) in enumerate(nodes)
@@ -105,7 +128,7 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     """What a Constant node holds, in whichever attribute it is."""
     for key, attribute in node.attributes.items():
         if key == "value":
-            return attribute.as_tensor()
+            return attribute.value  # type: ignore[no-any-return]  # as_tensor() checks slowly
         if key in ("value_int", "value_ints"):
             return ir.tensor(np.array(attribute.value, np.int64))
         if key in ("value_float", "value_floats"):
@@ -123,12 +146,7 @@ class SizeMismatch:
     other: NDArray[np.int64]
 
 
-def size_mismatches(
-    model: ir.Model, wanted: Mapping[str, Shape], input_shapes: InputShapes | None = None
-) -> list[SizeMismatch]:
-    """Operators whose size input doesn't give the wanted shape, if all before them do."""
-    nodes = [(node, _bare(node)) for node in model.graph]
-    nominal, other = _probe_twice(model, nodes, dict(_constants(model.graph)), input_shapes or {}, wanted)
+def _mismatches(nodes: Nodes, nominal: Probe, other: Probe) -> list[SizeMismatch]:
     found = []
     for name in dict.fromkeys([*nominal.mismatches, *other.mismatches]):
         slot = (nominal.mismatches.get(name) or other.mismatches[name])[0]
@@ -140,17 +158,17 @@ def size_mismatches(
 
 def _probe_twice(
     model: ir.Model,
-    nodes: list[tuple[ir.Node, onnx.NodeProto]],
+    nodes: Nodes,
     constants: Mapping[str, ir.TensorProtocol],
     input_shapes: InputShapes,
-    wanted: Mapping[str, Shape] | None = None,
+    wanted: Mapping[str, Shape],
 ) -> tuple[Probe, Probe]:
     opsets = dict(model.opset_imports)
     opsets.setdefault("", opsets.get("ai.onnx", 1))
     inputs = free_inputs(model)
     declared = _declared(model)
     targets = [
-        {name: tuple(extent[i] for extent in shape) for name, shape in (wanted or {}).items()}
+        {name: tuple(extent[i] for extent in shape) for name, shape in wanted.items()}
         for i in (0, 1)
     ]
 
@@ -268,7 +286,7 @@ def _operator(
     return Operator(
         index=index,
         position=position,
-        name=node.name or f"{node.op_type}:{node.outputs[0].name}",
+        name=node.name or f"{node.op_type}:{next((v.name for v in node.outputs if v.name), '')}",
         domain=domain,
         op_type=node.op_type,
         version=node.version or opsets.get(domain, 1),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,18 @@ def _evaluate_shape(
 def _run(
     proto: onnx.NodeProto, opsets: Mapping[str, int], feeds: dict[str, NDArray[Any]]
 ) -> list[Any]:
-    return list(ReferenceEvaluator(proto, opsets={"": opsets.get("", 1)}).run(None, feeds))
+    plain = onnx.NodeProto(op_type=proto.op_type, attribute=proto.attribute)
+    plain.input.extend(str(slot) if name else "" for slot, name in enumerate(proto.input))
+    plain.output.extend(str(slot) if name else "" for slot, name in enumerate(proto.output))
+    evaluator = _evaluator(plain.SerializeToString(), opsets.get("", 1))
+    numbered = {str(slot): feeds[name] for slot, name in enumerate(proto.input) if name}
+    return list(evaluator.run(None, numbered))
+
+
+@lru_cache(maxsize=1024)
+def _evaluator(node: bytes, opset: int) -> ReferenceEvaluator:
+    """Made once for all nodes that only differ by name: making one takes longer than running it."""
+    return ReferenceEvaluator(onnx.NodeProto.FromString(node), opsets={"": opset})
 
 
 def _picked(
@@ -249,7 +261,7 @@ def _infer_types(
         return
     except onnx.shape_inference.InferenceError as error:
         raise ShapeError(f"{proto.op_type} `{proto.name or proto.output[0]}`: {error}") from error
-    probe.types.update(found)
+    probe.types.update((name, kind) for name, kind in found.items() if name)
 
 
 def _standard_types(

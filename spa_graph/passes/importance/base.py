@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,27 +29,55 @@ class ParameterAxis:
     """
 
     name: str
-    weights: Weights
+    load: Callable[[], Weights]
     axis: int
     index: NDArray[np.int64]
     role: Role
+    shared: dict[str, Floats]
+    """What was computed of all positions, for every group that has some of them."""
 
-    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """The weights as (before, positions, behind), in pieces: (which positions, float32)."""
-        shape = self.weights.shape
-        before = int(np.prod(shape[: self.axis], dtype=np.int64))
-        behind = int(np.prod(shape[self.axis + 1 :], dtype=np.int64))
-        size = shape[self.axis]
-        view = self.weights.reshape(before, size, behind)
-        if before > 1:
-            step = max(1, CHUNK // max(size * behind, 1))
-            for start in range(0, before, step):
-                yield slice(0, size), view[start : start + step].astype(np.float32, copy=False)
-        else:
-            step = max(1, CHUNK // max(behind, 1))
-            for start in range(0, size, step):
-                stop = min(start + step, size)
-                yield slice(start, stop), view[:, start:stop].astype(np.float32, copy=False)
+    @property
+    def weights(self) -> Weights:
+        """The whole parameter."""
+        return self.load()
+
+    def of_positions(
+        self, what: str, start: float, merge: Callable[[Floats, NDArray[np.float32]], Floats]
+    ) -> Floats:
+        """A number per position along the axis, computed once for all groups.
+
+        In a DenseNet, dozens of groups run through the input axis of one convolution.
+
+        Args:
+            what: a name for these numbers.
+            start: what each number is at first.
+            merge: the numbers and a block of weights (before, positions, behind) -> the numbers.
+        """
+        if what not in self.shared:
+            weights = self.weights
+            numbers = np.full(weights.shape[self.axis], start)
+            for where, block in _blocks(weights, self.axis):
+                numbers[where] = merge(numbers[where], block)
+            self.shared[what] = numbers
+        return self.shared[what]
+
+
+def _blocks(weights: Weights, axis: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """The weights as (before, positions, behind), in pieces: (which positions, float32)."""
+    shape = weights.shape
+    before = int(np.prod(shape[:axis], dtype=np.int64))
+    behind = int(np.prod(shape[axis + 1 :], dtype=np.int64))
+    size = shape[axis]
+    view = weights.reshape(before, size, behind)
+    if before > 1:
+        step = max(1, CHUNK // max(size * behind, 1))
+        for start in range(0, before, step):
+            yield slice(0, size), view[start : start + step].astype(np.float32, copy=False)
+    else:
+        step = max(1, CHUNK // max(behind, 1))
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            yield slice(start, stop), view[:, start:stop].astype(np.float32, copy=False)
 
 
 class Criterion:
@@ -123,8 +152,9 @@ def score(
     _check(normalize, "normalize", NORMALIZERS)
     chosen = CRITERIA[name](seed)
     scores = np.zeros(coupling.count)
+    shared: Shared = defaultdict(dict)
     for position, group in enumerate(coupling.groups):
-        vectors = [NORMALIZERS[normalize](v) for v in _vectors(coupling, group, chosen)]
+        vectors = [NORMALIZERS[normalize](v) for v in _vectors(coupling, group, chosen, shared)]
         if vectors:
             merged = AGGREGATES[aggregate](np.stack(vectors))
             scores[group.start : group.stop] = chosen.finish(merged)
@@ -138,7 +168,13 @@ def _check(value: str, what: str, known: Mapping[str, object]) -> None:
         raise OptionError(f"unknown {what} `{value}`; there are: {', '.join(sorted(known))}")
 
 
-def _vectors(coupling: Coupling, group: ChannelGroup, chosen: Criterion) -> list[Floats]:
+Shared = defaultdict[tuple[str, int], dict[str, Floats]]
+"""By parameter and axis."""
+
+
+def _vectors(
+    coupling: Coupling, group: ChannelGroup, chosen: Criterion, shared: Shared
+) -> list[Floats]:
     wanted = [m for m in group.members if _role(coupling, m) in chosen.roles]
     if not wanted:  # for example no normalisation scale: fall back on the weights
         wanted = [m for m in group.members if _role(coupling, m) in Criterion.roles]
@@ -147,7 +183,7 @@ def _vectors(coupling: Coupling, group: ChannelGroup, chosen: Criterion) -> list
         if (member.parameter, member.axis) in seen:
             continue  # a shared parameter counts once
         seen.add((member.parameter, member.axis))
-        vector = chosen.channels(_parameter_axis(coupling, member))
+        vector = chosen.channels(_parameter_axis(coupling, member, shared))
         if not np.isfinite(vector).all():
             raise ModelError(
                 f"weight `{member.parameter}` holds NaN or infinity; "
@@ -161,11 +197,12 @@ def _role(coupling: Coupling, member: Member) -> Role:
     return coupling.facts.roles.get((member.operator, member.slot), "weight")
 
 
-def _parameter_axis(coupling: Coupling, member: Member) -> ParameterAxis:
+def _parameter_axis(coupling: Coupling, member: Member, shared: Shared) -> ParameterAxis:
     return ParameterAxis(
         name=member.parameter,
-        weights=coupling.graph.parameters[member.parameter].load(),
+        load=coupling.graph.parameters[member.parameter].load,
         axis=member.axis,
         index=member.index,
         role=_role(coupling, member),
+        shared=shared[member.parameter, member.axis],
     )

@@ -6,16 +6,23 @@ Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (L1); the group f
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spa_graph.passes.importance.base import Criterion, Floats, ParameterAxis, criterion
 
+Block = NDArray[np.float32]
 
-def _sums(part: ParameterAxis, power: int) -> Floats:
-    totals = np.zeros(part.weights.shape[part.axis])
-    for where, block in part.blocks():
-        powered = np.abs(block) if power == 1 else np.square(block)
-        totals[where] += powered.sum((0, 2))
-    return totals[part.index].sum(1)
+
+def _absolute(sums: Floats, block: Block) -> Floats:
+    return sums + np.abs(block).sum((0, 2))
+
+
+def _squares(sums: Floats, block: Block) -> Floats:
+    return sums + np.square(block).sum((0, 2))
+
+
+def _largest(largest: Floats, block: Block) -> Floats:
+    return np.maximum(largest, np.abs(block).max((0, 2)))
 
 
 @criterion
@@ -25,7 +32,7 @@ class L1(Criterion):
     name = "l1"
 
     def channels(self, part: ParameterAxis) -> Floats:
-        return _sums(part, 1)
+        return part.of_positions("l1", 0, _absolute)[part.index].sum(1)
 
 
 @criterion
@@ -35,7 +42,7 @@ class L2(Criterion):
     name = "l2"
 
     def channels(self, part: ParameterAxis) -> Floats:
-        return np.sqrt(_sums(part, 2))
+        return np.sqrt(part.of_positions("l2", 0, _squares)[part.index].sum(1))
 
 
 @criterion
@@ -45,7 +52,4 @@ class LInf(Criterion):
     name = "linf"
 
     def channels(self, part: ParameterAxis) -> Floats:
-        largest = np.zeros(part.weights.shape[part.axis])
-        for where, block in part.blocks():
-            largest[where] = np.maximum(largest[where], np.abs(block).max((0, 2)))
-        return largest[part.index].max(1)
+        return part.of_positions("linf", 0, _largest)[part.index].max(1)
