@@ -33,6 +33,7 @@ class Net:
         self.outputs: list[gs.Variable] = []
         self.opset = opset
         self.count = 0
+        self.fills: dict[tuple[float, int], gs.Constant] = {}
 
     def input(self, *shape: int) -> gs.Variable:
         x = gs.Variable("x", np.float32, [self.batch, *shape])
@@ -47,6 +48,13 @@ class Net:
         scale = 1 / np.sqrt(max(np.prod(shape[1:]), 1))
         values = around + scale * self.weights.standard_normal(shape)
         return gs.Constant(self.name("w"), values.astype(np.float32))
+
+    def filled(self, value: float, size: int) -> gs.Constant:
+        """A vector of one number; all equal ones are the same, as exporters merge them."""
+        if (value, size) not in self.fills:
+            values = np.full(size, value, np.float32)
+            self.fills[value, size] = gs.Constant(self.name("w"), values)
+        return self.fills[value, size]
 
     def numbers(self, *values: int) -> gs.Constant:
         return gs.Constant(self.name("i"), np.array(values, np.int64))
@@ -94,13 +102,13 @@ def image_network(steps: Sequence[Step], head: str, batch: int | str = 2) -> onn
     build(steps, IMAGE_STEPS, net)
     x, channels = net.last()
     if head == "conv":
-        y = net.op("Conv", x, net.weight(4, channels, 1, 1))
+        net.op("Conv", x, net.weight(4, channels, 1, 1))
         net.outputs = [gs.Variable("y", np.float32, [batch, 4, SIDE, SIDE])]
     else:
         size = channels if head == "pool" else channels * SIDE * SIDE
         pooled = net.op("GlobalAveragePool", x) if head == "pool" else x
         flat = net.op("Flatten", pooled)
-        y = net.op("Gemm", flat, net.weight(size, 4), net.weight(4))
+        net.op("Gemm", flat, net.weight(size, 4), net.weight(4))
         net.outputs = [gs.Variable("y", np.float32, [batch, 4])]
     net.nodes[-1].outputs = net.outputs
     return net.finish()
@@ -115,7 +123,7 @@ def _conv(net: Net, x: gs.Variable, weight: gs.Constant, bias: Any = None, group
 def conv(net: Net, pick: np.random.Generator) -> None:
     x, channels = net.last()
     width, kernel = int(pick.integers(2, 11)), int(pick.choice([1, 3]))
-    bias = net.weight(width) if pick.integers(2) else None
+    bias = (None, net.weight(width), net.filled(0, width))[int(pick.integers(3))]
     net.add(_conv(net, x, net.weight(width, channels, kernel, kernel), bias), width)
 
 
@@ -158,9 +166,12 @@ def shared_conv(net: Net, pick: np.random.Generator) -> None:
 
 def batch_norm(net: Net, pick: np.random.Generator) -> None:
     x, channels = net.last()
+    if pick.integers(2):  # as initialised
+        fresh = [net.filled(value, channels) for value in (1, 0, 0, 1)]
+        return net.add(net.op("BatchNormalization", x, *fresh), channels)
     vectors = [net.weight(channels, around=around) for around in (1, 0, 0, 3)]
     vectors[3].values = np.abs(vectors[3].values) + np.float32(0.5)
-    net.add(net.op("BatchNormalization", x, *vectors), channels)
+    return net.add(net.op("BatchNormalization", x, *vectors), channels)
 
 
 def activation(net: Net, pick: np.random.Generator) -> None:

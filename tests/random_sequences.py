@@ -40,7 +40,9 @@ def linear(net: Net, pick: np.random.Generator) -> None:
 
 def norm(net: Net, pick: np.random.Generator) -> None:
     x, channels = net.last()
-    scale, bias = net.weight(channels, around=1), net.weight(channels)
+    fresh = bool(pick.integers(2))
+    scale = net.filled(1, channels) if fresh else net.weight(channels, around=1)
+    bias = net.filled(0, channels) if fresh else net.weight(channels)
     net.add(net.op("LayerNormalization", x, scale, bias), channels)
 
 
@@ -50,7 +52,7 @@ def residual(net: Net, pick: np.random.Generator) -> None:
     net.add(net.op("Add", *([x, y] if pick.integers(2) else [y, x])), channels)
 
 
-def glu(net: Net, pick: np.random.Generator) -> None:
+def glu(net: Net, _: np.random.Generator) -> None:
     x, channels = net.last()
     if channels % 2 == 0:
         halves = net.numbers(channels // 2, channels // 2)
@@ -107,13 +109,13 @@ def regroup(net: Net, pick: np.random.Generator) -> None:
     net.add(net.op("Reshape", scaled, net.numbers(0, 0, -1)), channels)
 
 
-def mean_over_time(net: Net, pick: np.random.Generator) -> None:
+def mean_over_time(net: Net, _: np.random.Generator) -> None:
     x, channels = net.last()
     mean = net.op("ReduceMean", x, axes=[1], keepdims=1)
     net.add(net.op("Sub", x, mean), channels)
 
 
-def normalise_by_hand(net: Net, pick: np.random.Generator) -> None:
+def normalise_by_hand(net: Net, _: np.random.Generator) -> None:
     """x / sqrt(mean(x^2) + eps), as RMSNorm is exported."""
     x, channels = net.last()
     square = net.op("Mul", x, x)

@@ -41,7 +41,7 @@ batches = st.sampled_from([2, "batch"])
 
 
 def steps(table: dict[str, object]) -> st.SearchStrategy[list[tuple[str, int]]]:
-    return st.lists(st.tuples(st.sampled_from(sorted(table)), numbers), min_size=1, max_size=9)
+    return st.lists(st.tuples(st.sampled_from(sorted(table)), numbers), min_size=2, max_size=10)
 
 
 images = st.builds(

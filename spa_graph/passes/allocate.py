@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class Budget:
 
 ALIGNED = 8
 """Channel counts that are multiples of this fill the vector registers of common processors."""
+CLOSE = 0.98
+"""Alignment is given up step by step where it would leave more of the budget unused than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,15 @@ class Limits:
     """Bounds on the kept count of every group.
 
     round_to: kept sizes are multiples of this (a group that starts smaller stays whole). None
-        chooses for each group: multiples of 8 from 32 elements on, of 4 from 16, of 2 from 8;
-        odd channel counts can cost more time than their removal saves.
+        chooses for each group: multiples of `aligned` where it has at least four times as many
+        elements, of the next smaller power of two that fits so otherwise. Odd channel counts can
+        cost more time than their removal saves.
     min_channels: no group keeps fewer channels.
     """
 
     round_to: int | None = None
     min_channels: int = 1
+    aligned: int = ALIGNED
 
     def step(self, group: ChannelGroup) -> int:
         """Kept counts of the group are multiples of this.
@@ -55,10 +59,16 @@ class Limits:
         per_channel = math.gcd(*(member.index.shape[1] for member in group.members))
         wanted = self.round_to
         if wanted is None:
-            wanted = ALIGNED
+            wanted = self.aligned
             while wanted > 1 and wanted * 4 > group.size * per_channel:
                 wanted //= 2
         return wanted // math.gcd(wanted, per_channel)
+
+    def finer(self) -> list[Limits]:
+        """These limits, then less and less aligned ones if the choice is ours."""
+        if self.round_to is not None:
+            return [self]
+        return [replace(self, aligned=self.aligned >> shift) for shift in range(4)]
 
 
 def allocate(
@@ -73,23 +83,29 @@ def allocate(
     Raises:
         BudgetError: even the smallest network costs more.
     """
-    ladder = _Ladder(coupling, scores, limits)
-    smallest = model.ratio(budget.quantity, ladder.floors)
-    if smallest > budget.ratio:
+    found, smallest = None, 1.0
+    for attempt in limits.finer():
+        ladder = _Ladder(coupling, scores, attempt)
+        smallest = model.ratio(budget.quantity, ladder.floors)
+        if smallest > budget.ratio:
+            continue
+        counts = _fill(ladder, model, budget, _first_within(ladder, model, budget))
+        found = ladder.kept(counts)
+        if model.ratio(budget.quantity, counts) >= CLOSE * budget.ratio:
+            break
+    if found is None:
         raise BudgetError(
             f"{budget.quantity} {budget.ratio:g} can't be reached: the smallest possible is "
             f"{_above(smallest)} (the rest is frozen, or needed so that no layer vanishes)"
         )
-    counts = _first_within(ladder, model, budget)
-    counts = _fill(ladder, model, budget, counts)
-    return ladder.kept(counts)
+    return found
 
 
 def allocate_uniform(
     coupling: Coupling, scores: NDArray[np.float64], removed: float, limits: Limits
 ) -> Kept:
-    """Remove the same share of channels in every group."""
-    ladder = _Ladder(coupling, scores, limits)
+    """Remove the same share of channels in every group; to the channel, unless told to round."""
+    ladder = _Ladder(coupling, scores, replace(limits, aligned=1))
     gone = (removed * ladder.full + 1e-9).astype(np.int64)
     return ladder.kept(np.maximum(ladder.round_up(ladder.full - gone), ladder.floors))
 

@@ -117,8 +117,7 @@ def expand(scope: Scope) -> None:
     repeated = scope.known(0)
     if repeated is not None and repeated.uniform:
         scope.free(out)  # one value everywhere takes any size
-        scope.zero("never")
-        return None
+        return scope.zero("never" if repeated.nominal.any() else "move")
     for position, axis in enumerate(reversed(out)):
         source = x[-1 - position] if position < len(x) else None
         if source is None or scope.extent(source) != scope.extent(axis):

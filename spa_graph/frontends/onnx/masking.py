@@ -53,7 +53,7 @@ def _take(model: ir.Model, node: ir.Node, slot: int, axis: int, stays: Stays) ->
     """Feed only the kept elements to an input."""
     source = node.inputs[slot]
     label = next(out.name for out in node.outputs if out.name)
-    taken = _gather(model, source, np.flatnonzero(stays), axis, f"{label}.take{slot}")
+    taken = _gather(model, source, np.flatnonzero(stays), axis, f"{label}.take{slot}.{axis}")
     model.graph.insert_before(node, taken)
     node.replace_input_with(slot, taken.outputs[0])
 
