@@ -144,7 +144,7 @@ class Relations:
             axis = parent[axis]
         return axis
 
-    def same(self, first: Axis, second: Axis, where: str) -> None:
+    def same(self, first: Axis, second: Axis, where: object) -> None:
         """Both axes are one index space. Axes of different sizes can't be: both are frozen."""
         a, b = self.dim(first), self.dim(second)
         if a == b:

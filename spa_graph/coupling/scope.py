@@ -140,12 +140,13 @@ class Scope:
     def same(self, *axes: Axis) -> None:
         self._mentioned.update(axes)
         for axis in axes[1:]:
-            self.relations.same(axes[0], axis, str(self.operator))
+            self.relations.same(axes[0], axis, self.operator)
 
     def freeze(self, axes: Iterable[Axis], why: str) -> None:
         axes = tuple(axes)
-        self._mentioned.update(axes)
-        self.relations.freeze(axes, f"{self.operator}: {why}")
+        if axes:
+            self._mentioned.update(axes)
+            self.relations.freeze(axes, f"{self.operator}: {why}")
 
     def free(self, axes: Iterable[Axis]) -> None:
         """These axes take any size that their consumers need."""

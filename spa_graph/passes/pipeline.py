@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
+from spa_graph.edits import Edits
 from spa_graph.errors import ModelError, OptionError, VerificationError
 from spa_graph.frontends.onnx import checker, editor, files, masking
 from spa_graph.frontends.onnx.reader import InputShapes, read
@@ -21,7 +22,7 @@ from spa_graph.passes.allocate import Budget, Kept, Limits, allocate, allocate_u
 from spa_graph.passes.canonicalize import canonicalize
 from spa_graph.passes.cost import CostModel
 from spa_graph.passes.importance import score
-from spa_graph.passes.rewrite import Edits, plan_edits
+from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Plan, kept_channels, make_plan
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import Feeds, open_session, run

@@ -8,29 +8,18 @@ value must have afterwards, by which sizes that are computed inside the network 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
-from spa_graph.coupling.relations import Axis, Use
+from spa_graph.coupling.relations import Axis
 from spa_graph.coupling.scope import Binding
+from spa_graph.edits import Edits
 from spa_graph.graph import Extent, Shape
-from spa_graph.plan import AxisIndices, Kept, use_slices
+from spa_graph.plan import Kept, use_slices
 
 Ints = NDArray[np.int64]
-
-
-@dataclass(slots=True, eq=False)
-class Edits:
-    """What changes, by operator index. Only operators and values that change are listed."""
-
-    slices: list[tuple[Use, AxisIndices]] = field(default_factory=list)
-    attributes: dict[int, dict[str, int | list[int]]] = field(default_factory=dict)
-    inputs: dict[int, dict[int, Ints]] = field(default_factory=dict)
-    gathers: dict[int, tuple[int, Ints]] = field(default_factory=dict)
-    expected: dict[str, Shape] = field(default_factory=dict)
 
 
 def plan_edits(coupling: Coupling, kept: Kept) -> Edits:

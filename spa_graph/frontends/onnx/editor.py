@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
+from spa_graph.edits import Edits
 from spa_graph.errors import RewriteError
 from spa_graph.frontends.onnx.reader import InputShapes, SizeMismatch, read, read_expecting
 from spa_graph.frontends.onnx.weights import (
@@ -24,7 +25,6 @@ from spa_graph.frontends.onnx.weights import (
     transform_weights,
 )
 from spa_graph.graph import UNKNOWN, Graph, Operator, Shape
-from spa_graph.passes.rewrite import Edits
 
 Ints = NDArray[np.int64]
 

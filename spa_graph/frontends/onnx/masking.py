@@ -13,9 +13,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
+from spa_graph.edits import Edits
 from spa_graph.frontends.onnx.editor import edit_operators, operator_nodes
 from spa_graph.frontends.onnx.weights import add_initializer, transform_weights, zeroed
-from spa_graph.passes.rewrite import Edits
 from spa_graph.plan import Kept
 
 Stays = NDArray[np.bool_]
