@@ -176,7 +176,7 @@ def batch_norm(net: Net, pick: np.random.Generator) -> None:
 
 def activation(net: Net, pick: np.random.Generator) -> None:
     x, channels = net.last()
-    kind = str(pick.choice(["Relu", "Sigmoid", "Tanh", "HardSwish", "Exp", "Neg", "Softplus"]))
+    kind = str(pick.choice(["Relu", "Sigmoid", "Tanh", "HardSwish", "Cos", "Neg", "Softplus"]))
     net.add(net.op(kind, x), channels)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
 from spa_graph.coupling.exactness import Exactness, trace_zeros
-from spa_graph.coupling.registry import find_rule
+from spa_graph.coupling.registry import find_rule, freezing_reason
 from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.scope import Facts, Scope
 from spa_graph.coupling.solver import Channels, solve, without
@@ -130,10 +130,10 @@ def _apply_rule(scope: Scope) -> None:
     if known:
         _freeze_known(scope)
     rule = find_rule(operator.domain, operator.op_type)
-    if rule is None and known:
-        pass  # nothing to report: no features pass here
-    elif rule is None:
-        scope.freeze_all(f"no rule for {operator.kind}")
+    reason = freezing_reason(operator.domain, operator.op_type)
+    if rule is None or reason:
+        if not known:  # else nothing to report: no features pass here
+            scope.freeze_all(reason or f"no rule for {operator.kind}")
     elif any(name in graph.unshaped for name in (*operator.inputs, *operator.outputs)):
         name = next(n for n in (*operator.inputs, *operator.outputs) if n in graph.unshaped)
         scope.freeze_all(f"unknown shape of `{name}` ({graph.unshaped[name]})")

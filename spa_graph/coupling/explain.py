@@ -60,9 +60,9 @@ def group_dot(coupling: Coupling, group: ChannelGroup) -> str:
     the Dims and relations that tie them."""
     dims = group_dims(coupling, group)
     drawing = pydot.Dot(graph_type="digraph", label=_quoted(group.name))
-    operators = pydot.Cluster("operators", label="operators and weights")
+    operators = pydot.Subgraph("cluster_operators", label="operators and weights")
     _draw_operators(operators, coupling, group, dims)
-    relations = pydot.Cluster("dims", label="Dims and relations")
+    relations = pydot.Subgraph("cluster_dims", label="Dims and relations")
     _draw_dims(relations, dim_graph(coupling).subgraph(dims))
     drawing.add_subgraph(operators)
     drawing.add_subgraph(relations)
@@ -70,7 +70,7 @@ def group_dot(coupling: Coupling, group: ChannelGroup) -> str:
 
 
 def _draw_operators(
-    drawing: pydot.Cluster, coupling: Coupling, group: ChannelGroup, dims: set[int]
+    drawing: pydot.Subgraph, coupling: Coupling, group: ChannelGroup, dims: set[int]
 ) -> None:
     graph, relations = coupling.graph, coupling.relations
     carrying = {
@@ -93,7 +93,7 @@ def _draw_operators(
         drawing.add_edge(pydot.Edge(f"weight{number}", f"operator{member.operator}", style="dashed"))
 
 
-def _draw_dims(drawing: pydot.Cluster, network: nx.MultiGraph) -> None:
+def _draw_dims(drawing: pydot.Subgraph, network: nx.MultiGraph) -> None:
     for dim, data in network.nodes(data=True):
         text = _quoted(f"{data['label']}\\n{data['size']} elements, {len(data['axes'])} axes")
         drawing.add_node(pydot.Node(f"dim{dim}", label=text, shape="hexagon"))

@@ -10,6 +10,7 @@ Rule = Callable[[Scope], None]
 MICROSOFT = "com.microsoft"
 
 _RULES: dict[tuple[str, str], Rule] = {}
+_FREEZING: dict[tuple[str, str], str] = {}
 
 
 def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
@@ -23,6 +24,21 @@ def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def freezes(op_types: str, reason: str, domain: str = "") -> None:
+    """Register operators that freeze whatever they touch; they need no known shapes."""
+
+    def apply(scope: Scope) -> None:
+        scope.freeze_all(reason)
+
+    rule(*op_types.split(), domain=domain)(apply)
+    _FREEZING.update(((domain, op_type), reason) for op_type in op_types.split())
+
+
+def freezing_reason(domain: str, op_type: str) -> str | None:
+    """Why an operator freezes whatever it touches; None if its rule decides."""
+    return _FREEZING.get((domain, op_type))
 
 
 def find_rule(domain: str, op_type: str) -> Rule | None:

@@ -176,6 +176,10 @@ class Relations:
         self.items.append(relation)
 
 
+_PIECE = 1 << 16
+"""How many weights are compared at a time: varied ones show at once."""
+
+
 def tied_on_purpose(parameter: Parameter) -> bool:
     """Whether a shared parameter ties its users, rather than being merged because it was equal.
 
@@ -185,7 +189,8 @@ def tied_on_purpose(parameter: Parameter) -> bool:
     if sum(size > 1 for size in parameter.shape) < 2:
         return False
     weights = parameter.load().reshape(-1)
-    return bool((weights[:1] != weights).any())
+    pieces = (weights[i : i + _PIECE] for i in range(0, weights.size, _PIECE))
+    return any(bool((piece != weights[0]).any()) for piece in pieces)
 
 
 def product_of(extents: Sequence[Extent]) -> Extent:

@@ -95,13 +95,13 @@ def _settle(relations: Relations) -> dict[int, Axis]:
     )
     while pending or undecided:
         while pending:
-            for axis, reason in _consequences(relations, pending.popleft(), covered):
+            for axis, reason in _consequences(relations, relations.items[pending.popleft()], covered):
                 if relations.reason(axis) is None:
                     relations.freeze((axis,), reason)
                     pending.extend(touching.get(relations.dim(axis), ()))
-        position = undecided.pop(0) if undecided else None
-        if position is None:
+        if not undecided:
             break
+        position = undecided.pop(0)
         carrier, losers = _choose(relations, relations.items[position])
         if carrier is not None:
             carrying[position] = carrier
@@ -129,10 +129,9 @@ def _parts_by_whole(relations: Relations) -> dict[Axis, list[Segment]]:
 
 
 def _consequences(
-    relations: Relations, position: int, covered: dict[Axis, list[Segment]]
+    relations: Relations, item: Relation, covered: dict[Axis, list[Segment]]
 ) -> list[tuple[Axis, str]]:
     """Dims that a relation freezes as a whole because Dims beside them are frozen."""
-    item = relations.items[position]
     if isinstance(item, Segment):
         whole = relations.reason(item.whole)
         if whole:

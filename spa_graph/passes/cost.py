@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
-from spa_graph.coupling.relations import Axis
+from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.graph import Parameter
 
 Quantity = Literal["flops", "params"]
@@ -32,6 +32,16 @@ def counts_as_weight(parameter: Parameter) -> bool:
     )
 
 
+def _variants(coupling: Coupling) -> dict[str, list[Axes]]:
+    """The axes of each parameter; of every use whose Dims are others, where it is shared."""
+    found: dict[str, dict[Axes, Axes]] = {}
+    for use in coupling.relations.uses:
+        if counts_as_weight(coupling.graph.parameters[use.parameter]):
+            dims = tuple(coupling.relations.dim(axis) for axis in use.axes)
+            found.setdefault(use.parameter, {}).setdefault(dims, use.axes)
+    return {name: list(own.values()) for name, own in found.items()}
+
+
 class CostModel:
     """Sums over operators of products of Dim sizes."""
 
@@ -43,12 +53,10 @@ class CostModel:
         costs = coupling.facts.costs
         self.operators = np.array([cost.operator for cost in costs], np.int64)
         self._flops = self._products([(2.0 * c.factor, c.axes) for c in costs])
-        seen: dict[str, tuple[Axis, ...]] = {}
-        for use in coupling.relations.uses:
-            if counts_as_weight(coupling.graph.parameters[use.parameter]):
-                seen.setdefault(use.parameter, use.axes)
-        self._params = self._products([(1.0, axes) for axes in seen.values()])
-        unused = [p for name, p in coupling.graph.parameters.items() if name not in seen]
+        variants = _variants(coupling)
+        self._params = self._products([(1.0, axes) for own in variants.values() for axes in own])
+        self._owner = np.repeat(np.arange(len(variants)), [len(own) for own in variants.values()])
+        unused = [p for name, p in coupling.graph.parameters.items() if name not in variants]
         self._unused = float(
             sum(np.prod(p.shape, dtype=np.int64) for p in unused if counts_as_weight(p))
         )
@@ -58,12 +66,23 @@ class CostModel:
         self._matrix = matrix
         self._constant = np.array(self._base)
         self.full = np.array([group.size for group in coupling.groups], np.int64)
+        self._whole = self._evaluate(self._params, self._sizes(self.full))
 
     def cost(self, quantity: Quantity, counts: Counts) -> float:
         """The total of a candidate that keeps `counts[g]` channels of group g."""
         if quantity == "flops":
             return float(self.flops_per_cost(counts).sum())
-        return float(self._evaluate(self._params, self._sizes(counts)).sum()) + self._unused
+        return self._stored(self._evaluate(self._params, self._sizes(counts))) + self._unused
+
+    def _stored(self, elements: NDArray[np.float64]) -> float:
+        """The elements of all parameters: whole uses of one share it, pruned ones are copies.
+
+        An upper bound: copies that end up equal are stored once.
+        """
+        pruned = elements < self._whole
+        kept_whole = np.zeros(self._owner.max(initial=-1) + 1)
+        kept_whole[self._owner[~pruned]] = self._whole[~pruned]
+        return float(elements[pruned].sum() + kept_whole.sum())
 
     def flops_per_cost(self, counts: Counts) -> NDArray[np.float64]:
         """FLOPs of each cost term; `operators` says whose they are."""

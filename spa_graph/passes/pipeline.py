@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -234,7 +234,7 @@ def _check_file(draft: Path, original: ir.Model) -> None:
         raise VerificationError(f"onnx's checker rejects the pruned network: {complaint}")
 
 
-def _run_plain(path: Path, feeds: list[Feeds]) -> list[list[Array]]:
+def _run_plain(path: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:
     """The outputs of one network for several inputs; it is closed before another is opened."""
     session = open_session(path, plain=True)
     return [run(session, each) for each in feeds]

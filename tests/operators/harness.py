@@ -99,8 +99,8 @@ def _weight(declared: onnx.ValueInfoProto, generator: np.random.Generator) -> Ar
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(dtype)
-    if dtype.kind in "iu":
-        low, high = (-9, 10) if dtype.kind == "i" else (0, 20)
+    if dtype.kind in "iu" or dtype.name == "int4":
+        low, high = (0, 20) if dtype.kind == "u" else (-8, 8)
         return generator.integers(low, high, shape).astype(dtype)
     values = generator.uniform(0.3, 1.2, shape)
     if not declared.name.startswith(("scale", "var")):

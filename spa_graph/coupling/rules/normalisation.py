@@ -8,7 +8,7 @@ GroupNormalization: exact if whole groups go, renormalising within a group.
 from __future__ import annotations
 
 from spa_graph.coupling.registry import MICROSOFT, rule
-from spa_graph.coupling.rules.elementwise import broadcast
+from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope
 from spa_graph.coupling.signature import apply, parse, signature
 from spa_graph.graph import Extent

@@ -6,7 +6,7 @@ the reason that the report prints.
 
 from __future__ import annotations
 
-from spa_graph.coupling.registry import MICROSOFT, Rule, rule
+from spa_graph.coupling.registry import MICROSOFT, freezes, rule
 from spa_graph.coupling.relations import Axes
 from spa_graph.coupling.rules.convolution import convolve
 from spa_graph.coupling.scope import Scope
@@ -39,15 +39,8 @@ _FROZEN = {
 }
 
 
-def _freezing(reason: str) -> Rule:
-    def apply_rule(scope: Scope) -> None:
-        scope.freeze_all(reason)
-
-    return apply_rule
-
-
 for _reason, _op_types in _FROZEN.items():
-    rule(*_op_types.split())(_freezing(_reason))
+    freezes(_op_types, _reason)
 
 # --- sampling --------------------------------------------------------------------------------
 

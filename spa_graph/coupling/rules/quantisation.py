@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from spa_graph.coupling.registry import MICROSOFT, rule
+from spa_graph.coupling.registry import MICROSOFT, freezes, rule
 from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.coupling.rules.attention import project_and_attend
 from spa_graph.coupling.rules.convolution import WINDOW, channels_first, convolve
@@ -342,12 +342,14 @@ def qlinear_softmax(scope: Scope) -> None:
 # --- packed weights --------------------------------------------------------------------------
 
 
-@rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "GatherBlockQuantized", domain=MICROSOFT)
-def packed(scope: Scope) -> None:
-    """Several weights share a byte, and a block of neighbours a scale."""
-    scope.freeze_all("its weight is packed in blocks; prune before quantising")
-
-
-@rule("DynamicQuantizeLSTM", "QEmbedLayerNormalization", "QMoE", domain=MICROSOFT)
-def whole_layer(scope: Scope) -> None:
-    scope.freeze_all("is a quantised layer of a layout of its own; prune before quantising")
+# Several weights share a byte, and a block of neighbours a scale.
+freezes(
+    "MatMulNBits MatMulBnb4 MatMulFpQ4 GatherBlockQuantized",
+    "its weight is packed in blocks; prune before quantising",
+    MICROSOFT,
+)
+freezes(
+    "DynamicQuantizeLSTM QEmbedLayerNormalization QMoE",
+    "is a quantised layer of a layout of its own; prune before quantising",
+    MICROSOFT,
+)

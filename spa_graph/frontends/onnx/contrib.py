@@ -33,6 +33,7 @@ class Twin:
         channels_last: the first input and the output are (n, *, c) instead of (n, c, *); None: if
             the attribute of that name says so.
         float_without: the output is a float if this input is absent.
+        typed_by: the one of its inputs whose type the output has; None leaves it to inference.
     """
 
     op_type: str
@@ -40,6 +41,7 @@ class Twin:
     channels_last: bool | None = None
     version: int = 21
     float_without: int | None = None
+    typed_by: int | None = 0
 
     def schema(self) -> onnx.defs.OpSchema:
         return onnx.defs.get_schema(self.op_type, self.version, "")
@@ -66,8 +68,8 @@ TWINS: dict[str, Twin] = {
     "NhwcMaxPool": Twin("MaxPool", (0,), True),
     "FusedGemm": Twin("Gemm", range(3)),
     "GemmFastGelu": Twin("MatMul", (0, 1)),
-    "QuantizeLinear": Twin("QuantizeLinear", range(3)),
-    "DequantizeLinear": Twin("DequantizeLinear", range(3)),
+    "QuantizeLinear": Twin("QuantizeLinear", range(3), typed_by=None),
+    "DequantizeLinear": Twin("DequantizeLinear", range(3), typed_by=None),
     "QLinearAdd": Twin("Add", (0, 3)),
     "QLinearMul": Twin("Mul", (0, 3)),
     "QLinearConv": Twin("Conv", (0, 3)),
@@ -77,7 +79,7 @@ TWINS: dict[str, Twin] = {
     "QLinearLeakyRelu": Twin("Identity", (0,)),
     "QLinearSigmoid": Twin("Identity", (0,)),
     "QLinearSoftmax": Twin("Identity", (0,)),
-    "QLinearWhere": Twin("Where", (0, 1, 4)),
+    "QLinearWhere": Twin("Where", (0, 1, 4), typed_by=None),
     "QGemm": Twin("Gemm", (0, 3, 6), float_without=7),
     "QLinearReduceMean": Twin("ReduceMean", (0,), version=13),
 }
@@ -164,6 +166,10 @@ def _group_query_attention(inputs: Shapes, attributes: Mapping[str, Any]) -> lis
     return [(batch, length, heads * size), cache, cache, (batch, heads, length, total)]
 
 
+def _packed_matmul(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+    return [(*_need(inputs[0])[:-1], attributes["N"])]
+
+
 def _matmul(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
     left, right = list(_need(inputs[0])), list(_need(inputs[1]))
     if attributes.get("transBatchA") or attributes.get("transBatchB"):
@@ -193,6 +199,8 @@ SHAPES: dict[str, ShapeFunction] = {
     "EmbedLayerNormalization": _embed_norm,
     "Attention": _attention(past_slot=4),
     "QAttention": _attention(past_slot=8),
+    "MatMulNBits": _packed_matmul,
+    "MatMulBnb4": _packed_matmul,
     "MultiHeadAttention": _multi_head_attention,
     "GroupQueryAttention": _group_query_attention,
     **dict.fromkeys(

@@ -256,7 +256,9 @@ def _infer_types(
             found = _standard_types(probe, proto, opsets, imports, constants)
         else:
             found = _contrib_types(probe, node, proto, imports)
-    except (onnx.defs.SchemaError, LookupError, ValueError, TypeError) as error:
+    except (
+        onnx.defs.SchemaError, onnx.checker.ValidationError, LookupError, ValueError, TypeError
+    ) as error:  # fmt: skip
         _unshaped(probe, proto, f"no shape inference for {proto.domain}::{proto.op_type}: {error}")
         return
     except onnx.shape_inference.InferenceError as error:
@@ -312,6 +314,9 @@ def _twin_types(
     """Types by the inference of the standard operator that has the same shapes."""
     node = twin.node(proto)
     types = {name: probe.types[name] for name in node.input if name}
+    element = _twin_element(types, proto, twin, node)
+    if element is not None:  # the standard operator may not take integers
+        types = {name: _as_type(kind, onnx.TensorProto.FLOAT) for name, kind in types.items()}
     moves_channels = twin.is_channels_last(proto)
     if moves_channels:
         types[node.input[0]] = _moved_axis(types[node.input[0]], -1, 1)
@@ -319,11 +324,27 @@ def _twin_types(
         twin.schema(), node, types, {}, None, imports
     )
     for name, kind in found.items():
-        if moves_channels:
-            found[name] = kind = _moved_axis(kind, 1, -1)
-        if twin.float_without is not None and not any(proto.input[twin.float_without :]):
-            kind.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        kind = _moved_axis(kind, 1, -1) if moves_channels else kind
+        found[name] = kind if element is None else _as_type(kind, element)
     return found
+
+
+def _twin_element(
+    types: Types, proto: onnx.NodeProto, twin: contrib.Twin, node: onnx.NodeProto
+) -> int | None:
+    """The element type of the output, or None if inference tells it."""
+    if twin.float_without is not None and not any(proto.input[twin.float_without :]):
+        return int(onnx.TensorProto.FLOAT)
+    if twin.typed_by is None:
+        return None
+    return int(types[node.input[twin.typed_by]].tensor_type.elem_type)
+
+
+def _as_type(kind: onnx.TypeProto, element: int) -> onnx.TypeProto:
+    changed = onnx.TypeProto()
+    changed.CopyFrom(kind)
+    changed.tensor_type.elem_type = element
+    return changed
 
 
 def _moved_axis(kind: onnx.TypeProto, source: int, target: int) -> onnx.TypeProto:
