@@ -26,7 +26,7 @@ from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Plan, kept_channels, make_plan
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import Feeds, open_session, run
-from spa_graph.runtime.verify import Agreement, Array, compare
+from spa_graph.runtime.verify import Agreement, Array, compare, varies
 
 Progress = Callable[[str, int, int], None]
 """Called with a step's name, how much of it is done, and how much there is."""
@@ -52,7 +52,7 @@ class Options:
     def __post_init__(self) -> None:
         given = {k: v for k in ("flops", "params", "ratio") if (v := getattr(self, k)) is not None}
         for name, value in given.items():
-            if not isinstance(value, Real) or not 0 < value < 1:
+            if not isinstance(value, Real) or not 0 < float(value) < 1:
                 raise OptionError(f"--{name} must lie between 0 and 1, not {value}")
         if len(given) > 1:
             raise OptionError(f"give one budget, not {' and '.join('--' + n for n in given)}")
@@ -208,8 +208,7 @@ def verify(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer:
         names = [value.name or "" for value in pruned.model.graph.outputs]
         graph = analysis.graph
         probes = (0,) if _all_static(graph) else (0, 1)
-        feeds = [random_inputs(graph, probe=probe) for probe in probes]
-        want = _run_plain(masked, feeds)
+        feeds, want = _reference(masked, graph, probes)
         with files.openable(draft) as written, _as_proof():
             got = _run_plain(written, feeds)
         _check_file(draft, analysis.original)
@@ -232,6 +231,27 @@ def _check_file(draft: Path, original: ir.Model) -> None:
     source = original.meta.get("files")
     if complaint and not (source and checker.complaint(source[0])):
         raise VerificationError(f"onnx's checker rejects the pruned network: {complaint}")
+
+
+def _reference(
+    masked: Path, graph: Graph, probes: Sequence[int]
+) -> tuple[list[Feeds], list[list[Array]]]:
+    """Inputs on which the reference network's output varies, if there are any, and the outputs.
+
+    Small inputs can drown in biases, or leave every unit of a badly scaled network at rest.
+    """
+    session = open_session(masked, plain=True)
+    feeds: list[Feeds] = []
+    want = []
+    for probe in probes:
+        for scale in (1.0, 30.0):
+            given = random_inputs(graph, probe=probe, scale=scale)
+            found = run(session, given)
+            if any(varies(output) for output in found):
+                break
+        feeds.append(given)
+        want.append(found)
+    return feeds, want
 
 
 def _run_plain(path: Path, feeds: Sequence[Feeds]) -> list[list[Array]]:

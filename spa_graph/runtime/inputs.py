@@ -17,10 +17,12 @@ _PASSING = frozenset(
 )
 
 
-def random_inputs(graph: Graph, *, probe: int = 0, seed: int = 0) -> Feeds:
+def random_inputs(
+    graph: Graph, *, probe: int = 0, seed: int = 0, scale: float = 1.0
+) -> Feeds:
     """Random values for every input, at the sizes of one of the two probes.
 
-    Floats are standard normal, integers that index a table lie within it, other integers are 1
+    Floats are normal with standard deviation `scale`, integers that index a table lie within it, other integers are 1
     (a mask that attends everything), booleans true.
 
     Raises:
@@ -40,7 +42,7 @@ def random_inputs(graph: Graph, *, probe: int = 0, seed: int = 0) -> Feeds:
             values = generator.integers(0, bound, shape) if bound else np.ones(shape)
             feeds[name] = values.astype(dtype)
         else:
-            feeds[name] = generator.standard_normal(shape).astype(dtype)
+            feeds[name] = (scale * generator.standard_normal(shape)).astype(dtype)
     return feeds
 
 

@@ -48,6 +48,11 @@ def compare(names: Sequence[str], got: Sequence[Array], want: Sequence[Array]) -
     return max(found, key=lambda agreement: agreement.share)
 
 
+def varies(output: Array) -> bool:
+    """Whether an output shows anything: it has two different numbers."""
+    return output.size > 1 and bool((output != output.flat[0]).any())
+
+
 def _compare_output(name: str, got: Array, want: Array) -> Agreement:
     if got.shape != want.shape or got.dtype != want.dtype:
         raise VerificationError(

@@ -62,6 +62,7 @@ def accuracy(
 
     Raises:
         ValueError: one of `images` and `labels` is missing, or their lengths differ.
+
     """
     if images is None and labels is None:
         images, labels = load_heldout()
