@@ -3,8 +3,8 @@
     pip install -e . 'spa-prune[torch]' torchvision torch-pruning psutil
     python benchmarks/prune_time.py FOLDER [--sections analysis whole memory big editing] [--print]
 
-FOLDER holds the exported networks (made at the first run) and, for a while, up to 9 GB of a synthetic
-network and its results. Every measurement is a process of its own, see `prune_time_workers.py`.
+FOLDER holds the exported networks (made at the first run) and, for a while, a synthetic network and
+its results, up to 9 GB. Every measurement is a process of its own, see `prune_time_workers.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EXPORTERS = ("dynamo", "torchscript")
 PACKAGES = ("spa-prune", "onnx", "onnx-ir", "onnx-graphsurgeon", "onnxruntime", "numpy", "scipy",
             "torch", "torchvision", "torch-pruning")  # fmt: skip
 TIME_LIMIT, MEMORY_LIMIT = 300.0, 12.0  # seconds, GiB: what a peer may use
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 
 
 # --- one process per measurement -------------------------------------------------------------
@@ -112,8 +112,8 @@ def analysis(folder: Path) -> Iterator[str]:
     yield (
         "Seconds, best of 15 runs of ours and of 3 of Torch-Pruning's "
         f"`DependencyGraph().build_dependency` + `get_all_groups`, for one {RESOLUTION} x "
-        f"{RESOLUTION} image. Its time includes running the network, which it has to (last column: a "
-        "forward pass alone); ours includes no shape inference, which is the column before. "
+        f"{RESOLUTION} image. Its time includes running the network, which it has to (last column: "
+        "a forward pass alone); ours includes no shape inference, which is the column before. "
         f"Limits of a peer: {TIME_LIMIT:.0f} s, {MEMORY_LIMIT:.0f} GiB."
     )
     yield (
@@ -219,19 +219,12 @@ def _editing_rows(path: Path, label: str) -> Iterator[str]:
     for library in ("spa_graph", "onnx_ir", "onnx", "graphsurgeon"):
         output = path.with_name("halved.onnx")
         found = measure(f"halve_{library}", path, output)
-        for written in path.parent.iterdir():
-            if written.name not in (path.name, f"{path.name}.data") and written.stat().st_nlink:
-                _remove_result(written, output)
+        for written in (output, Path(f"{output}.data")):
+            written.unlink(missing_ok=True)
         yield (
             f"| {library} | {label} | {found.said['seconds']:.1f} "
             f"| {found.anonymous / GIB:.2f} | {found.resident / GIB:.2f} |"
         )
-
-
-def _remove_result(written: Path, output: Path) -> None:
-    """onnx gives external data a random name; in the folder of the synthetic model all goes."""
-    if written.name.startswith(output.name) or output.parent.name.startswith("big-"):
-        written.unlink()
 
 
 # --- the synthetic network -------------------------------------------------------------------
@@ -321,15 +314,13 @@ def head() -> str:
         ),
         platform.processor(),
     )
-    cores, gibibytes = (
-        os.cpu_count(),
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
-    )
+    gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     versions = ", ".join(f"{package} {_version(package)}" for package in PACKAGES)
     return (
         "# Speed and memory\n\nWritten by `python benchmarks/prune_time.py FOLDER` on "
-        f"{datetime.date.today().isoformat()}: {cpu}, {cores} cores, {gibibytes:.0f} GiB, "
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {versions}. "
+        f"{datetime.date.today().isoformat()}: {cpu}, {os.cpu_count()} cores, {gibibytes:.0f} GiB, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
+        f"{versions}. "
         f"Load average at the start: {os.getloadavg()[0]:.1f}."
     )
 

@@ -176,14 +176,9 @@ def halve_onnx_ir(path: str, output: str) -> Found:
                 )
                 value.shape = ir.Shape(value.const_value.shape)
                 first = False
-        external = any(isinstance(v.const_value, ir.ExternalTensor) for v in _stored(model))
-        ir.save(model, output, external_data=f"{Path(output).name}.data" if external else None)
+        ir.save(model, output, external_data=_storage(path, output).get("location"))
 
     return {"seconds": timed(work)[0]}
-
-
-def _stored(model: Any) -> list[Any]:
-    return list(model.graph.initializers.values())
 
 
 def halve_onnx(path: str, output: str) -> Found:
@@ -200,7 +195,7 @@ def halve_onnx(path: str, output: str) -> Found:
                 weights = _sliced(onnx.numpy_helper.to_array(tensor), _slices(tensor.dims, first))
                 tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
                 first = False
-        onnx.save(model, output, save_as_external_data=_is_large(path))
+        onnx.save(model, output, **_storage(path, output))
 
     return {"seconds": timed(work)[0]}
 
@@ -218,14 +213,16 @@ def halve_graphsurgeon(path: str, output: str) -> Found:
                 weights = node.inputs[1].values
                 node.inputs[1].values = _sliced(weights, _slices(weights.shape, first))
                 first = False
-        onnx.save(gs.export_onnx(graph), output, save_as_external_data=_is_large(path))
+        onnx.save(gs.export_onnx(graph), output, **_storage(path, output))
 
     return {"seconds": timed(work)[0]}
 
 
-def _is_large(path: str) -> bool:
-    beside = Path(f"{path}.data")
-    return beside.exists() and beside.stat().st_size > 2**31
+def _storage(path: str, output: str) -> dict[str, Any]:
+    """External data for what came with external data."""
+    if not Path(f"{path}.data").exists():
+        return {}
+    return {"save_as_external_data": True, "location": f"{Path(output).name}.data"}
 
 
 WORKERS: dict[str, Callable[..., Found]] = {

@@ -18,6 +18,7 @@ import click
 import spa_graph
 from spa_graph import console
 from spa_graph.errors import OptionError, RewriteError, SpaError, VerificationError
+from spa_graph.frontends.onnx.files import staged
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 
 LATENCY_SECONDS = 2.0
@@ -284,9 +285,11 @@ class _Target:
     def show(self, result: spa_graph.Result) -> None:
         """Write plan and report, print the table."""
         if self.plan is not None:
-            result.plan.save(self.plan)
+            with staged(self.plan) as draft:
+                result.plan.save(draft)
         if self.report is not None:
-            self.report.write_text(json.dumps(result.report, indent=1) + "\n", encoding="utf-8")
+            with staged(self.report) as draft:
+                draft.write_text(json.dumps(result.report, indent=1) + "\n", encoding="utf-8")
         if self.quiet:
             return
         console.show_result(result.report)

@@ -54,12 +54,14 @@ Shape = tuple[Extent, ...]
 class Known:
     """A small value that follows from shapes and constants alone, under both probes.
 
-    `origins` names the axes whose sizes it was computed from, as (value, axis).
+    `origins` names the axes whose sizes it was computed from, as (value, axis). If it is a `fill`,
+    they decide about its shape only: each element is the same whatever the sizes are.
     """
 
     nominal: NDArray[Any]
     other: NDArray[Any]
     origins: frozenset[tuple[str, int]] = frozenset()
+    fill: bool = False
 
     @property
     def uniform(self) -> bool:

@@ -115,7 +115,8 @@ def test_overwrite(process: Command, chain: Path) -> None:
     onnx.checker.check_model(onnx.load(out))
 
 
-def test_inspect(process: Command, chain: Path) -> None:
+@pytest.mark.usefixtures("chain")
+def test_inspect(process: Command) -> None:
     ran = process("inspect", "chain.onnx")
     assert (ran.code, ran.err) == (0, "")
     for text in ("channel groups", "w1:0", "w2:0", "exact", "cost per operator", "Conv",
@@ -123,7 +124,8 @@ def test_inspect(process: Command, chain: Path) -> None:
         assert text in ran.out, text
 
 
-def test_inspect_as_json(process: Command, chain: Path) -> None:
+@pytest.mark.usefixtures("chain")
+def test_inspect_as_json(process: Command) -> None:
     ran = process("inspect", "chain.onnx", "--json")
     assert (ran.code, ran.err) == (0, "")
     data = json.loads(ran.out)
@@ -137,7 +139,8 @@ def test_inspect_as_json(process: Command, chain: Path) -> None:
     assert data["params"] == 9 * (3 * 8 + 8 * 12) + 8 + 12 + 12 * 5
 
 
-def test_inspect_as_dot(process: Command, chain: Path) -> None:
+@pytest.mark.usefixtures("chain")
+def test_inspect_as_dot(process: Command) -> None:
     ran = process("inspect", "chain.onnx", "--dot", "w1:0")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.lstrip().startswith(("graph", "strict graph", "digraph"))
@@ -215,7 +218,7 @@ def test_a_failure_leaves_no_file(
     error: BaseException,
     code: int,
 ) -> None:
-    def fail(*arguments: object, **options: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     before = listing(chain.parent)
@@ -255,14 +258,14 @@ def test_a_plan_or_report_that_cannot_be_written(
 ) -> None:
     """The disk is full at the last moment: what was there stays."""
 
-    def fail(*arguments: object, **options: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     kept = chain.with_name("kept")
-    kept.write_text("old")
-    monkeypatch.setattr("spa_graph.cli.json.dumps", fail)
-    monkeypatch.setattr("spa_graph.plan.json.dumps", fail)
+    kept.write_bytes(b"old")
+    monkeypatch.setattr(Path, "write_text", fail)
     ran = command(chain, "--flops", 0.5, option, kept, "--overwrite", *FAST)
     assert ran.code == 1
     assert "No space left" in ran.err.splitlines()[-1]
-    assert kept.read_text() == "old"
+    assert kept.read_bytes() == b"old"
+    assert sorted(listing(chain.parent)) == ["chain.onnx", "chain.pruned.onnx", "kept"]

@@ -183,7 +183,7 @@ def _freeze_sizes_used_as_numbers(scope: Scope) -> None:
         return
     for slot, name in enumerate(operator.inputs):
         known: Known | None = graph.known.get(name)
-        if known is None or slot in _SIZE_SLOTS.get(operator.op_type, ()):
+        if known is None or known.fill or slot in _SIZE_SLOTS.get(operator.op_type, ()):
             continue
         for value, position in known.origins:
             axes = scope.relations.value(value)

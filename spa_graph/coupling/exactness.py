@@ -98,9 +98,9 @@ class _Tracer:
 
     def _outputs(self, operator: Operator) -> None:
         how = self.facts.zeros.get(operator.index, Zeros())
-        prunable = any(self._prunable(axis) for _, _, axis, _ in self._inputs(operator))
-        if how.mode == "compact" and prunable:
-            self.compact.add(operator.index)
+        for slot, _, axis, _ in list(self._inputs(operator)):
+            if how.mode == "compact" or (how.mode == "divide" and slot == 1):
+                self._inexact(operator, axis)
         for slot, name in enumerate(operator.outputs):
             for position, axis in enumerate((name and self.relations.value(name)) or ()):
                 if self._prunable(axis) and self._is_zero(operator, how, slot, axis):
@@ -111,6 +111,8 @@ class _Tracer:
             return True  # the reference network puts zeros there
         if how.mode == "move":
             return all(zero for *_, zero in self._inputs(operator))
+        if how.mode == "divide":
+            return self._zero_along(operator, axis).get(0, False)
         if how.mode not in ("all", "any") or output not in (how.outputs or (output,)):
             return False
         along = self._zero_along(operator, axis)

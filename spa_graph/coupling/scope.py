@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from spa_graph.coupling.relations import Axes, Axis, IndexMap, Product, Relations, Segment
 from spa_graph.graph import ONE, Extent, Known, Operator
 
-ZeroMode = Literal["all", "any", "move", "never", "compact"]
+ZeroMode = Literal["all", "any", "move", "never", "divide", "compact"]
 """When an output channel is zero although the operator isn't told to skip it.
 
 all: if it is zero in every input (Add, Relu); any: if in one (Mul); move: the operator only moves
-elements; never (Sigmoid); compact: zeros would give NaN or Inf, so the masked reference network
-leaves the removed channels out of this operator.
+elements; never (Sigmoid); divide: if it is zero in the first input, while a zero in the second
+would give NaN; compact: a zero would give NaN or infinity. In the last two cases the masked
+reference network leaves the removed channels out of the operator, and they are not exact.
 """
 
 Role = Literal["weight", "bias", "scale", "statistic", "table"]

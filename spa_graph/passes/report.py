@@ -60,7 +60,7 @@ def report(
 ) -> dict[str, Any]:
     """What a run did; `sizes` are the bytes of the files before and after."""
     coupling, kept = analysis.coupling, pruned.kept
-    data: dict[str, Any] = {
+    data = inspection(analysis) | {
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "options": options,
@@ -68,8 +68,6 @@ def report(
         "after": _totals(pruned.after, int(kept.sum())),
         "groups": [_group(coupling, group, kept) for group in coupling.groups],
         "operators": _operators(analysis, pruned),
-        "frozen": frozen(coupling),
-        "canonicalized": analysis.changed,
         "seconds": {step: round(value, 4) for step, value in seconds.items()},
     }
     data["ratio"] = {

@@ -22,7 +22,7 @@ _LOSES_ZERO = (
     "Acos Acosh BitwiseNot Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf IsNaN Less "
     "LessOrEqual Not Sigmoid Softplus"
 )
-_UNDEFINED_AT_ZERO = "BitShift Div Log Mod Pow Reciprocal"
+_UNDEFINED_AT_ZERO = "Log Reciprocal"
 
 
 def _elementwise(mode: ZeroMode, slots: tuple[int, ...] | None = None) -> Rule:
@@ -39,9 +39,19 @@ rule(*_KEEPS_ZERO.split())(_elementwise("all"))
 rule(*_ONE_ZERO_IS_ENOUGH.split())(_elementwise("any"))
 rule(*_LOSES_ZERO.split())(_elementwise("never"))
 rule(*_UNDEFINED_AT_ZERO.split())(_elementwise("compact"))
+rule("Div", "Mod")(_elementwise("divide"))
+rule("BitShift")(_elementwise("all", (0,)))
 rule("Where")(_elementwise("all", (1, 2)))
 rule("PRelu", "Shrink")(_elementwise("all", (0,)))
 rule("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", domain=MICROSOFT)(_elementwise("all"))
+
+
+@rule("Pow")
+def power(scope: Scope) -> None:
+    """0 ** 2 is 0, but 0 ** -0.5 is infinite."""
+    exponent = scope.constant(1)
+    positive = exponent is not None and bool((exponent > 0).all())
+    _elementwise("divide" if positive else "compact")(scope)
 
 
 @rule("Clip")

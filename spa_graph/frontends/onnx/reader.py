@@ -331,7 +331,12 @@ def _shapes(nominal: Probe, other: Probe) -> dict[str, Shape]:
 
 def _known(nominal: Probe, other: Probe) -> dict[str, Known]:
     return {
-        name: Known(value, other.values[name], nominal.origins.get(name, frozenset()))
+        name: Known(
+            value,
+            other.values[name],
+            nominal.origins.get(name, frozenset()),
+            fill=name in nominal.fills,
+        )
         for name, value in nominal.values.items()
         if name in other.values
     }

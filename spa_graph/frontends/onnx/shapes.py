@@ -29,6 +29,9 @@ _NEVER_EVALUATED = frozenset(
 # Also those whose result follows from the *shape* of an input alone.
 _FROM_SHAPE = frozenset({"Shape", "Size"})
 
+# They repeat an element over a shape that an input tells.
+_FILLS = frozenset({"ConstantOfShape", "Expand"})
+
 # Their scales are floats, and decide about the output's shape.
 _FLOAT_SETTINGS = frozenset({"Resize", "Upsample"})
 
@@ -46,6 +49,7 @@ class Probe:
     types: Types = field(default_factory=dict)
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
     origins: dict[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
+    fills: set[str] = field(default_factory=set)
     unshaped: dict[str, str] = field(default_factory=dict)
     mismatches: dict[str, tuple[int, NDArray[Any]]] = field(default_factory=dict)
     """Outputs whose shape is not the wanted one: the input that names it, and what it says."""
@@ -173,6 +177,8 @@ def _evaluate(
     origins = frozenset().union(*(probe.origins.get(name, frozenset()) for name in names))
     if proto.op_type in ("Gather", "Slice") and proto.input[0] in probe.origins:
         origins = _picked(probe, proto, opsets, origins)
+    if proto.op_type in _FILLS and not probe.origins.get(names[0] if names[1:] else ""):
+        probe.fills.add(proto.output[0])
     for name, result in zip(proto.output, results, strict=False):
         if name:
             _remember(probe, name, np.asarray(result), origins)
