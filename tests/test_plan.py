@@ -139,9 +139,14 @@ def test_a_plan_written_by_hand() -> None:
 def test_merged_weights_are_copied_where_their_uses_differ() -> None:
     model = NETWORKS["merged"]
     result = spa_graph.prune(model, ratio=0.5, round_to=1, exclude=("w3",))
-    plan = result.plan.to_json()
-    assert "kept_per_use" not in plan  # only the first layer is pruned ... see below
-    assert set(plan["kept"]) == {"w1", "w2"}
+    assert set(result.plan.kept) == {"w1", "w2"}
+    assert set(result.plan.kept_per_use) == {"one", "zero"}
+    first = result.plan.kept["w1"][0].tolist()
+    for uses in result.plan.to_json()["kept_per_use"].values():
+        assert [use["kept"] for use in uses] == [{"0": first}, {"0": first}, {}, {}]
+    sizes = sorted(shape for name, shape in shapes(result.model).items() if len(shape) == 1)
+    assert sizes == [(4,), (4,), (8,), (8,)]
+    assert_plan_describes(result.plan, model, result.model)
 
 
 def test_one_plan_for_merged_weights_that_stay_equal() -> None:

@@ -91,8 +91,9 @@ class _Tracer:
     def _zero_along(self, operator: Operator, along: Axis) -> dict[int, bool]:
         """For each input that has an axis of this Dim: whether it is zero there."""
         flags: dict[int, bool] = {}
+        dim, covering = self.relations.dim, self.facts.covering
         for slot, _, axis, zero in self._inputs(operator):
-            if self.relations.dim(axis) == self.relations.dim(along):
+            if dim(along) in (dim(axis), dim(covering.get((operator.index, axis), axis))):
                 flags[slot] = flags.get(slot, True) and zero
         return flags
 

@@ -77,6 +77,7 @@ class Facts:
     bindings: list[Binding] = field(default_factory=list)
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
     zeros: dict[int, Zeros] = field(default_factory=dict)
+    covering: dict[tuple[int, Axis], Axis] = field(default_factory=dict)
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
     frozen_operators: dict[int, str] = field(default_factory=dict)
@@ -224,6 +225,10 @@ class Scope:
         that get the zeros; "move" moves them to all outputs.
         """
         self.facts.zeros[self.operator.index] = Zeros(mode, slots, outputs)
+
+    def covers(self, whole: Axis, axis: Axis) -> None:
+        """An operand that is zero along `whole` is zero along `axis`, as gates x hidden is."""
+        self.facts.covering[self.operator.index, whole] = axis
 
     def contract(self, *axes: Axis, slots: Slots = None) -> None:
         """The operator sums over these axes: zero channels add nothing.

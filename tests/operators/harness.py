@@ -43,8 +43,6 @@ class Row:
         exact: whether removing all its channels equals zeroing their weights; None: both occur.
         values: weights that aren't random.
         runs: whether ONNX Runtime has a CPU kernel; if not, only the analysis is checked.
-        literal: whether the weights can really be set to zero; if not, an operator in between
-            turns zeros into NaN or infinity, and the program's proof leaves the channels out.
         renamed: operator types that ONNX's checker doesn't know, by what they are written as.
     """
 
@@ -56,7 +54,6 @@ class Row:
     opset: int = 21
     values: Mapping[str, Any] = field(default_factory=dict)
     runs: bool = True
-    literal: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -156,7 +153,7 @@ def _check_pruned(
     feeds = random_inputs(analysis.graph, seed=1)
     for got, want in zip(outputs(same, feeds), outputs(model, feeds), strict=True):
         np.testing.assert_array_equal(got, want)
-    if entry.exact and entry.literal and set(plan.kept) <= set(stored(model)):
+    if entry.exact and set(plan.kept) <= set(stored(model)):
         masked = changed_by(model, plan, zero)
         assert_same_outputs(smaller, masked, feeds, rtol=1e-3, atol=1e-4)
 

@@ -74,8 +74,8 @@ LISTS = [
     row("Where, per position", chain("a = Where(c, h, k)", weights=", bool[4] c"), *TWO),
     row("Where, by features", chain("a = Where(i, h, k)", before=FLAGS), *TWO),
     row("Div by zeroed weights", chain("a = Div(h, s)", weights=", float[6,1] s"), *ONE, "s:0",
-        literal=False),
-    row("Log", chain("a = Log(p)", before=POSITIVE), *ONE, literal=False),
+        exact=False),
+    row("Log", chain("a = Log(p)", before=POSITIVE), *ONE, exact=False),
     row("Log of zeroed features, then a sum", """
         (float[N,3,4] x) => (float[N,1,4] y) <float[6,3,1] w, int64[1] one = {1}>
         {
@@ -83,7 +83,7 @@ LISTS = [
             e = Abs(h)
             l = Log(e)
             y = ReduceSum(l, one)
-        }""", "w:0", literal=False),
+        }""", "w:0", exact=False),
 ]  # fmt: skip
 
 TYPED = [

@@ -65,6 +65,7 @@ def _weights(scope: Scope, gates: int, directions: Axis, hidden: Axis) -> None:
             continue
         scope.same(directions, axes[0])
         scope.product(axes[1], (scope.fixed(count, "counts the gates"), hidden))
+        scope.covers(axes[1], hidden)
         scope.role(slot, "bias" if slot == _B else "weight")
 
 
@@ -103,16 +104,12 @@ def _around(batch_first: bool, steps: Axis, directions: Axis, batch: Axis, hidde
 def _zero_channels(scope: Scope, x: Axes, hidden: Axis, activations: list[str]) -> None:
     """A hidden unit without weights stays zero if it starts at zero and its activations allow it.
 
-    Its gates are those of a unit without input, but they only scale what is zero. Weights that are
-    computed inside the network (say, dequantised) are not traced through the gates.
+    Its gates are those of a unit without input, but they only scale what is zero.
     """
     scope.contract(x[2], slots=(_X, _W))
-    if all(scope.is_parameter(slot) for slot in _WEIGHTS if scope.has_input(slot)):
-        scope.contract(hidden, slots=(_R,))
-        keeps = _KEEP_ZERO.issuperset(activations)
-        scope.zero("all" if keeps else "never", _STATES, outputs=None)
-    else:
-        scope.renormalise(hidden)
+    scope.contract(hidden, slots=(_R,))
+    keeps = _KEEP_ZERO.issuperset(activations)
+    scope.zero("all" if keeps else "never", (*_WEIGHTS, *_STATES), outputs=None)
 
 
 def _activations(

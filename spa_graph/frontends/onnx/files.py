@@ -53,10 +53,32 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             or lies outside the model's folder.
     """
     path = Path(path)
-    model = ir.from_proto(read_message(path))
+    model = from_message(read_message(path))
     model.meta["files"] = _map_weights(model, path)
     model.meta["external_data"] = len(model.meta["files"]) > 1
     return model
+
+
+def from_message(message: onnx.ModelProto) -> ir.Model:
+    """The model of a parsed message.
+
+    Raises:
+        ModelError: it has no operators, or an operator reads a value that nothing defines.
+    """
+    graph = message.graph
+    if not len(graph.node):
+        raise ModelError("the model has no operators; there is nothing to prune")
+    defined = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    defined.update(tensor.values.name for tensor in graph.sparse_initializer)
+    defined.update(name for node in graph.node for name in node.output)
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in defined:
+                raise ModelError(
+                    f"operator {node.op_type} `{node.name or node.output[0]}` reads `{name}`, which "
+                    "nothing defines; the model is broken: export it again"
+                )
+    return ir.from_proto(message)
 
 
 def sources(model: ir.Model) -> list[Path]:

@@ -28,10 +28,10 @@ def take(model: object) -> tuple[ir.Model, Callable[[ir.Model], Any]]:
     if isinstance(model, ir.Model):
         return model, _as_it_is
     if isinstance(model, onnx.ModelProto):
-        return _from_proto(model), ir.to_proto
+        return files.from_message(model), ir.to_proto
     surgeon = sys.modules.get("onnx_graphsurgeon")  # not imported: it can't be one of its graphs
     if surgeon is not None and isinstance(model, surgeon.Graph):
-        return _from_proto(surgeon.export_onnx(model)), _to_surgeon
+        return files.from_message(surgeon.export_onnx(model)), _to_surgeon
     raise ModelError(
         f"a {type(model).__name__} is no ONNX model; give a path, an onnx.ModelProto, an "
         "onnx_ir.Model or an onnx_graphsurgeon.Graph"
@@ -40,12 +40,6 @@ def take(model: object) -> tuple[ir.Model, Callable[[ir.Model], Any]]:
 
 def _as_it_is(model: ir.Model) -> ir.Model:
     return model
-
-
-def _from_proto(proto: onnx.ModelProto) -> ir.Model:
-    if not len(proto.graph.node):
-        raise ModelError("the model has no operators; there is nothing to prune")
-    return ir.from_proto(proto)
 
 
 def _to_surgeon(model: ir.Model) -> Any:

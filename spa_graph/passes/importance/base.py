@@ -55,7 +55,7 @@ class ParameterAxis:
         """
         if what not in self.shared:
             weights = self.weights
-            numbers = np.full(weights.shape[self.axis], start)
+            numbers = np.full(weights.shape[self.axis], start, np.float64)
             for where, block in _blocks(weights, self.axis):
                 numbers[where] = merge(numbers[where], block)
             self.shared[what] = numbers
