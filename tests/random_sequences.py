@@ -112,7 +112,7 @@ def regroup(net: Net, pick: np.random.Generator) -> None:
 def mean_over_time(net: Net, _: np.random.Generator) -> None:
     x, channels = net.last()
     mean = net.op("ReduceMean", x, axes=[1], keepdims=1)
-    net.add(net.op("Sub", x, mean), channels)
+    net.add(net.op("Add", x, mean), channels)
 
 
 def normalise_by_hand(net: Net, _: np.random.Generator) -> None:

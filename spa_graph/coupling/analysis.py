@@ -170,7 +170,7 @@ def _freeze_known(scope: Scope) -> None:
 
 
 # Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.
-_SIZE_SLOTS = {
+SIZE_SLOTS = {
     "Reshape": (1,), "Expand": (1,), "Slice": (1, 2), "Split": (1,), "ConstantOfShape": (0,),
     "Resize": (3,), "Upsample": (1,), "Tile": (1,),
 }  # fmt: skip
@@ -183,7 +183,7 @@ def _freeze_sizes_used_as_numbers(scope: Scope) -> None:
         return
     for slot, name in enumerate(operator.inputs):
         known: Known | None = graph.known.get(name)
-        if known is None or known.fill or slot in _SIZE_SLOTS.get(operator.op_type, ()):
+        if known is None or known.fill or slot in SIZE_SLOTS.get(operator.op_type, ()):
             continue
         for value, position in known.origins:
             axes = scope.relations.value(value)
@@ -250,13 +250,18 @@ def _index_matrices(channel: Ints, bounds: Ints) -> dict[int, Ints]:
 def _group_names(members: list[list[Member]], operators: list[Operator]) -> list[str]:
     """The parameter axis that produces each group's channels, as people would point at it.
 
-    Where an exporter merged equal weights, several groups have the same first parameter; then the
-    operator that uses it is named too.
+    Where an exporter merged equal weights, several groups have the same first parameter: then the
+    operator that uses it is named too. Where an axis holds several groups, so is the first position.
     """
     firsts = [next((m for m in own if m.axis != 1), own[0]) for own in members]
     names = [f"{first.parameter}:{first.axis}" for first in firsts]
-    often = Counter(names)
+    users: dict[str, set[int]] = {}
+    for name, first in zip(names, firsts, strict=True):
+        users.setdefault(name, set()).add(first.operator)
+    places = Counter((name, first.operator) for name, first in zip(names, firsts, strict=True))
     return [
-        name if often[name] == 1 else f"{name} in {operators[first.operator].name}"
+        name
+        + (f"[{first.index.min()}:]" if places[name, first.operator] > 1 else "")
+        + (f" in {operators[first.operator].name}" if len(users[name]) > 1 else "")
         for name, first in zip(names, firsts, strict=True)
     ]

@@ -4,6 +4,8 @@ Valid model in, valid model out; input and output names are kept.
 * Local functions are inlined.
 * A channel shuffle, `Reshape - Transpose - Reshape` that only permutes one axis, becomes a
   constant Gather: as reshapes it would tie channels that need not be tied.
+* A number that is computed from sizes that never change, as in `x / sqrt(x.shape[-1])`, becomes a
+  constant: pruning changes such sizes, and the number must stay what it was.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
+from spa_graph.coupling.analysis import SIZE_SLOTS
 from spa_graph.frontends.onnx.editor import operator_nodes, replace_node
 from spa_graph.frontends.onnx.reader import InputShapes, read
 from spa_graph.frontends.onnx.weights import add_initializer
@@ -35,7 +38,56 @@ def canonicalize(model: ir.Model, input_shapes: InputShapes) -> tuple[Graph, lis
             _use_gather(model, nodes[last.index], source, axis, index)
         graph = read(model, input_shapes)
         changed.append(f"{len(shuffles)} channel shuffles became Gather")
+    numbers = _find_numbers(graph)
+    if numbers:
+        _store_numbers(model, graph, numbers)
+        graph = read(model, input_shapes)
+        changed.append(f"{len(numbers)} numbers computed from sizes became constants")
     return graph, changed
+
+
+def _find_numbers(graph: Graph) -> list[tuple[Operator, int]]:
+    """Inputs (operator, position) that are computed from static sizes, and not used as sizes."""
+    return [
+        (operator, slot)
+        for operator in graph.operators
+        if not all(name in graph.known for name in operator.outputs if name)
+        for slot, name in enumerate(operator.inputs)
+        if slot not in SIZE_SLOTS.get(operator.op_type, ()) and _is_static_number(graph, name)
+    ]
+
+
+def _is_static_number(graph: Graph, name: str) -> bool:
+    known = graph.known.get(name)
+    if known is None or known.fill or not known.origins or not known.static:
+        return False
+    if known.nominal.size != 1:
+        return False
+    return all(graph.shapes[value][axis].static for value, axis in known.origins)
+
+
+def _store_numbers(model: ir.Model, graph: Graph, numbers: list[tuple[Operator, int]]) -> None:
+    nodes = operator_nodes(model, graph)
+    for operator, slot in numbers:
+        node = nodes[operator.index]
+        old = node.inputs[slot]
+        assert old is not None
+        number = ir.tensor(graph.known[operator.inputs[slot]].nominal)
+        stored = add_initializer(model, f"{node.outputs[0].name}.number{slot}", number)
+        node.replace_input_with(slot, stored)
+        _remove_unused(model, old.producer())
+
+
+def _remove_unused(model: ir.Model, node: ir.Node | None) -> None:
+    """Remove a node that nothing uses, and what only it used."""
+    if node is None or node.graph is None:  # removed already
+        return
+    if any(value.uses() or value.is_graph_output() for value in node.outputs):
+        return
+    before = [value.producer() for value in node.inputs if value is not None]
+    model.graph.remove(node, safe=True)
+    for producer in dict.fromkeys(before):
+        _remove_unused(model, producer)
 
 
 def _use_gather(model: ir.Model, last: ir.Node, source: str, axis: int, index: NDArray[np.int64]) -> None:
@@ -45,14 +97,8 @@ def _use_gather(model: ir.Model, last: ir.Node, source: str, axis: int, index: N
     positions = add_initializer(model, f"{last.outputs[0].name}.shuffle", ir.tensor(index))
     attributes = [ir.AttrInt64("axis", axis)]
     gather = ir.Node("", "Gather", [first.inputs[0], positions], attributes, name=last.name)
-    chain = [last, middle.producer(), first]  # type: ignore[union-attr]
     replace_node(model, last, gather)
-    for node in chain[1:]:
-        unused = node is not None and not any(
-            value.uses() or value.is_graph_output() for value in node.outputs
-        )
-        if node is not None and unused:
-            model.graph.remove(node, safe=True)
+    _remove_unused(model, middle.producer())  # type: ignore[union-attr]
 
 
 def _find_shuffles(graph: Graph) -> list[tuple[Operator, str, int, NDArray[np.int64]]]:

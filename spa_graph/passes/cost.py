@@ -12,16 +12,18 @@ product of such sizes, so that a candidate costs a handful of array operations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.graph import Parameter
 
 Quantity = Literal["flops", "params"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 Counts = NDArray[np.int64]
 
 
@@ -60,13 +62,13 @@ class CostModel:
         self._unused = float(
             sum(np.prod(p.shape, dtype=np.int64) for p in unused if counts_as_weight(p))
         )
-        matrix = np.zeros((len(self._base), len(coupling.groups)))
-        for row, group, per_channel in self._terms:
-            matrix[row, group] += per_channel
-        self._matrix = matrix
+        rows, groups, per_channel = np.array(self._terms, np.int64).reshape(-1, 3).T
+        shape = (len(self._base), len(coupling.groups))
+        self._matrix = coo_array((per_channel.astype(float), (rows, groups)), shape=shape).tocsr()
         self._constant = np.array(self._base)
         self.full = np.array([group.size for group in coupling.groups], np.int64)
         self._whole = self._evaluate(self._params, self._sizes(self.full))
+        self._totals = {quantity: self.cost(quantity, self.full) for quantity in QUANTITIES}
 
     def cost(self, quantity: Quantity, counts: Counts) -> float:
         """The total of a candidate that keeps `counts[g]` channels of group g."""
@@ -90,11 +92,12 @@ class CostModel:
 
     def ratio(self, quantity: Quantity, counts: Counts) -> float:
         """The candidate's share of the whole network's cost."""
-        whole = self.cost(quantity, self.full)
+        whole = self._totals[quantity]
         return self.cost(quantity, counts) / whole if whole else 1.0
 
     def _sizes(self, counts: Counts) -> NDArray[np.float64]:
-        return self._constant + self._matrix @ counts
+        sizes: NDArray[np.float64] = self._constant + self._matrix @ counts
+        return sizes
 
     @staticmethod
     def _evaluate(

@@ -43,6 +43,8 @@ class Row:
         exact: whether removing all its channels equals zeroing their weights; None: both occur.
         values: weights that aren't random.
         runs: whether ONNX Runtime has a CPU kernel; if not, only the analysis is checked.
+        declared_opset: what the file says instead of `opset`, as ONNX's checker refuses operators
+            that are deprecated there although files with them exist.
         renamed: operator types that ONNX's checker doesn't know, by what they are written as.
     """
 
@@ -54,6 +56,7 @@ class Row:
     opset: int = 21
     values: Mapping[str, Any] = field(default_factory=dict)
     runs: bool = True
+    declared_opset: int | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -70,6 +73,7 @@ class Row:
         model = network(text, opset=self.opset, values=values, imports=imports)
         for node in model.graph.node:
             node.op_type = self.renamed.get(node.op_type, node.op_type)
+        model.opset_import[0].version = self.declared_opset or self.opset
         return model
 
 

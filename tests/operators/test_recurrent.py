@@ -168,6 +168,23 @@ ROWS = [
         exact=False,
     ),
     row(
+        "lstm whose gates are put in order inside the network",
+        """
+        (float[5,N,3] x) => (float[5,N,2] y)
+        <float[16,3] w, float[16,4] r, float[4,2] v, int64[1] one = {1}, int64[1] none = {0},
+         int64[1] four = {4}, int64[1] eight = {8}, int64[1] twelve = {12}, int64[1] all = {16}>
+        {
+            wi = Slice(w, none, four) wf = Slice(w, four, eight)
+            wc = Slice(w, eight, twelve) wo = Slice(w, twelve, all)
+            ws = Concat<axis=0>(wi, wo, wf, wc) wd = Unsqueeze(ws, none)
+            rd = Unsqueeze(r, none)
+            h = LSTM<hidden_size=4>(x, wd, rd)
+            f = Squeeze(h, one)
+            y = MatMul(f, v)
+        }""",
+        "w:0", "r:0", "r:1", "v:0",
+    ),
+    row(
         "two stacked layers",
         """
         (float[5,N,3] x) => (float[5,N,2] y)

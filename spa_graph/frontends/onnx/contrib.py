@@ -68,6 +68,8 @@ TWINS: dict[str, Twin] = {
     "NhwcMaxPool": Twin("MaxPool", (0,), True),
     "FusedGemm": Twin("Gemm", range(3)),
     "GemmFastGelu": Twin("MatMul", (0, 1)),
+    "GridSample": Twin("GridSample", (0, 1), version=16),
+    "Trilu": Twin("Identity", (0,)),
     "QuantizeLinear": Twin("QuantizeLinear", range(3), typed_by=None),
     "DequantizeLinear": Twin("DequantizeLinear", range(3), typed_by=None),
     "QLinearAdd": Twin("Add", (0, 3)),
@@ -184,13 +186,15 @@ def _matmul(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
     return [(*batch, left[-2], right[-1])]
 
 
-IN_ONNX_DOMAIN = frozenset({"SimplifiedLayerNormalization"})
-"""Operators of ONNX Runtime that stand in ONNX's own domain."""
+IN_ONNX_DOMAIN = frozenset(
+    {"SimplifiedLayerNormalization", "GroupNormalization", "MeanVarianceNormalization"}
+)
+"""Operators in ONNX's own domain that are unknown to onnx, or that it infers no shape for."""
 
 SHAPES: dict[str, ShapeFunction] = {
     **dict.fromkeys(
         ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasAdd", "GroupNorm", "RotaryEmbedding",
-         "SimplifiedLayerNormalization"),
+         *IN_ONNX_DOMAIN),
         _like_first,
     ),
     "BiasSplitGelu": _bias_split,

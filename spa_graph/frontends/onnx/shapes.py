@@ -101,7 +101,9 @@ def infer(
             probe.values[name] = tensor.numpy()
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     for node, proto in nodes:
-        if proto.op_type == "Constant" and proto.output[0] in probe.types:
+        if proto.op_type == "Constant":
+            if proto.output[0] not in probe.types:
+                _unshaped(probe, proto, "it holds text or a sparse tensor")
             continue
         try:
             if not _evaluate(probe, node, proto, opsets):

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from spa_graph.models_zoo.demo import HELDOUT_FILE, MODEL_FILE, accuracy, load_heldout
 
@@ -119,7 +119,7 @@ def random_bending(count: int, size: int) -> Tensor:
     Handwriting varies like this; it is worth half a point of accuracy with so few digits.
     """
     knots = torch.randn(count, 2, 5, 5) * (2 * 1.0 / size)
-    field = F.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True)
+    field = functional.interpolate(knots, size=(size, size), mode="bicubic", align_corners=True)
     return field.permute(0, 2, 3, 1)
 
 
@@ -134,9 +134,11 @@ def augment(images: Tensor) -> Tensor:
     `images` is (N, 1, 28, 28) in 0..1, before normalisation: what moves in is background (0).
     """
     count, size = images.shape[0], images.shape[-1]
-    grid = F.affine_grid(random_affine(count, size), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(
+        random_affine(count, size), list(images.shape), align_corners=False
+    )
     grid = grid + random_bending(count, size)
-    moved = F.grid_sample(images, grid, align_corners=False)
+    moved = functional.grid_sample(images, grid, align_corners=False)
     return (moved + 0.05 * torch.randn_like(moved)).clamp(0, 1)
 
 
@@ -168,8 +170,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class ResNet20(nn.Module):
@@ -192,7 +194,7 @@ class ResNet20(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, 1, 28, 28) normalised images -> (N, 10) logits."""
-        x = self.blocks(F.relu(self.bn(self.conv(image))))
+        x = self.blocks(functional.relu(self.bn(self.conv(image))))
         logits: Tensor = self.fc(self.pool(x).flatten(1))
         return logits
 
@@ -243,7 +245,7 @@ def train(digits: Digits, mean: float, std: float, recipe: Recipe) -> ResNet20:
         started, total = time.perf_counter(), 0.0
         for x, y in shuffled_batches(images, labels, recipe.batch_size):
             x = ((augment(x) - mean) / std).contiguous(memory_format=torch.channels_last)
-            fit = F.cross_entropy(network(x), y)
+            fit = functional.cross_entropy(network(x), y)
             penalty = torch.stack([s.abs().sum() for s in scales]).sum()
             optimizer.zero_grad()
             (fit + recipe.slimming * penalty).backward()  # type: ignore[no-untyped-call]

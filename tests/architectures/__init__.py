@@ -1,0 +1,1 @@
+"""Whole networks: pruned to half of their FLOPs, and checked from outside."""

@@ -1,0 +1,77 @@
+"""Large networks from torch, by every exporter that works; run with `pytest -m matrix`.
+
+Networks are exported once per run. SPA_MODELS names a folder in which they stay for the next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.architectures.checks import check_network, group_sizes
+from tests.architectures.recount import shared_vectors
+
+from spa_graph import analyze
+from spa_graph.models_zoo.architectures import ARCHITECTURES, Exporter, export
+
+pytestmark = pytest.mark.matrix
+
+EXPORTS = [(name, exporter) for name, a in ARCHITECTURES.items() for exporter in a.exporters]
+BOTH = [name for name, architecture in ARCHITECTURES.items() if len(architecture.exporters) == 2]
+# Equal initializers of unrelated layers are one in these files.
+MERGED = ("vgg19_bn", "efficientnet_b0", "mobilenet_v3_large", "squeezenet1_1", "swin_t")
+# The shapes behind its NMS depend on data; onnx can't tell the rest, spa_graph counts what it can.
+UNCOUNTED = ("ssdlite320_mobilenet_v3_large",)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Groups (sizes and how many) that only one export has, and why."""
+
+    why: str
+    dynamo: dict[int, int] = field(default_factory=dict)
+    torchscript: dict[int, int] = field(default_factory=dict)
+
+
+DIFFERENCES = {
+    "convnext_tiny": Difference(
+        "dynamo writes the last flatten as a look-up in a table of positions (as_strided), which "
+        "freezes the last stage's residual stream",
+        torchscript={768: 1},
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where exported networks are."""
+    kept = os.environ.get("SPA_MODELS")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("models")
+    yield folder
+    if not kept:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("name", "exporter"), EXPORTS)
+def test_prunes_to_half(name: str, exporter: Exporter, models: Path, tmp_path: Path) -> None:
+    path = export(name, models, exporter)
+    if name in MERGED and exporter == "torchscript":
+        assert shared_vectors(path)
+    pruned = tmp_path / "pruned.onnx"
+    check_network(path, pruned, recounts=name not in UNCOUNTED)
+    pruned.unlink()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_exporters_reach_the_same_groups(name: str, models: Path) -> None:
+    dynamo, torchscript = (
+        group_sizes(analyze(export(name, models, exporter))) for exporter in ("dynamo", "torchscript")
+    )
+    expected = DIFFERENCES.get(name, Difference(""))
+    assert dynamo - torchscript == Counter(expected.dynamo)
+    assert torchscript - dynamo == Counter(expected.torchscript)
