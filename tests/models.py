@@ -20,7 +20,7 @@ import onnx.parser
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from spa_graph import Plan
+from spa_graph import Plan, Result
 
 Array = NDArray[Any]
 Slices = Mapping[int, NDArray[np.int64]]
@@ -227,6 +227,17 @@ def assert_plan_describes(plan: Plan, model: onnx.ModelProto, pruned: onnx.Model
                     kept = plan.kept_per_use[name][node.output[0], slot]
                 got = after[nodes[node.output[0]].input[slot]]
                 np.testing.assert_array_equal(got, keep(before[name], kept), err_msg=name)
+
+
+def assert_pruned(model: onnx.ModelProto, result: Result, *, dynamic: int = 2) -> onnx.ModelProto:
+    """The result is smaller, and computes what the original does with its channels set to zero."""
+    pruned = result.model
+    assert isinstance(pruned, onnx.ModelProto)
+    onnx.checker.check_model(pruned)
+    assert result.report["ratio"]["channels"] < 1
+    masked = changed_by(model, result.plan, zero)
+    assert_same_outputs(pruned, masked, random_feeds(model, dynamic=dynamic))
+    return pruned
 
 
 def _replace(model: onnx.ModelProto, name: str, array: Array) -> None:

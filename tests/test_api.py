@@ -11,17 +11,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnx_ir as ir
-import pytest
 
 import spa_graph
 from tests.models import (
-    BIG,
     CHAIN,
     MLP,
     RESIDUAL,
+    assert_pruned,
     assert_same_outputs,
     changed_by,
-    external_model,
     groups_of,
     network,
     random_feeds,
@@ -49,19 +47,6 @@ def test_the_public_names() -> None:
     ]
     errors = [getattr(spa_graph, name) for name in spa_graph.__all__ if name.endswith("Error")]
     assert all(issubclass(error, spa_graph.SpaError) for error in errors)
-
-
-def assert_pruned(
-    model: onnx.ModelProto, result: spa_graph.Result, *, dynamic: int = 2
-) -> onnx.ModelProto:
-    """The result is smaller, and computes what the original does with its channels set to zero."""
-    pruned = result.model
-    assert isinstance(pruned, onnx.ModelProto)
-    onnx.checker.check_model(pruned)
-    assert result.report["ratio"]["channels"] < 1
-    masked = changed_by(model, result.plan, zero)
-    assert_same_outputs(pruned, masked, random_feeds(model, dynamic=dynamic))
-    return pruned
 
 
 # --- forms ---------------------------------------------------------------------------------------
@@ -207,196 +192,6 @@ def test_shapes_that_the_file_states_follow() -> None:
     stated = {name: values[name][1].dim_value for name in ("a", "ra", "b", "p", "f")}
     assert stated["a"] == stated["ra"] == shapes(pruned)["w1"][0]
     assert stated["b"] == stated["p"] == stated["f"] == shapes(pruned)["w2"][0]
-
-
-# --- what a network may look like ----------------------------------------------------------------
-
-
-def test_initializers_that_are_also_inputs() -> None:
-    model = network(CHAIN)
-    for tensor in model.graph.initializer:
-        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        model.graph.input.append(value)
-    pruned = assert_pruned(model, spa_graph.prune(model, flops=0.5))
-    assert [v.name for v in pruned.graph.input] == [v.name for v in model.graph.input]
-    for value in pruned.graph.input[1:]:
-        declared = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        assert declared == shapes(pruned)[value.name]
-
-
-def test_unused_nodes_and_unused_initializers() -> None:
-    text = """
-    net (float[N,4] x) => (float[N,3] y)
-    <float[4,16] w1, float[16,3] w2, float[16,9] w3, float[7,7] unused> {
-        h = MatMul(x, w1)
-        r = Relu(h)
-        nobody = MatMul(r, w3)
-        noone = Sigmoid(nobody)
-        y = MatMul(r, w2)
-    }
-    """
-    model = network(text)
-    pruned = assert_pruned(model, spa_graph.prune(model, flops=0.5))
-    assert shapes(pruned)["unused"] == (7, 7)
-    assert shapes(pruned)["w3"][0] == shapes(pruned)["w2"][0] == shapes(pruned)["w1"][1] < 16
-
-
-def test_constant_nodes_as_weights() -> None:
-    model = network(MLP)
-    for tensor in list(model.graph.initializer):
-        node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
-        model.graph.node.insert(0, node)
-    del model.graph.initializer[:]
-    result = spa_graph.prune(model, flops=0.5)
-    pruned = assert_pruned(model, result)
-    assert not pruned.graph.initializer
-    assert shapes(pruned) == {"w1": (4, 8), "b1": (8,), "w2": (8, 3)}
-
-
-def test_scalar_and_list_constants() -> None:
-    text = """
-    net (float[N,4] x) => (float[N,3] y) <float[4,16] w1, float[16,3] w2> {
-        two = Constant<value_float = 2.0>()
-        shape = Constant<value_ints = [0, 16]>()
-        zero = Constant<value_int = 0>()
-        h = MatMul(x, w1)
-        t = Mul(h, two)
-        s = Reshape(t, shape)
-        y = MatMul(s, w2)
-    }
-    """
-    model = network(text)
-    assert_pruned(model, spa_graph.prune(model, flops=0.5))
-
-
-def size_of(*paths: Path) -> int:
-    return sum(path.stat().st_size for path in paths)
-
-
-def test_external_data_stays_external(tmp_path: Path) -> None:
-    path, out = external_model(tmp_path), tmp_path / "out.onnx"
-    result = spa_graph.prune(path, flops=0.5, output=out)
-    slim = onnx.load(out, load_external_data=False)
-    large = [t for t in slim.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    assert [t.name for t in large] == ["w1"]
-    assert {e.value for t in large for e in t.external_data if e.key == "location"} == {
-        "out.onnx.data"
-    }
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "model.onnx", "out.onnx", "out.onnx.data", "weights.bin",
-    ]  # fmt: skip
-    model = network(BIG)
-    assert_same_outputs(out, changed_by(model, result.plan, zero), random_feeds(model))
-    assert result.report["before"]["bytes"] == size_of(path, tmp_path / "weights.bin")
-    assert result.report["after"]["bytes"] == size_of(out, tmp_path / "out.onnx.data")
-
-
-def test_inline_weights_stay_inline(tmp_path: Path) -> None:
-    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
-    onnx.save(network(BIG), path)
-    spa_graph.prune(path, flops=0.5, output=out)
-    assert not [
-        t for t in onnx.load(out, load_external_data=False).graph.initializer if t.data_location
-    ]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "out.onnx"]
-
-
-def test_local_functions() -> None:
-    body = """
-    <opset_import: ["" : 17]> block (x, w, b) => (y) { h = Gemm(x, w, b) y = Relu(h) }
-    """
-    text = """
-    net (float[N,4] x) => (float[N,3] y)
-    <float[4,16] w1, float[16] b1, float[16,12] w2, float[12] b2, float[12,3] w3>
-    { h = local.block(x, w1, b1) g = local.block(h, w2, b2) y = MatMul(g, w3) }
-    """
-    model = network(text, imports=', "local" : 1')
-    function = onnx.parser.parse_function(body.replace("<", '<domain: "local", ', 1))
-    model.functions.append(function)
-    pruned = assert_pruned(model, spa_graph.prune(model, flops=0.5))
-    assert shapes(pruned)["w2"][0] == shapes(pruned)["w1"][1] < 16
-    assert shapes(pruned)["w3"][0] == shapes(pruned)["w2"][1] <= 12
-
-
-IF = """
-net (float[N,4] x, bool flag) => (float[N,3] y)
-<float[4,16] w1, float[16,8] w2, float[8,3] w3> {
-    h = MatMul(x, w1)
-    g = MatMul(h, w2)
-    z = If (flag) <
-        then_branch = yes () => (float[N,8] a) { a = Relu(g) },
-        else_branch = no () => (float[N,8] b) { b = Neg(g) }
-    >
-    y = MatMul(z, w3)
-}
-"""
-LOOP = """
-net (float[N,4] x, int64 count) => (float[N,3] y)
-<float[4,16] w1, float[16,8] w2, float[8,3] w3> {
-    true = Constant<value = bool {1}>()
-    h = MatMul(x, w1)
-    g = MatMul(h, w2)
-    z = Loop(count, true, g) <
-        body = step (int64 i, bool go, float[N,8] s) => (bool more, float[N,8] t)
-        { more = Identity(go) t = Add(s, g) }
-    >
-    y = MatMul(z, w3)
-}
-"""
-SCAN = """
-net (float[6,4] x) => (float[6,3] y)
-<float[4,16] w1, float[16,8] w2, float[8,3] w3> {
-    h = MatMul(x, w1)
-    g = MatMul(h, w2)
-    zero = Constant<value = float[8] {0, 0, 0, 0, 0, 0, 0, 0}>()
-    last, z = Scan<num_scan_inputs = 1,
-        body = step (float[8] s, float[8] row) => (float[8] t, float[8] u)
-        { t = Add(s, row) u = Identity(t) }
-    >(zero, g)
-    y = MatMul(z, w3)
-}
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "extra"),
-    [(IF, {"flag": np.array(True)}), (LOOP, {"count": np.array(3)}), (SCAN, {})],
-    ids=["if", "loop", "scan"],
-)
-def test_what_subgraphs_use_is_frozen(text: str, extra: dict[str, np.ndarray]) -> None:
-    model = network(text)
-    result = spa_graph.prune(model, flops=0.7)
-    assert set(result.plan.kept) == {"w1", "w2"}
-    assert shapes(result.model)["w2"][1] == 8
-    feeds = random_feeds(model) | extra
-    assert_same_outputs(result.model, changed_by(model, result.plan, zero), feeds)
-
-
-@pytest.mark.parametrize("opset", [9, 11, 13, 17, 18, 21, 23, onnx.defs.onnx_opset_version()])
-def test_opsets(opset: int) -> None:
-    model = network(CHAIN, opset=opset)
-    try:
-        pruned = assert_pruned(model, spa_graph.prune(model, flops=0.5))
-    except spa_graph.ModelError as error:
-        if opset <= 24 or "ONNX Runtime" not in str(error):
-            raise
-        pytest.skip(f"ONNX Runtime knows no opset {opset} yet")
-    assert [(o.domain, o.version) for o in pruned.opset_import] == [("", opset)]
-    assert pruned.ir_version == model.ir_version
-
-
-def test_half_precision() -> None:
-    model = network(CHAIN.replace("float[", "float16["))
-    result = spa_graph.prune(model, flops=0.5)
-    assert {array.dtype for array in stored(result.model).values()} == {np.dtype(np.float16)}
-    masked = changed_by(model, result.plan, zero)
-    assert_same_outputs(result.model, masked, random_feeds(model), rtol=2e-2, atol=2e-2)
-
-
-def test_double_precision() -> None:
-    model = network(MLP.replace("float[", "double["))
-    pruned = assert_pruned(model, spa_graph.prune(model, flops=0.5))
-    assert {array.dtype for array in stored(pruned).values()} == {np.dtype(np.float64)}
 
 
 WITHOUT_TORCH = """

@@ -103,6 +103,26 @@ def test_merged_weights_that_need_copies_are_counted() -> None:
     assert spa_graph.prune(model, params=smallest, round_to=1).report["ratio"]["params"] <= smallest
 
 
+@pytest.mark.parametrize("budget", [0.9, 0.7, 0.5, 0.3, 0.2, 0.1])
+def test_sizes_do_not_jump(budget: float) -> None:
+    """Torch-Pruning#417: the result is close to what was asked for, also at high ratios."""
+    text = """
+    net (float[N,3,8,8] x) => (float[N,8] y)
+    <float[64,3,3,3] w1, float[96,64,3,3] w2, float[128,96,3,3] w3, float[128,8] w4> {
+        a = Conv<pads = [1,1,1,1]>(x, w1)
+        b = Conv<pads = [1,1,1,1]>(a, w2)
+        c = Conv<pads = [1,1,1,1]>(b, w3)
+        p = GlobalAveragePool(c)
+        f = Flatten(p)
+        y = MatMul(f, w4)
+    }
+    """
+    for quantity in ("flops", "params"):
+        limit: dict[str, float] = {quantity: budget}
+        ratio = spa_graph.prune(network(text), verify=False, **limit).report["ratio"][quantity]
+        assert 0.9 * budget < ratio <= budget
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 

@@ -192,3 +192,21 @@ def test_channels_of_zero_weights_go_first(criterion: str) -> None:
     model = network(NORMALISED, values=weights)
     result = spa_graph.prune(model, ratio=0.4, criterion=criterion, round_to=1)
     assert result.plan.kept["w"][0].tolist() == [0, 2, 4]
+
+
+def test_quantised_weights_count_as_what_they_stand_for() -> None:
+    """Every int8 channel uses its full range; only its scale tells which is large."""
+    model = network(
+        """net (float[N,2] x) => (float[N,2] y)
+        <int8[3,2] w = {127, -127, 100, -127, 127, 50}, float[3] s = {0.1, 2.0, 0.5},
+         int8[3] z = {0, 0, 0}, float[2,3] v = {1, 1, 1, 1, 1, 1}>
+        {
+            real = DequantizeLinear<axis=0>(w, s, z)
+            h = Gemm<transB=1>(x, real)
+            r = Relu(h)
+            y = Gemm<transB=1>(r, v)
+        }"""
+    )
+    analysis = spa_graph.analyze(model)
+    scores = score(analysis.coupling, "l1", normalize="none", aggregate="sum")
+    np.testing.assert_allclose(scores, np.array([25.4, 454.0, 88.5]) + 2.0, rtol=1e-6)

@@ -397,23 +397,3 @@ def test_the_file_is_really_smaller_and_loads(tmp_path: Path) -> None:
     spa_graph.prune(before, params=0.25, output=after)
     assert after.stat().st_size < 0.26 * before.stat().st_size
     onnx.checker.check_model(onnx.load(after), full_check=True)
-
-
-@pytest.mark.parametrize("budget", [0.9, 0.7, 0.5, 0.3, 0.2, 0.1])
-def test_sizes_do_not_jump(budget: float) -> None:
-    """TP#417: the result is close to what was asked for, also at high ratios."""
-    text = """
-    net (float[N,3,8,8] x) => (float[N,8] y)
-    <float[64,3,3,3] w1, float[96,64,3,3] w2, float[128,96,3,3] w3, float[128,8] w4> {
-        a = Conv<pads = [1,1,1,1]>(x, w1)
-        b = Conv<pads = [1,1,1,1]>(a, w2)
-        c = Conv<pads = [1,1,1,1]>(b, w3)
-        p = GlobalAveragePool(c)
-        f = Flatten(p)
-        y = MatMul(f, w4)
-    }
-    """
-    for quantity in ("flops", "params"):
-        limit: dict[str, float] = {quantity: budget}
-        ratio = spa_graph.prune(network(text), verify=False, **limit).report["ratio"][quantity]
-        assert 0.9 * budget < ratio <= budget

@@ -69,6 +69,18 @@ class Binding:
     index: NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Code:
+    """How a weight's integers stand for numbers: (integer - zero point) * scale.
+
+    The two are inputs of the same operator: one element, or one along `axis` of the weight.
+    """
+
+    scale: int
+    zero_point: int
+    axis: int
+
+
 @dataclass(slots=True)
 class Facts:
     """Everything that the rules said about the operators (the relations are kept apart)."""
@@ -76,6 +88,7 @@ class Facts:
     costs: list[Cost] = field(default_factory=list)
     bindings: list[Binding] = field(default_factory=list)
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
+    codes: dict[tuple[int, int], Code] = field(default_factory=dict)
     zeros: dict[int, Zeros] = field(default_factory=dict)
     covering: dict[tuple[int, Axis], Axis] = field(default_factory=dict)
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
@@ -217,6 +230,10 @@ class Scope:
 
     def role(self, slot: int, role: Role) -> None:
         self.facts.roles[self.operator.index, slot] = role
+
+    def code(self, slot: int, *, scale: int, zero_point: int, axis: int) -> None:
+        """Input `slot` holds quantised weights; `scale` and `zero_point` are inputs as well."""
+        self.facts.codes[self.operator.index, slot] = Code(scale, zero_point, axis)
 
     def zero(self, mode: ZeroMode, slots: Slots = None, outputs: Slots = (0,)) -> None:
         """How zeroed channels pass; `slots` limits "all" and "any" to some inputs.

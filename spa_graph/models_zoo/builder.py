@@ -42,7 +42,9 @@ class Builder:
         """An operator with one output."""
         return self.ops(op_type, 1, *inputs, **attributes)[0]
 
-    def ops(self, op_type: str, outputs: int, *inputs: Value | None, **attributes: Any) -> list[Value]:
+    def ops(
+        self, op_type: str, outputs: int, *inputs: Value | None, **attributes: Any
+    ) -> list[Value]:
         """An operator with several outputs; an absent input is None."""
         self._values += 1
         name = f"{op_type.lower()}{self._values}"
@@ -98,7 +100,9 @@ class Builder:
         parts = [self.vector(f"{name}.{part}", size, *span) for part, span in bounds.items()]
         return self.op("BatchNormalization", x, *parts)
 
-    def conv_norm(self, name: str, x: Value, inputs: int, outputs: int, *args: Any, **options: Any) -> Value:
+    def conv_norm(
+        self, name: str, x: Value, inputs: int, outputs: int, *args: Any, **options: Any
+    ) -> Value:
         x = self.conv(name, x, inputs, outputs, *args, **options)
         return self.norm(f"{name}.norm", x, outputs)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -87,7 +88,9 @@ def mobilenet() -> onnx.ModelProto:
         y = net.op("HardSwish", net.conv_norm(f"{name}.depthwise", y, 32, 32, 3, groups=32))
         gate = net.op("GlobalAveragePool", y)
         gate = net.relu(net.conv(f"{name}.squeeze", gate, 32, 8, bias=True))
-        gate = net.op("HardSigmoid", net.conv(f"{name}.excite", gate, 8, 32, bias=True), alpha=1 / 6)
+        gate = net.op(
+            "HardSigmoid", net.conv(f"{name}.excite", gate, 8, 32, bias=True), alpha=1 / 6
+        )
         x = net.op("Add", x, net.conv_norm(f"{name}.project", net.op("Mul", y, gate), 32, 16))
     return _classified(net, net.pool(x), 16)
 
@@ -110,7 +113,7 @@ def unet() -> onnx.ModelProto:
     """Down, up with transposed convolutions, and connections across."""
     net = Builder("unet")
     x, skips, widths = _images(net), [], (3, 8, 16, 32)
-    for level, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for level, (inputs, outputs) in enumerate(pairwise(widths)):
         if level:
             x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
         x = net.relu(net.conv_norm(f"down{level}.0", x, inputs, outputs, 3))
@@ -172,7 +175,9 @@ def _split_stage(net: Builder, name: str, x: Value, width: int) -> Value:
 
 def _boxes(net: Builder, name: str, x: Value, width: int, places: int) -> Value:
     """(n, 3 anchors x 9, h, w) -> (n, 3 * h * w, 9)."""
-    x = net.conv(f"{name}.predict", net.silu(net.conv_norm(name, x, width, 32, 3)), 32, 27, bias=True)
+    x = net.conv(
+        f"{name}.predict", net.silu(net.conv_norm(name, x, width, 32, 3)), 32, 27, bias=True
+    )
     x = net.transpose(net.reshape(x, 0, 3, 9, places), 0, 1, 3, 2)
     return net.reshape(x, 0, 3 * places, 9)
 
@@ -202,7 +207,9 @@ def _joined(net: Builder, x: Value, length: int, width: int) -> Value:
 
 
 def _mlp(net: Builder, name: str, x: Value, width: int, hidden: int) -> Value:
-    return net.linear(f"{name}.out", net.gelu(net.linear(f"{name}.in", x, width, hidden)), hidden, width)
+    return net.linear(
+        f"{name}.out", net.gelu(net.linear(f"{name}.in", x, width, hidden)), hidden, width
+    )
 
 
 def vit(fused: bool) -> onnx.ModelProto:
@@ -233,7 +240,9 @@ def _qkv(net: Builder, name: str, x: Value, length: int, heads: int, width: int)
     return [_heads(net, part, length, heads, width // heads) for part in parts]
 
 
-def _qkv_fused(net: Builder, name: str, x: Value, length: int, heads: int, width: int) -> list[Value]:
+def _qkv_fused(
+    net: Builder, name: str, x: Value, length: int, heads: int, width: int
+) -> list[Value]:
     """(n, t, 3 * heads * size) -> 3 x (n, heads, t, size)."""
     x = net.linear(f"{name}.qkv", x, width, 3 * width)
     x = net.transpose(net.reshape(x, -1, length, 3, heads, width // heads), 2, 0, 3, 1, 4)
@@ -259,7 +268,9 @@ def swin() -> onnx.ModelProto:
         x = net.op("Add", x, y)
         y = net.layer_norm(f"{name}.norm2", x, width)
         x = net.op("Add", x, _mlp(net, f"{name}.mlp", y, width, 48))
-    features = net.op("ReduceMean", net.layer_norm("norm", x, width), net.constant([1, 2]), keepdims=0)
+    features = net.op(
+        "ReduceMean", net.layer_norm("norm", x, width), net.constant([1, 2]), keepdims=0
+    )
     return _classified(net, features, width)
 
 

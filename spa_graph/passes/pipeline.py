@@ -21,6 +21,7 @@ from spa_graph.graph import Graph
 from spa_graph.passes.allocate import Budget, Kept, Limits, allocate, allocate_uniform
 from spa_graph.passes.canonicalize import canonicalize
 from spa_graph.passes.cost import CostModel
+from spa_graph.passes.decisions import find_decisions
 from spa_graph.passes.importance import score
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Plan, kept_channels, make_plan
@@ -212,8 +213,39 @@ def verify(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer:
         with files.openable(draft) as written, _as_proof():
             got = _run_plain(written, feeds)
         _check_file(draft, analysis.original)
-        found = [compare(names, *pair) for pair in zip(got, want, strict=True)]
-        return max(found, key=lambda agreement: agreement.share)
+        try:
+            return _worst(names, got, want)
+        except VerificationError as error:
+            return _compare_grounds(analysis, pruned, draft, masked, feeds, error)
+
+
+def _worst(
+    names: Sequence[str], got: Sequence[list[Array]], want: Sequence[list[Array]]
+) -> Agreement:
+    found = [compare(names, *pair) for pair in zip(got, want, strict=True)]
+    return max(found, key=lambda agreement: agreement.share)
+
+
+def _compare_grounds(
+    analysis: Analysis,
+    pruned: Pruned,
+    draft: Path,
+    masked: Path,
+    feeds: Sequence[Feeds],
+    error: VerificationError,
+) -> Agreement:
+    """Where outputs hang on decisions between near ties: compare what the decisions are made on."""
+    decisions = find_decisions(analysis.graph)
+    if not decisions.explain(analysis.graph, pruned.edits):
+        raise error
+    results = []
+    for path in (draft, masked):
+        with files.openable(path, decisions.grounds) as opened, _as_proof():
+            results.append(_run_plain(opened, feeds))
+    names = [*(value.name or "" for value in pruned.model.graph.outputs), *decisions.grounds]
+    told = [i for i, name in enumerate(names) if name not in decisions.values]
+    got, want = ([[outputs[i] for i in told] for outputs in each] for each in results)
+    return _worst([names[i] for i in told], got, want)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """FLOPs and interface of an ONNX file, found without spa_graph.
 
-2 x multiply-accumulates of convolutions, matrix products and recurrent layers, from onnx's own
-shape inference with every dynamic axis set to a number.
+2 x multiply-accumulates of convolutions, matrix products and recurrent layers, from the shapes that
+ONNX Runtime really computes: the network is run once with the values in question as outputs.
 """
 
 from __future__ import annotations
@@ -12,61 +12,36 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
 
 Shape = tuple[int, ...]
-LARGE = 1024  # bytes of an initializer that can't be a shape
+Feeds = Mapping[str, NDArray[Any]]
 
 
-def flops(path: Path, sizes: Mapping[str, int]) -> float:
-    """FLOPs of a file; `sizes` names the size of each dynamic axis.
-
-    Raises:
-        KeyError: a dynamic axis has no size, or an operator that is counted has no shape.
-    """
+def flops(path: Path, feeds: Feeds) -> float:
+    """FLOPs of one run of a file."""
     model = onnx.load(path)
-    _fix_axes(model, sizes)
-    _forget_weights(model)
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = _shapes(inferred.graph)
-    return sum(
-        2.0 * MACS[node.op_type](node, shapes)
-        for node in inferred.graph.node
-        if node.op_type in MACS
-    )
+    counted = [node for node in model.graph.node if node.op_type in MACS]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes |= {name: array.shape for name, array in feeds.items()}
+    wanted = {name for node in counted for name in (*node.input, *node.output)}
+    shapes |= _computed_shapes(model, wanted, feeds)
+    return sum(2.0 * MACS[node.op_type](node, shapes) for node in counted)
 
 
-def _fix_axes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> None:
-    for value in model.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_value = sizes[dim.dim_param]
-    # What the file says about inner values may still name the dynamic axes.
-    del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-
-
-def _forget_weights(model: onnx.ModelProto) -> None:
-    """Large initializers become inputs: inference needs their shapes only."""
-    graph = model.graph
-    kept = []
-    for tensor in graph.initializer:
-        if tensor.ByteSize() < LARGE:
-            kept.append(tensor)
-        else:
-            kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            graph.input.append(kind)
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            found.setdefault(value.name, tuple(dim.dim_value for dim in dims))
-    return found
+def _computed_shapes(model: onnx.ModelProto, wanted: set[str], feeds: Feeds) -> dict[str, Shape]:
+    computed = {name for node in model.graph.node for name in node.output if name} & wanted
+    names = sorted(computed - {value.name for value in model.graph.output})
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    outputs = [value.name for value in session.get_outputs()]
+    return {
+        name: array.shape
+        for name, array in zip(outputs, session.run(outputs, dict(feeds)), strict=True)
+    }
 
 
 def _conv(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:

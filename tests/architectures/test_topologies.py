@@ -12,10 +12,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from tests.architectures.checks import check_network, group_sizes, group_text
 
 from spa_graph import analyze
 from spa_graph.models_zoo.topologies import TOPOLOGIES
+from tests.architectures.checks import check_network, group_sizes, group_text
 
 GOLDEN = Path(__file__).with_name("golden")
 REVIEWED = ("resnet", "densenet", "shufflenet", "vit_fused", "decoder")

@@ -153,7 +153,7 @@ def _check_pruned(
     apply_plan(original, plan, output=smaller)
     _check_smaller(entry, plan)
     everything = make_plan(coupling, np.ones(coupling.count, bool))
-    apply_plan(original, everything, output=same)
+    apply_plan(original, everything, output=same, verify=False)
     feeds = random_inputs(analysis.graph, seed=1)
     for got, want in zip(outputs(same, feeds), outputs(model, feeds), strict=True):
         np.testing.assert_array_equal(got, want)

@@ -125,6 +125,14 @@ ONNX = [
         opset=23,
     ),
     row(
+        "heads are frozen, explicit scale: within heads",
+        attention(
+            "Attention<q_num_heads=4, kv_num_heads=2, scale=0.5>", kv=2, operands="q, k, v, mask",
+        ).replace("[N,6,8] x", "[2,6,8] x, float[2,4,6,6] mask"),
+        *CUT,
+        exact=None, opset=23,
+    ),
+    row(
         "linear",
         attention(
             'LinearAttention<q_num_heads=4, kv_num_heads=2, update_rule="gated_delta">', kv=2,
@@ -204,6 +212,20 @@ RUNTIME = [
         "packed weights, score bias per head",
         packed(operands="x, w, b, , , s", extra=", float[1,4,6,6] s"),
         "w:1", "b:0", "wo:0", "s:1",
+    ),
+    row(
+        "packed weights, heads are frozen, explicit scale: within heads",
+        packed(attributes=", scale=0.3", operands="x, w, b, , , s").replace(
+            "[N,6,8] x", "[N,6,8] x, float[1,4,6,6] s"),
+        "w:1", "b:0", "wo:0",
+        exact=None,
+    ),
+    row(
+        "packed weights, heads are frozen, sizes listed: within heads of values",
+        packed(
+            attributes=", qkv_hidden_sizes=[32, 32, 32]", operands="x, w, b, , , s"
+        ).replace("[N,6,8] x", "[N,6,8] x, float[1,4,6,6] s"),
+        "w:1", "b:0", "wo:0",
     ),
     row(
         "packed weights, cache is a graph output",

@@ -74,6 +74,7 @@ def linear(scope: Scope) -> None:
             _blocks(scope, x, axes)
         scope.role(slot, "statistic")
     scope.role(0, "bias" if len(x) == 1 else "weight")
+    scope.code(0, scale=1, zero_point=2, axis=along)
     per_axis = any(scope.extent(axis) != ONE for axis in scale)
     if scope.operator.op_type == "QuantizeLinear" and per_axis:
         scope.zero("compact")  # a zeroed scale divides by zero
@@ -134,6 +135,7 @@ def qlinear_conv(scope: Scope) -> None:
     exact = _exact_operands(scope, (0, 2), (3, 5))
     convolve(scope, weight_slot=3, bias_slot=8, channels_last=last, exact_slots=exact)
     settings(scope, weight[0], 4, 5)
+    scope.code(3, scale=4, zero_point=5, axis=0)
     # zero points per channel are zeroed with the weights, so y's is all that matters
     slots = (3, 8) if zero_points_are_zero(scope, 5) else (3, 5, 8)
     scope.zero("all" if zero_points_are_zero(scope, 7) else "never", slots)
@@ -184,6 +186,7 @@ def matmul_integer(scope: Scope) -> None:
 def qlinear_matmul(scope: Scope) -> None:
     """(a, scale, zero) (b, scale, zero), y's (scale, zero)."""
     exact = _product(scope, (0, 2, 1), (3, 5, 4))
+    scope.code(3, scale=4, zero_point=5, axis=-1)
     if exact is not None:
         scope.zero("any" if zero_points_are_zero(scope, 7) else "never", exact)
 
@@ -194,6 +197,7 @@ def matmul_integer_to_float(scope: Scope) -> None:
     if any(scope.extent(axis) != ONE for slot in (2, 4) for axis in scope.input(slot) or ()):
         return scope.freeze_all("its first operand has several scales")
     exact = _product(scope, (0, 4, 2), (1, 5, 3))
+    scope.code(1, scale=3, zero_point=5, axis=-1)
     if exact is not None:
         _add_bias(scope, 6)
         _zero_product(scope, 1, 6, exact, None)
@@ -210,6 +214,7 @@ def dynamic_quantise_matmul(scope: Scope) -> None:
         return scope.freeze_all(UNKNOWN)
     multiply(scope, a, b, out, (0,))
     settings(scope, b[-1], 2, 3)
+    scope.code(1, scale=2, zero_point=3, axis=-1)
     _add_bias(scope, 4)
     scope.zero("all" if zero_points_are_zero(scope, 3) else "never", (1, 4))
 

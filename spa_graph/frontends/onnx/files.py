@@ -18,7 +18,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -132,17 +132,21 @@ def write(model: ir.Model, path: Path) -> None:
 
 
 @contextmanager
-def openable(path: Path) -> Iterator[Path]:
+def openable(path: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     """A name under which ONNX Runtime opens a model without copying its weights.
 
     It keeps up to three copies of weights that lie inside the model file while it opens it, but maps
     external data. So a large file is read as its own external data: the same bytes at the same
     places, found by decoding the file anew.
+
+    Args:
+        also: inner values that become outputs, behind those that there are.
     """
-    if path.stat().st_size <= COPIED_UP_TO:
+    if path.stat().st_size <= COPIED_UP_TO and not also:
         yield path
         return
     message = read_message(path)
+    message.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
     try:
         with os.fdopen(descriptor, "wb") as file:

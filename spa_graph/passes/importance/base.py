@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from spa_graph.coupling.analysis import ChannelGroup, Coupling, Member
 from spa_graph.coupling.scope import Role
 from spa_graph.errors import ModelError, OptionError
+from spa_graph.passes.importance.decode import loader
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.floating]
@@ -200,7 +201,7 @@ def _role(coupling: Coupling, member: Member) -> Role:
 def _parameter_axis(coupling: Coupling, member: Member, shared: Shared) -> ParameterAxis:
     return ParameterAxis(
         name=member.parameter,
-        load=coupling.graph.parameters[member.parameter].load,
+        load=loader(coupling, member),
         axis=member.axis,
         index=member.index,
         role=_role(coupling, member),
