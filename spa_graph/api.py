@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from spa_graph.errors import BudgetError, OptionError
+from spa_graph.errors import BudgetError, ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline
 from spa_graph.passes.pipeline import Analysis, Options, Progress, Pruned, Timer
@@ -48,8 +49,10 @@ def analyze(model: object, **options: Any) -> Analysis:
     Raises:
         SpaError: the model can't be read, or an option is wrong.
     """
-    original, _ = forms.take(model)
-    return pipeline.prepare(original, _options(options), Timer())
+    chosen = _options(options)
+    with _blaming(model):
+        original, _ = forms.take(model)
+        return pipeline.prepare(original, chosen, Timer())
 
 
 def prune(
@@ -89,11 +92,14 @@ def prune(
     if chosen.budget is None and chosen.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
     timer = Timer(progress)
-    analysis, restore = _prepare(model, chosen, output, timer)
-    kept = pipeline.choose(analysis, chosen, timer)
-    pruned = pipeline.rewrite(analysis, kept, chosen, timer)
-    _check_budget(analysis, pruned, chosen)
-    return _finish(model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds)
+    with _blaming(model):
+        analysis, restore = _prepare(model, chosen, output, timer)
+        kept = pipeline.choose(analysis, chosen, timer)
+        pruned = pipeline.rewrite(analysis, kept, chosen, timer)
+        _check_budget(analysis, pruned, chosen)
+        return _finish(
+            model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds
+        )
 
 
 def apply_plan(
@@ -116,9 +122,27 @@ def apply_plan(
     """
     chosen = _options(options)
     timer = Timer(progress)
-    analysis, restore = _prepare(model, chosen, output, timer)
-    pruned = pipeline.replay(analysis, plan, chosen, timer)
-    return _finish(model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds)
+    with _blaming(model):
+        analysis, restore = _prepare(model, chosen, output, timer)
+        pruned = pipeline.replay(analysis, plan, chosen, timer)
+        return _finish(
+            model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds
+        )
+
+
+@contextmanager
+def _blaming(model: object) -> Iterator[None]:
+    """An unexpected failure is the model's fault if onnx's checker rejects the model."""
+    try:
+        yield
+    except (SpaError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        complaint = str(cause) if isinstance(cause, UnicodeError) else forms.complaint(model)
+        if complaint is None:
+            raise
+        raise ModelError(f"the model is not valid ONNX: {complaint}") from error
 
 
 def _options(given: dict[str, Any]) -> Options:

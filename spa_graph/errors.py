@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """What an error was raised from in the first place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 class SpaError(Exception):
     """Base of every error that the package raises on purpose."""
 

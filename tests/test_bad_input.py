@@ -13,7 +13,7 @@ import pytest
 import spa_graph
 from spa_graph import ModelError
 from tests.conftest import Command, assert_refused
-from tests.models import BIG, MLP, external_model, network
+from tests.models import BIG, CHAIN, MLP, RESIDUAL, external_model, network
 
 # --- the file ------------------------------------------------------------------------------------
 
@@ -46,6 +46,40 @@ def test_every_truncation_is_an_error_of_ours(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(ModelError):
             spa_graph.prune(path, flops=0.5, verify=False)
+
+
+@pytest.mark.parametrize("text", [MLP, CHAIN, RESIDUAL], ids=["mlp", "chain", "residual"])
+def test_a_file_with_some_wrong_bytes(tmp_path: Path, text: str) -> None:
+    """Either it still is a network, or the error is one of ours."""
+    pick = np.random.default_rng(0)
+    path, whole = tmp_path / "model.onnx", network(text).SerializeToString()
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in pick.integers(0, 500, pick.integers(1, 4)):  # names and operators come first
+            content[place] = pick.choice([0, 1, 255, content[place] ^ 16])
+        path.write_bytes(content)
+        try:
+            spa_graph.prune(path, params=0.6)
+        except spa_graph.SpaError:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_weight_that_has_not_as_many_numbers_as_it_says(command: Command, tmp_path: Path) -> None:
+    for text in (MLP, BIG):
+        model = network(text)
+        model.graph.initializer[0].dims[0] += 1
+        path = tmp_path / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        assert_refused(command, tmp_path, path, "--flops", 0.5, says="weight `w1`")
+
+
+def test_a_message_that_is_not_valid() -> None:
+    model = network(MLP)
+    model.graph.node[0].attribute.add(name="alpha")  # of no type
+    with pytest.raises(ModelError, match="not valid ONNX"):
+        spa_graph.prune(model, flops=0.5)
 
 
 def test_a_missing_file(command: Command, tmp_path: Path) -> None:

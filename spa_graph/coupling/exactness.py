@@ -45,6 +45,7 @@ class _Tracer:
         self.zero: set[tuple[str, int]] = set()  # (value, axis): zero in the removed channels
         self.exact = np.ones(int(channels.bounds[-1]), bool)
         self.compact: set[int] = set()
+        self.operands: list[tuple[int, int, Axis, bool]] = []  # of the operator at hand
 
     def trace(self) -> Exactness:
         contracted: dict[int, list[tuple[Axis, Slots]]] = {}
@@ -54,6 +55,7 @@ class _Tracer:
         for index, axis in self.facts.renormalised:
             renormalised.setdefault(index, []).append(axis)
         for operator in self.graph.operators:
+            self.operands = list(self._inputs(operator))
             for axis, slots in contracted.get(operator.index, []):
                 self._contraction(operator, axis, slots)
             for axis in renormalised.get(operator.index, []):
@@ -92,14 +94,15 @@ class _Tracer:
         """For each input that has an axis of this Dim: whether it is zero there."""
         flags: dict[int, bool] = {}
         dim, covering = self.relations.dim, self.facts.covering
-        for slot, _, axis, zero in self._inputs(operator):
-            if dim(along) in (dim(axis), dim(covering.get((operator.index, axis), axis))):
+        along = dim(along)
+        for slot, _, axis, zero in self.operands:
+            if along in (dim(axis), dim(covering.get((operator.index, axis), axis))):
                 flags[slot] = flags.get(slot, True) and zero
         return flags
 
     def _outputs(self, operator: Operator) -> None:
         how = self.facts.zeros.get(operator.index, Zeros())
-        for slot, _, axis, _ in list(self._inputs(operator)):
+        for slot, _, axis, _ in self.operands:
             if how.mode == "compact" or (how.mode == "divide" and slot == 1):
                 self._inexact(operator, axis)
         for slot, name in enumerate(operator.outputs):
@@ -111,7 +114,7 @@ class _Tracer:
         if operator.index in self.compact:
             return True  # the reference network puts zeros there
         if how.mode == "move":
-            return all(zero for *_, zero in self._inputs(operator))
+            return all(zero for *_, zero in self.operands)
         if how.mode == "divide":
             return self._zero_along(operator, axis).get(0, False)
         if how.mode not in ("all", "any") or output not in (how.outputs or (output,)):

@@ -94,14 +94,14 @@ class Relations:
 
     def new_axis(self, extent: Extent, label: str) -> Axis:
         """An axis of no value in particular, such as the number of groups of a convolution."""
-        self._parent.append(len(self._parent))
+        axis = len(self._parent)
+        self._parent.append(axis)
         self._extent.append(extent)
         self._label.append(label)
-        axis = len(self._parent) - 1
         if extent == ONE:
-            self.freeze((axis,), "has a single element")
+            self._reason[axis] = "has a single element"
         elif extent == UNKNOWN:
-            self.freeze((axis,), "has a size that depends on data")
+            self._reason[axis] = "has a size that depends on data"
         return axis
 
     def new_axes(self, name: str, shape: Iterable[int]) -> Axes:

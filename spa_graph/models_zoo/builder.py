@@ -12,14 +12,14 @@ Weights are called after their layer (`stem.weight`), values are numbered. Featu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-Value = gs.Variable | gs.Constant
+Value: TypeAlias = gs.Tensor
 Dims = Sequence[int | str]
 
 

@@ -6,7 +6,7 @@ dynamic batch. They are made for tests and examples: `TOPOLOGIES` has all of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -190,10 +190,9 @@ def _heads(net: Builder, x: Value, length: int, heads: int, size: int) -> Value:
     return net.transpose(net.reshape(x, -1, length, heads, size), 0, 2, 1, 3)
 
 
-def _attend(
-    net: Builder, query: Value, key: Value, value: Value, size: int, bias: Value | None = None
-) -> Value:
-    """(n, heads, t, size) three times -> (n, heads, t, size)."""
+def _attend(net: Builder, parts: Sequence[Value], size: int, bias: Value | None = None) -> Value:
+    """Query, key and value, each (n, heads, t, size) -> (n, heads, t, size)."""
+    query, key, value = parts
     scores = net.op("MatMul", query, net.transpose(key, 0, 1, 3, 2))
     scores = net.op("Mul", scores, net.constant(size**-0.5, np.float32))
     if bias is not None:
@@ -227,7 +226,7 @@ def vit(fused: bool) -> onnx.ModelProto:
     for block in range(2):
         y = net.layer_norm(f"block{block}.norm1", x, width)
         parts = (_qkv_fused if fused else _qkv)(net, f"block{block}", y, length, heads, width)
-        y = _joined(net, _attend(net, *parts, width // heads), length, width)
+        y = _joined(net, _attend(net, parts, width // heads), length, width)
         x = net.op("Add", x, net.linear(f"block{block}.merge", y, width, width))
         y = net.layer_norm(f"block{block}.norm2", x, width)
         x = net.op("Add", x, _mlp(net, f"block{block}.mlp", y, width, 64))
@@ -262,7 +261,7 @@ def swin() -> onnx.ModelProto:
         y = _windows(net, y, side, window, width)
         parts = _qkv_fused(net, name, y, window**2, heads, width)
         bias = _position_bias(net, name, heads, window)
-        y = _joined(net, _attend(net, *parts, width // heads, bias), window**2, width)
+        y = _joined(net, _attend(net, parts, width // heads, bias), window**2, width)
         y = net.linear(f"{name}.merge", y, width, width)
         y = _rolled(net, _merged(net, y, side, window, width), side, side - block * window // 2)
         x = net.op("Add", x, y)
@@ -330,7 +329,7 @@ def decoder() -> onnx.ModelProto:
             _repeated(net, _heads(net, part, length, shared, size), heads // shared, length, size)
             for part in (key, value)
         )
-        y = _attend(net, _heads(net, query, length, heads, size), key, value, size, mask)
+        y = _attend(net, (_heads(net, query, length, heads, size), key, value), size, mask)
         y = _joined(net, y, length, heads * size)
         x = net.op("Add", x, net.linear(f"{name}.merge", y, heads * size, width, bias=False))
         y = net.rms_norm(f"{name}.norm2", x, width)

@@ -1,76 +1,92 @@
 """Where a network turns numbers into decisions: TopK, non-maximum suppression, comparisons.
 
 Two networks that compute the same differ by rounding. Where a decision falls between near ties,
-rounding can tip it, and then outputs differ by anything (other boxes, in another order). What can
-still be compared are the numbers that decisions are made on.
+rounding can tip it, and what follows differs by anything (other boxes, in another order). Then the
+numbers that it was made on are what can still be compared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spa_graph.edits import Edits
 from spa_graph.graph import Graph, Operator
 
 _WHOLE_NUMBERS = "iub"
+_SUBGRAPHS = frozenset({"If", "Loop", "Scan"})  # what happens inside isn't seen
+
+Values = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Decisions:
-    """The first decisions on every path, and what lies behind them.
+class Decision:
+    """An operator that decides.
 
-    grounds: floating-point values that they are made on.
-    values: everything that depends on one.
-    operators: the operators behind, by index.
+    grounds: the floating-point values that it looks at.
+    outcomes: what it decided.
     """
 
+    operator: int
     grounds: tuple[str, ...]
-    values: frozenset[str]
-    operators: frozenset[int]
-
-    def explain(self, graph: Graph, edits: Edits) -> bool:
-        """Whether equal grounds prove a pruned network right: all that pruning changed is before."""
-        cut = any(kept and use.operator in self.operators for use, kept in edits.slices)
-        same_shape = all(
-            edits.expected.get(name, graph.shapes.get(name)) == graph.shapes.get(name)
-            for name in self.grounds
-        )
-        return bool(self.grounds) and not cut and same_shape
+    outcomes: tuple[str, ...]
 
 
-def find_decisions(graph: Graph) -> Decisions:
-    """Operators that make integers or booleans out of floating-point numbers, and what follows."""
-    grounds: dict[str, None] = {}
-    behind: set[str] = set()
-    operators = []
+def find_decisions(graph: Graph, edits: Edits) -> list[Decision]:
+    """Operators that make integers or booleans out of floating-point numbers.
+
+    Those whose operands pruning cut are left out: the two networks' can't be compared.
+    """
+    found = []
     for operator in graph.operators:
+        grounds, outcomes = _grounds(graph, operator), _outcomes(graph, operator)
+        if grounds and outcomes and not any(_changed(graph, edits, n) for n in grounds + outcomes):
+            found.append(Decision(operator.index, grounds, outcomes))
+    return found
+
+
+def _grounds(graph: Graph, operator: Operator) -> tuple[str, ...]:
+    given = {*graph.parameters, *graph.known, *graph.inputs}
+    names = dict.fromkeys((*operator.inputs, *operator.captures))
+    return tuple(n for n in names if n not in given and n in graph.dtypes and not _whole(graph, n))
+
+
+def _outcomes(graph: Graph, operator: Operator) -> tuple[str, ...]:
+    names = [name for name in operator.outputs if name and name not in graph.known]
+    if operator.op_type in _SUBGRAPHS:
+        return tuple(names)
+    return tuple(name for name in names if _whole(graph, name))
+
+
+def _whole(graph: Graph, name: str) -> bool:
+    return name in graph.dtypes and graph.dtypes[name].kind in _WHOLE_NUMBERS
+
+
+def _changed(graph: Graph, edits: Edits, name: str) -> bool:
+    return name in edits.expected and edits.expected[name] != graph.shapes[name]
+
+
+def tipped(
+    graph: Graph, edits: Edits, decisions: list[Decision], got: Values, want: Values
+) -> set[str] | None:
+    """The values behind decisions that came out differently in two runs.
+
+    None if operators that pruning changed lie behind one: then nothing is known about them.
+    """
+    pruned = {use.operator for use, kept in edits.slices if kept}
+    pruned.update(edits.attributes, edits.inputs, edits.gathers)
+    by_operator = {decision.operator: decision for decision in decisions}
+    behind: set[str] = set()
+    for operator in graph.operators:
+        decision = by_operator.get(operator.index)
         if behind.intersection((*operator.inputs, *operator.captures)):
-            operators.append(operator.index)
-            behind.update(filter(None, operator.outputs))
-        elif _decides(graph, operator):
-            grounds.update(dict.fromkeys(_floats(graph, operator)))
-            behind.update(filter(None, operator.outputs))
-    return Decisions(tuple(grounds), frozenset(behind), frozenset(operators))
-
-
-def _decides(graph: Graph, operator: Operator) -> bool:
-    if all(name in graph.known for name in operator.outputs if name):
-        return False
-    whole = any(
-        name in graph.dtypes and graph.dtypes[name].kind in _WHOLE_NUMBERS
-        for name in operator.outputs
-    )
-    return whole and bool(_floats(graph, operator))
-
-
-def _floats(graph: Graph, operator: Operator) -> list[str]:
-    """The inputs that are computed floating-point numbers."""
-    return [
-        name
-        for name in operator.inputs
-        if name in graph.dtypes
-        and graph.dtypes[name].kind not in _WHOLE_NUMBERS
-        and name not in graph.parameters
-        and name not in graph.known
-        and name not in graph.inputs
-    ]
+            if operator.index in pruned:
+                return None
+        elif decision is None or all(np.array_equal(got[n], want[n]) for n in decision.outcomes):
+            continue
+        behind.update(filter(None, operator.outputs))
+    return behind

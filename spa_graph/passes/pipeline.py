@@ -21,7 +21,7 @@ from spa_graph.graph import Graph
 from spa_graph.passes.allocate import Budget, Kept, Limits, allocate, allocate_uniform
 from spa_graph.passes.canonicalize import canonicalize
 from spa_graph.passes.cost import CostModel
-from spa_graph.passes.decisions import find_decisions
+from spa_graph.passes.decisions import find_decisions, tipped
 from spa_graph.passes.importance import score
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Plan, kept_channels, make_plan
@@ -168,7 +168,7 @@ def choose(analysis: Analysis, options: Options, timer: Timer) -> Kept:
 
 def _why_nothing(coupling: Coupling) -> str:
     reasons = list(coupling.facts.frozen_operators.values()) or list(coupling.frozen_reasons.values())
-    why = max(set(reasons), key=reasons.count) if reasons else "it has no weights"
+    why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "it has no weights"
     return f"no prunable channel: {why}; `spa-prune inspect` lists all reasons"
 
 
@@ -234,18 +234,29 @@ def _compare_grounds(
     feeds: Sequence[Feeds],
     error: VerificationError,
 ) -> Agreement:
-    """Where outputs hang on decisions between near ties: compare what the decisions are made on."""
-    decisions = find_decisions(analysis.graph)
-    if not decisions.explain(analysis.graph, pruned.edits):
-        raise error
-    results = []
-    for path in (draft, masked):
-        with files.openable(path, decisions.grounds) as opened, _as_proof():
-            results.append(_run_plain(opened, feeds))
-    names = [*(value.name or "" for value in pruned.model.graph.outputs), *decisions.grounds]
-    told = [i for i, name in enumerate(names) if name not in decisions.values]
-    got, want = ([[outputs[i] for i in told] for outputs in each] for each in results)
-    return _worst([names[i] for i in told], got, want)
+    """Where a decision between near ties was tipped: compare what it was made on.
+
+    Raises:
+        VerificationError: the given one, if that explains nothing.
+    """
+    decisions = find_decisions(analysis.graph, pruned.edits)
+    outputs = [value.name or "" for value in pruned.model.graph.outputs]
+    asked = dict.fromkeys(name for d in decisions for name in (*d.grounds, *d.outcomes))
+    names = [*outputs, *(name for name in asked if name not in outputs)]
+    with files.openable(draft, names[len(outputs) :]) as opened, _as_proof():
+        got = _run_plain(opened, feeds)
+    with files.openable(masked, names[len(outputs) :]) as opened:
+        want = _run_plain(opened, feeds)
+    grounds = {*outputs, *(name for decision in decisions for name in decision.grounds)}
+    found = []
+    for first, second in zip(got, want, strict=True):
+        values = dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
+        behind = tipped(analysis.graph, pruned.edits, decisions, *values)
+        told = [name for name in names if name in grounds and name not in (behind or ())]
+        if not behind or not told:
+            raise error
+        found.append(compare(told, *([each[name] for name in told] for each in values)))
+    return max(found, key=lambda agreement: agreement.share)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spa_graph.errors import ModelError
 
 Feeds = Mapping[str, NDArray[Any]]
-ort.set_default_logger_severity(3)  # its warnings are about its own optimisations
+ort.set_default_logger_severity(4)  # its errors are raised too; its warnings are its own business
 
 
 def open_session(path: Path, *, plain: bool = False, threads: int = 0) -> ort.InferenceSession:
@@ -29,7 +29,7 @@ def open_session(path: Path, *, plain: bool = False, threads: int = 0) -> ort.In
         ModelError: ONNX Runtime rejects the model.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

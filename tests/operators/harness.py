@@ -22,12 +22,12 @@ import numpy as np
 import onnx
 import onnx.parser
 from numpy.typing import NDArray
-from tests.models import assert_same_outputs, changed_by, network, outputs, stored, zero
 
 from spa_graph import Plan, analyze, apply_plan
 from spa_graph.passes.pipeline import Analysis
 from spa_graph.plan import make_plan
 from spa_graph.runtime.inputs import random_inputs
+from tests.models import assert_same_outputs, changed_by, network, outputs, stored, zero
 
 Array = NDArray[Any]
 RUNTIME = ', "com.microsoft" : 1'
@@ -143,9 +143,7 @@ def _check_groups(entry: Row, analysis: Analysis) -> None:
         assert not inexact, f"not as declared: {inexact}"
 
 
-def _check_pruned(
-    entry: Row, model: onnx.ModelProto, analysis: Analysis, folder: Path
-) -> None:
+def _check_pruned(entry: Row, model: onnx.ModelProto, analysis: Analysis, folder: Path) -> None:
     coupling = analysis.coupling
     plan = make_plan(coupling, _half(analysis))
     original, smaller, same = (folder / f"{name}.onnx" for name in ("original", "smaller", "same"))

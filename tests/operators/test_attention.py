@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.operators.harness import Row, check, row
 
 
@@ -175,8 +176,8 @@ ROTATED = [
             MHA, operands="qr, kr, v", extra=ANGLES,
             between="""
                 qr = com.microsoft.RotaryEmbedding(q, place, c, s)
-                kr = com.microsoft.RotaryEmbedding<num_heads=4, rotary_embedding_dim=8>(k, place, c, s)
-            """,
+                kr = com.microsoft.RotaryEmbedding<num_heads=4, rotary_embedding_dim=8>(
+                    k, place, c, s)""",
         )),
         *CUT,
     ),
@@ -192,7 +193,11 @@ PACKED = """
 
 
 def packed(
-    attributes: str = "", operands: str = "x, w, b", width: int = 96, extra: str = "", outputs: str = "a"
+    attributes: str = "",
+    operands: str = "x, w, b",
+    width: int = 96,
+    extra: str = "",
+    outputs: str = "a",
 ) -> str:
     return PACKED.format(
         attributes=attributes, operands=operands, width=width, extra=extra, outputs=outputs
@@ -240,7 +245,8 @@ RUNTIME = [
     row(
         "multi-head, mask and score bias",
         single(attention(
-            MHA, operands="q, k, v, , m, s", extra=", int32[1,6] m = {1,1,1,1,1,0}, float[1,4,6,6] s"
+            MHA, operands="q, k, v, , m, s",
+            extra=", int32[1,6] m = {1,1,1,1,1,0}, float[1,4,6,6] s",
         )),
         *CUT, "s:1",
         frozen={"m:1": "positions"},

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tests.models import outputs, stored
-from tests.operators.harness import row
 
 from spa_graph import Plan, apply_plan
+from tests.models import outputs, stored
+from tests.operators.harness import row
 
 Array = NDArray[Any]
 Kept = dict[str, dict[int, list[int]]]
@@ -77,7 +77,9 @@ def test_group_norm_loses_whole_groups(tmp_path: Path) -> None:
     g = h.reshape(2, 2, 2, 4, 4)
     g = (g - g.mean((2, 3, 4), keepdims=True)) / np.sqrt(g.var((2, 3, 4), keepdims=True) + 0.01)
     shape = (1, -1, 1, 1)
-    a = g.reshape(h.shape) * weights["scale"][left].reshape(shape) + weights["b"][left].reshape(shape)
+    a = g.reshape(h.shape) * weights["scale"][left].reshape(shape) + weights["b"][left].reshape(
+        shape
+    )
     want = np.einsum("nchw,oc->nohw", a, weights["v"][:, left, 0, 0])
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 

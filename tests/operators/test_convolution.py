@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.operators.harness import Row, check, row
 
 
@@ -139,7 +140,7 @@ SHAPED = [
 ]  # fmt: skip
 
 
-def pooled(operator: str, rank: int = 2, tail: str = "") -> str:
+def pooled(operator: str, rank: int = 2) -> str:
     space, ones, free = ("9," * rank)[:-1], ("1," * rank)[:-1], ",".join("ABC"[:rank])
     return f"""
         (float[N,4,{space}] x) => (float[N,2,{free}] y) <float[6,4,{ones}] w, float[2,6,{ones}] v>

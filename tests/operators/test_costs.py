@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.operators.harness import Row, row
 
 from spa_graph import analyze
+from tests.operators.harness import Row, row
 
 MS = "com.microsoft."
 

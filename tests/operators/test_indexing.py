@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.operators.harness import Row, check, row
 
 
@@ -96,11 +97,22 @@ BY_DATA = [
         "int64[1,1,2] i = {0, 3}, float[1,1,2] u", y="N,5,8"),
         frozen={"w:1": "picks elements by position", "u:2": "picks elements by position"}),
     row("scatter nd", tokens("y = ScatterND(h, i, u)",
-        "int64[1,2] i = {0, 3}, float[1,8] u", y="N,5,8"),
-        frozen={"w:1": "picks elements by position", "u:1": "picks elements by position"}),
+        "int64[2,2] i = {0,3,0,1}, float[2,8] u", y="N,5,8"),
+        frozen={"w:1": "is graph output", "u:0": "picks elements by position"}),
     row("scatter opset 9", tokens("y = Scatter<axis=2>(h, i, u)",
         "int64[1,1,2] i = {0, 3}, float[1,1,2] u", y="N,5,8"),
         frozen={"w:1": "picks elements by position"}, opset=9),
+    row("gather nd of tokens", tokens("g = GatherND(h, i) y = MatMul(g, v)",
+        "int64[3,2] i = {0,1,0,3,0,0}, float[8,2] v", y="3,2"), *CUT),
+    row("gather nd of tokens, per batch entry", tokens(
+        "g = GatherND<batch_dims=1>(h, i) y = MatMul(g, v)",
+        "int64[1,3,1] i = {1,3,0}, float[8,2] v", y="1,3,2").replace("[N,5,4]", "[1,5,4]"), *CUT),
+    row("scatter nd of tokens", tokens("g = ScatterND(h, i, u) y = MatMul(g, v)",
+        "int64[2,2] i = {0,1,0,3}, float[2,8] u, float[8,2] v"), *CUT, "u:1"),
+    row("compress tokens", tokens("g = Compress<axis=1>(h, b) y = MatMul(g, v)",
+        "bool[5] b, float[8,2] v", y="N,T,2"), *CUT),
+    row("compress the flat tensor", tokens("y = Compress(h, b)", "bool[40] b", y="T"),
+        frozen={"w:1": ""}),
     row("compress", tokens("c = Compress<axis=2>(h, b) y = Identity(c)",
         "bool[8] b", y="N,5,C"), frozen={"w:1": ""}),
 ]  # fmt: skip

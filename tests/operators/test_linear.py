@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.operators.harness import Row, check, row
 
 
@@ -18,13 +19,13 @@ GEMM = [
         products(
             f"""
             t = Transpose(x)
-            h = Gemm<transA={a}, transB={b}, alpha=0.5, beta=2.0>({"t" if a else "x"}, w {bias and ", b"})
+            h = Gemm<transA={a}, transB={b}, alpha=0.5, beta=2.0>({"xt"[a]}, w {bias and ", b"})
             r = Relu(h)
             y = Gemm<transB={1 - b}>(r, v, c)""",
             f"float[{'8,4' if b else '4,8'}] w, float[{'8,3' if b else '3,8'}] v, float[3] c"
             + (f", float[{bias}] b" if bias else ""),
         ),
-        f"w:{1 - b}", f"v:{b ^ 1}", *(("b:" + str(len(bias.split(",")) - 1),) if "8" in bias else ()),
+        f"w:{1 - b}", f"v:{1 - b}", *((f"b:{bias.count(',')}",) if "8" in bias else ()),
     )
     for a in (0, 1)
     for b in (0, 1)

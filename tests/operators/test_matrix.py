@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+from spa_graph.coupling.registry import registered
 from tests.operators import (
     test_attention,
     test_convolution,
     test_elementwise,
     test_fused,
     test_indexing,
+    test_integers,
     test_linear,
     test_normalisation,
     test_positional,
@@ -20,14 +22,13 @@ from tests.operators import (
 )
 from tests.operators.harness import rules_in
 
-from spa_graph.coupling.registry import registered
-
 FAMILIES = (
     test_attention,
     test_convolution,
     test_elementwise,
     test_fused,
     test_indexing,
+    test_integers,
     test_linear,
     test_normalisation,
     test_positional,

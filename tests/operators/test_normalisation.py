@@ -1,10 +1,11 @@
-"""Normalisations: exact where channels are treated one by one, renormalising where they are not."""
+"""Normalisations: exact where they treat channels one by one, else renormalising."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
 from tests.operators.harness import Row, check, row
 
 
@@ -12,7 +13,8 @@ def images(lines: str, weights: str, *, y: str = "N,2,6,6", rank: str = "6,6") -
     """x (N, 3, 6, 6) -> h (N, 8, 6, 6) -> lines, which compute a -> y."""
     ones = ",".join("1" for _ in rank.split(","))
     return f"""
-        (float[N,3,{rank}] x) => (float[{y}] y) <float[8,3,{ones}] w, float[2,8,{ones}] v, {weights}>
+        (float[N,3,{rank}] x) => (float[{y}] y)
+        <float[8,3,{ones}] w, float[2,8,{ones}] v, {weights}>
         {{ h = Conv(x, w) {lines} y = Conv(a, v) }}"""
 
 

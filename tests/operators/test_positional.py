@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.operators.harness import Row, check, row
 
 MS = "com.microsoft."
@@ -48,7 +49,8 @@ SAMPLED = [
         ", float[18,3,1,1] u, float[8,8,3,3] d, float[8] b"), *IMAGE, "d:0", "d:1", "b:0",
         frozen={"u:0": "holds places to sample at"}),
     row("deformable convolution, groups of offsets, mask", images(
-        "o = Conv(x, u) m = Conv(x, n) a = DeformConv<pads=[1,1,1,1], offset_group=2>(h, d, o, , m)",
+        "o = Conv(x, u) m = Conv(x, n)"
+        " a = DeformConv<pads=[1,1,1,1], offset_group=2>(h, d, o, , m)",
         ", float[36,3,1,1] u, float[18,3,1,1] n, float[8,8,3,3] d"), *IMAGE, "d:0", "d:1",
         frozen={"u:0": "holds places to sample at", "n:0": "holds places to sample at"}),
     row("columns to images", """
@@ -142,7 +144,8 @@ FREEZING = [
         frozen={"w:1": "generates values by position"}),
     *(
         row(name, f"(float[8] x) => (float[8] y) <float[8] w, int64 n = {{8}}>"
-            f"{{ r = {name}(n) s = Mul(r, w) y = Mul(s, x) }}", frozen={"w:0": "is computed from sizes"})
+            f"{{ r = {name}(n) s = Mul(r, w) y = Mul(s, x) }}",
+            frozen={"w:0": "is computed from sizes"})
         for name in ("BlackmanWindow", "HammingWindow", "HannWindow")
     ),
     row("MelWeightMatrix", """

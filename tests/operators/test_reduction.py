@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.operators.harness import Row, check, row
 
 
@@ -34,8 +35,11 @@ OVER_CHANNELS = [
 ] + [
     row("sum of features that aren't zero", tokens("s = Sigmoid(h) y = ReduceSum(s, axes)", LAST,
         y="N,5,1"), "w:1", exact=False),
-    row("sum over everything", tokens("y = ReduceSum<keepdims=0>(h)", y="").replace("[] y", " y"), "w:1"),
-    row("mean over everything", tokens("y = ReduceMean<keepdims=0>(h)", y="").replace("[] y", " y"), "w:1", exact=False),
+    *(
+        row(f"{name} over everything", tokens(f"y = {name}<keepdims=0>(h)", y="1").replace(
+            "float[1] y", "float y"), "w:1", exact=exact)
+        for name, exact in (("ReduceSum", True), ("ReduceMean", False))
+    ),
 ]  # fmt: skip
 
 BESIDE_CHANNELS = [

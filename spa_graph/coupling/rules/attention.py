@@ -40,14 +40,14 @@ def make_heads(
     queries: int,
     shared: int,
     sizes: tuple[int, int],
-    names: tuple[str, str] | None,
+    names: tuple[str, ...],
 ) -> Heads:
     """Create the axes of the heads.
 
     Args:
         queries, shared: how many heads queries, and keys and values, have.
         sizes: of a query or key head, and of a value head.
-        names: the attributes that hold the two counts.
+        names: the attributes that hold the two counts, or their common count.
     """
     groups = scope.new_axis(Extent(shared, shared), "heads")
     scope.prefer(groups)
@@ -57,7 +57,7 @@ def make_heads(
         heads = scope.new_axis(Extent(queries, queries), "query heads")
         scope.prefer(heads)
         scope.product(heads, (groups, scope.new_axis(Extent(repeat, repeat), "queries per head")))
-    for name, axis in zip(names or (), (heads, groups), strict=False):
+    for name, axis in zip(names, (heads, groups), strict=False):
         if name in scope.operator.attributes:
             scope.attribute_size(name, axis)
     size, value_size = (scope.new_axis(Extent(n, n), "head size") for n in sizes)
@@ -300,8 +300,10 @@ def _sinks(scope: Scope, heads: Heads) -> None:
 
 @rule("LinearAttention")
 def linear_attention(scope: Scope) -> None:
-    """Query, key, value flat; a state (batch, k, d, e); decay per head or per element of a key;
-    beta per head or once; output flat, and the new state."""
+    """Query, key, value flat; a state (batch, k, d, e); output flat, and the new state.
+
+    Decay is per head or per element of a key, beta per head or a single one.
+    """
     query, key, value, out = scope.input(0), scope.input(1), scope.input(2), scope.output()
     if query is None or key is None or value is None or out is None:
         return scope.freeze_all(UNKNOWN)

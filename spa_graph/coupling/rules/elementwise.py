@@ -13,9 +13,9 @@ from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope, ZeroMode
 
 _KEEPS_ZERO = (
-    "Abs Add And Asin Asinh Atan Atanh BitCast BitwiseAnd BitwiseOr BitwiseXor Cast CastLike Ceil Celu "
-    "Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Max Mean Min Mish Neg Or Relu Round "
-    "Selu Sign Sin Sinh Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Xor"
+    "Abs Add And Asin Asinh Atan Atanh BitCast BitwiseAnd BitwiseOr BitwiseXor Cast CastLike "
+    "Ceil Celu Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Max Mean Min Mish Neg Or "
+    "Relu Round Selu Sign Sin Sinh Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Xor"
 )
 _ONE_ZERO_IS_ENOUGH = "Mul SwiGLU"
 _LOSES_ZERO = (

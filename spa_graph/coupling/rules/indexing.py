@@ -15,6 +15,8 @@ from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axis
 from spa_graph.coupling.scope import Scope
 
+BY_POSITION = "picks elements by position"
+
 
 @rule("Slice")
 def slice_(scope: Scope) -> None:
@@ -51,9 +53,7 @@ def _cut(
         scope.freeze((source, target), "cuts several axes at once, with a stride")
 
 
-def _slice_entries(
-    scope: Scope, rank: int
-) -> dict[int, tuple[int, tuple[int, int] | None]] | None:
+def _slice_entries(scope: Scope, rank: int) -> dict[int, tuple[int, tuple[int, int] | None]] | None:
     """Per axis: its place in the Slice's lists, and (start, step) if they are constant."""
     if scope.operator.version < 10:
         starts: NDArray[Any] | None = np.array(scope.attribute("starts"))
@@ -107,8 +107,53 @@ def gather(scope: Scope) -> None:
     scope.zero("move")
 
 
-@rule("GatherElements", "GatherND", "ScatterElements", "ScatterND", "Scatter", "Compress")
+@rule("GatherElements", "ScatterElements", "Scatter")
 def by_data(scope: Scope) -> None:
     """Positions inside the tensor are data: nothing about it may move."""
     for axes in [*scope.inputs(), *scope.outputs()]:
-        scope.freeze(axes, "picks elements by position")
+        scope.freeze(axes, BY_POSITION)
+
+
+@rule("GatherND")
+def gather_nd(scope: Scope) -> None:
+    """data (*b, *picked, *rest), positions (*b, *chosen, picked) -> (*b, *chosen, *rest)."""
+    data, positions, out = scope.input(0), scope.input(1), scope.output()
+    if data is None or positions is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    batch = scope.attribute("batch_dims", 0)
+    rest = batch + scope.extent(positions[-1]).nominal
+    scope.freeze(data[:rest], BY_POSITION)
+    scope.freeze((*positions, *out[: len(positions) - 1]), BY_POSITION)
+    for source, target in zip(data[rest:], out[len(positions) - 1 :], strict=True):
+        scope.same(source, target)
+    scope.zero("all", (0,))
+
+
+@rule("ScatterND")
+def scatter_nd(scope: Scope) -> None:
+    """data (*picked, *rest), positions (*chosen, picked), updates (*chosen, *rest) -> like data."""
+    data, positions, updates = scope.input(0), scope.input(1), scope.input(2)
+    out = scope.output()
+    if data is None or positions is None or updates is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    rest = scope.extent(positions[-1]).nominal
+    scope.freeze((*data[:rest], *out[:rest], *positions), BY_POSITION)
+    scope.freeze(updates[: len(positions) - 1], BY_POSITION)
+    behind = zip(data[rest:], updates[len(positions) - 1 :], out[rest:], strict=True)
+    for source, update, target in behind:
+        scope.same(source, update, target)
+    scope.zero("all", (0, 2))
+
+
+@rule("Compress")
+def compress(scope: Scope) -> None:
+    """Keeps the elements along `axis` (of the flat tensor without it) that a condition tells."""
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None or "axis" not in scope.operator.attributes:
+        return scope.freeze_all(BY_POSITION)
+    along = scope.attribute("axis") % len(x)
+    scope.freeze((x[along], out[along]), BY_POSITION)
+    for position, (source, target) in enumerate(zip(x, out, strict=True)):
+        if position != along:
+            scope.same(source, target)
+    scope.zero("all", (0,))

@@ -13,9 +13,11 @@ from spa_graph.graph import ONE
 
 
 @rule("Gemm")
-def gemm(
-    scope: Scope, slots: tuple[int, int, int] = (0, 1, 2), exact_slots: Slots = None
-) -> None:
+def gemm(scope: Scope) -> None:
+    affine(scope, (0, 1, 2), (0, 1))
+
+
+def affine(scope: Scope, slots: tuple[int, int, int], exact_slots: tuple[int, ...]) -> None:
     """Y = alpha A' B' + beta C; A' (m, k), B' (k, n), C broadcasts to (m, n).
 
     Args:
@@ -30,7 +32,7 @@ def gemm(
     scope.same(k, k2)
     scope.same(m, out[0])
     scope.same(n, out[1])
-    scope.contract(k, slots=slots[:2] if exact_slots is None else exact_slots)
+    scope.contract(k, slots=exact_slots)
     bias = scope.input(slots[2])
     if bias is None:
         scope.zero("any", slots[:2])
@@ -109,7 +111,9 @@ def einsum(scope: Scope) -> None:
     kept = set(_letters(right, len(out)))
     scope.contract(*(axis for letter, axis in bound.items() if letter not in kept))
     for letter, axis in bound.items():
-        if letter in kept and all(letter in _letters(t, len(o)) for t, o in zip(terms, known, strict=True)):
+        if letter in kept and all(
+            letter in _letters(t, len(o)) for t, o in zip(terms, known, strict=True)
+        ):
             scope.prefer(axis)
     scope.zero("any")
     scope.macs(1.0, *bound.values())

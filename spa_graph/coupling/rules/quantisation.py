@@ -15,9 +15,10 @@ import numpy as np
 
 from spa_graph.coupling.registry import MICROSOFT, freezes, rule
 from spa_graph.coupling.relations import Axes, Axis
+from spa_graph.coupling.rules import recurrent
 from spa_graph.coupling.rules.attention import project_and_attend
 from spa_graph.coupling.rules.convolution import WINDOW, channels_first, convolve
-from spa_graph.coupling.rules.linear import broadcast, gemm, multiply
+from spa_graph.coupling.rules.linear import affine, broadcast, multiply
 from spa_graph.coupling.scope import Scope, Slots, ZeroMode
 from spa_graph.graph import ONE
 
@@ -233,7 +234,7 @@ def qgemm(scope: Scope) -> None:
     if out is None:
         return scope.freeze_all(UNKNOWN)
     exact = _exact_operands(scope, (0, 2), (3, 5))
-    gemm(scope, slots=(0, 3, 6), exact_slots=exact)
+    affine(scope, (0, 3, 6), exact)
     settings(scope, out[1], 4, 5)
     _zero_product(scope, 3, 6, exact, 8)
 
@@ -252,6 +253,35 @@ def quantised_attention(scope: Scope) -> None:
     project_and_attend(scope, bias_slot=2, past_slot=8, scores_slot=None)
     if not zero_points_are_zero(scope, 7):
         scope.zero("never")
+
+
+@rule("DynamicQuantizeLSTM", domain=MICROSOFT)
+def dynamic_quantise_lstm(scope: Scope) -> None:
+    """An LSTM with W (d, input, 4 * hidden), R (d, hidden, 4 * hidden), their scales, zero points.
+
+    Scales are per direction, or (d, 4 * hidden). Features and states are quantised inside, with a
+    scale that spans all of them: removing one is exact only if it is zero.
+    """
+    found = recurrent.relate(scope, recurrent.LSTM, transposed=True)
+    if found is None:
+        return
+    x, hidden = found
+    for matrix, slots in ((recurrent.W, (8, 9)), (recurrent.R, (10, 11))):
+        weights = scope.input(matrix) or ()
+        for slot in slots:
+            for axis, other in zip(scope.input(slot) or (), weights[::2], strict=False):
+                scope.same(other, axis)
+            scope.role(slot, "statistic")
+    scope.contract(x[2], slots=(recurrent.X,))
+    stored = all(scope.is_parameter(s) for s in recurrent.WEIGHTS if scope.has_input(s))
+    starts_at_zero = not any(scope.has_input(slot) for slot in recurrent.STATES)
+    exact = zero_points_are_zero(scope, 9, 11)
+    if not exact:
+        scope.zero("never")
+    if exact and stored and starts_at_zero and recurrent.keeps_zero(scope, recurrent.LSTM):
+        scope.contract(hidden, slots=(recurrent.R,))
+    else:
+        scope.renormalise(hidden)
 
 
 # --- element by element ----------------------------------------------------------------------
@@ -354,7 +384,7 @@ freezes(
     MICROSOFT,
 )
 freezes(
-    "DynamicQuantizeLSTM QEmbedLayerNormalization QMoE",
+    "QEmbedLayerNormalization QMoE",
     "is a quantised layer of a layout of its own; prune before quantising",
     MICROSOFT,
 )

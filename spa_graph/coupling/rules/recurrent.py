@@ -13,60 +13,87 @@ attribute `hidden_size`, hence one hidden Dim; the axis of the directions is fro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from spa_graph.coupling.registry import Rule, rule
 from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.coupling.scope import Scope
 
-_X, _W, _R, _B, _LENGTHS, _INITIAL_H, _INITIAL_C, _PEEPHOLES = range(8)
-_STATES = (_INITIAL_H, _INITIAL_C)
-_WEIGHTS = (_W, _R, _B, _PEEPHOLES)
+X, W, R, B, LENGTHS, INITIAL_H, INITIAL_C, PEEPHOLES = range(8)
+STATES = (INITIAL_H, INITIAL_C)
+WEIGHTS = (W, R, B, PEEPHOLES)
 
 _KEEP_ZERO = frozenset(
     {"tanh", "relu", "leakyrelu", "thresholdedrelu", "scaledtanh", "elu", "softsign"}
 )
 
 
-def _recurrent(gates: int, defaults: tuple[str, ...], on_features: tuple[int, ...]) -> Rule:
-    """A rule for one kind of cell.
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One kind of cell.
 
-    Args:
-        gates: how many blocks of hidden units W and R have.
-        defaults: the activation functions of one direction.
-        on_features: those of them that the state and the output are made of; the others are
-            gates, which only scale.
+    gates: how many blocks of hidden units W and R have.
+    defaults: the activation functions of one direction.
+    on_features: those of them that the state and the output are made of; the others are gates,
+        which only scale.
     """
 
+    gates: int
+    defaults: tuple[str, ...]
+    on_features: tuple[int, ...]
+
+
+LSTM = Cell(4, ("sigmoid", "tanh", "tanh"), on_features=(1, 2))
+GRU = Cell(3, ("sigmoid", "tanh"), on_features=(1,))
+RNN = Cell(1, ("tanh",), on_features=(0,))
+
+
+def _recurrent(cell: Cell) -> Rule:
     def apply(scope: Scope) -> None:
-        x, w, r = scope.input(_X), scope.input(_W), scope.input(_R)
-        if x is None or w is None or r is None:
-            return scope.freeze_all("an operand has no known shape")
-        directions, hidden = r[0], r[2]
-        scope.freeze((directions,), "counts the directions")
-        scope.attribute_size("hidden_size", hidden)
-        _weights(scope, gates, directions, hidden)
-        _features(scope, x, directions, hidden)
-        _zero_channels(scope, x, hidden, _activations(scope, defaults, on_features))
-        scope.macs(1.0, *x[:2], *w)
-        scope.macs(1.0, *x[:2], *r)
+        found = relate(scope, cell)
+        if found is not None:
+            x, hidden = found
+            scope.contract(x[2], slots=(W, X))
+            scope.contract(hidden, slots=(R,))
 
     return apply
 
 
-rule("LSTM")(_recurrent(4, ("sigmoid", "tanh", "tanh"), on_features=(1, 2)))
-rule("GRU")(_recurrent(3, ("sigmoid", "tanh"), on_features=(1,)))
-rule("RNN")(_recurrent(1, ("tanh",), on_features=(0,)))
+rule("LSTM")(_recurrent(LSTM))
+rule("GRU")(_recurrent(GRU))
+rule("RNN")(_recurrent(RNN))
 
 
-def _weights(scope: Scope, gates: int, directions: Axis, hidden: Axis) -> None:
-    blocks = {_W: gates, _R: gates, _B: 2 * gates, _PEEPHOLES: 3}
-    for slot, count in blocks.items():
-        axes = scope.input(slot)
-        if axes is None:
-            continue
-        scope.same(directions, axes[0])
-        scope.product(axes[1], (scope.fixed(count, "counts the gates"), hidden))
-        scope.covers(axes[1], hidden)
-        scope.role(slot, "bias" if slot == _B else "weight")
+def relate(scope: Scope, cell: Cell, transposed: bool = False) -> tuple[Axes, Axis] | None:
+    """All relations of a cell; the rule itself says when its contractions are exact.
+
+    `transposed`: W and R are (d, input, g * hidden) and (d, hidden, g * hidden).
+
+    Returns:
+        The axes of X and the hidden axis, or None if shapes are unknown.
+    """
+    x, w, r = scope.input(X), scope.input(W), scope.input(R)
+    if x is None or w is None or r is None:
+        scope.freeze_all("an operand has no known shape")
+        return None
+    if transposed:
+        w, r = (w[0], w[2], w[1]), (r[0], r[2], r[1])
+    directions, hidden = r[0], r[2]
+    scope.freeze((directions,), "counts the directions")
+    scope.attribute_size("hidden_size", hidden)
+    scope.same(x[2], w[2])
+    blocks = ((W, w, cell.gates), (R, r, cell.gates), (B, scope.input(B), 2 * cell.gates))
+    for slot, axes, count in (*blocks, (PEEPHOLES, scope.input(PEEPHOLES), 3)):
+        if axes is not None:
+            scope.same(directions, axes[0])
+            scope.product(axes[1], (scope.fixed(count, "counts the gates"), hidden))
+            scope.covers(axes[1], hidden)
+            scope.role(slot, "bias" if slot == B else "weight")
+    _features(scope, x, directions, hidden)
+    scope.zero("all" if keeps_zero(scope, cell) else "never", (*WEIGHTS, *STATES), outputs=None)
+    scope.macs(1.0, *x[:2], *w)
+    scope.macs(1.0, *x[:2], *r)
+    return x, hidden
 
 
 def _features(scope: Scope, x: Axes, directions: Axis, hidden: Axis) -> None:
@@ -74,48 +101,31 @@ def _features(scope: Scope, x: Axes, directions: Axis, hidden: Axis) -> None:
     batch_first = scope.attribute("layout", 0) == 1
     batch, steps = (x[0], x[1]) if batch_first else (x[1], x[0])
     scope.freeze((steps, batch), "runs over sequences")
-    y, lengths, w = scope.output(0), scope.input(_LENGTHS), scope.input(_W)
-    if w is not None:
-        scope.same(x[2], w[2])
-    if lengths is not None:
-        scope.same(batch, lengths[0])
-    if y is not None:
-        # (seq, d, batch, hidden), or (batch, seq, d, hidden)
-        for axis, other in zip(
-            y, _around(batch_first, steps, directions, batch, hidden), strict=True
-        ):
+    around = (batch, steps, directions) if batch_first else (steps, directions, batch)
+    for axes in filter(None, (scope.output(0),)):
+        for axis, other in zip(axes, (*around, hidden), strict=True):
             scope.same(other, axis)
-    states = [*(scope.input(slot) for slot in _STATES), scope.output(1), scope.output(2)]
-    for state in states:
-        if state is not None:
-            first, second = (batch, directions) if batch_first else (directions, batch)
-            for axis, other in zip(state, (first, second, hidden), strict=True):
-                scope.same(other, axis)
-    for slot in _STATES:
+    beside = (batch, directions) if batch_first else (directions, batch)
+    states = [*(scope.input(slot) for slot in STATES), scope.output(1), scope.output(2)]
+    for axes in filter(None, states):
+        for axis, other in zip(axes, (*beside, hidden), strict=True):
+            scope.same(other, axis)
+    for slot in STATES:
         scope.role(slot, "bias")
+    for axis in scope.input(LENGTHS) or ():
+        scope.same(batch, axis)
 
 
-def _around(batch_first: bool, steps: Axis, directions: Axis, batch: Axis, hidden: Axis) -> Axes:
-    if batch_first:
-        return (batch, steps, directions, hidden)
-    return (steps, directions, batch, hidden)
+def keeps_zero(scope: Scope, cell: Cell) -> bool:
+    """Whether a unit without weights stays zero if it starts at zero.
 
-
-def _zero_channels(scope: Scope, x: Axes, hidden: Axis, activations: list[str]) -> None:
-    """A hidden unit without weights stays zero if it starts at zero and its activations allow it.
-
-    Its gates are those of a unit without input, but they only scale what is zero.
+    Its gates are those of a unit without input, but they only scale what is zero; the activations
+    of the features must map zero to zero.
     """
-    scope.contract(x[2], slots=(_X, _W))
-    scope.contract(hidden, slots=(_R,))
-    keeps = _KEEP_ZERO.issuperset(activations)
-    scope.zero("all" if keeps else "never", (*_WEIGHTS, *_STATES), outputs=None)
-
-
-def _activations(
-    scope: Scope, defaults: tuple[str, ...], on_features: tuple[int, ...]
-) -> list[str]:
-    """The functions, of all directions, that make up the features; in lower case."""
-    listed = scope.attribute("activations") or defaults
-    each = len(defaults)
-    return [str(name).lower() for i, name in enumerate(listed) if i % each in on_features]
+    listed = scope.attribute("activations") or cell.defaults
+    each = len(cell.defaults)
+    return all(
+        str(name).lower() in _KEEP_ZERO
+        for position, name in enumerate(listed)
+        if position % each in cell.on_features
+    )

@@ -27,6 +27,11 @@ def complaint(path: Path) -> str | None:
                 graph.node.remove(node)
                 _declare(graph, node.output[0], attribute.t, declared)
                 break
+    return complaint_about(message)
+
+
+def complaint_about(message: onnx.ModelProto) -> str | None:
+    """What onnx's checker says against a model in memory, or None."""
     try:
         onnx.checker.check_model(message)
     except (onnx.checker.ValidationError, ValueError) as error:

@@ -90,7 +90,7 @@ TWINS: dict[str, Twin] = {
 # --- functions -------------------------------------------------------------------------------
 
 
-def _like_first(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+def _like_first(inputs: Shapes, _attributes: Mapping[str, Any]) -> list[Dims | None]:
     return [inputs[0]]
 
 
@@ -104,21 +104,21 @@ def _at(inputs: Shapes, slot: int) -> Dims | None:
     return inputs[slot] if slot < len(inputs) else None
 
 
-def _skip_norm(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+def _skip_norm(inputs: Shapes, _attributes: Mapping[str, Any]) -> list[Dims | None]:
     # output, mean, inverse standard deviation, input + skip (+ bias)
     x = _need(inputs[0])
     statistics = (*x[:-1], 1)
     return [x, statistics, statistics, x]
 
 
-def _embed_norm(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+def _embed_norm(inputs: Shapes, _attributes: Mapping[str, Any]) -> list[Dims | None]:
     batch, length = _need(inputs[0])
     hidden = _need(inputs[2])[1]
     out = (batch, length, hidden)
     return [out, (batch,), out]
 
 
-def _bias_split(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+def _bias_split(inputs: Shapes, _attributes: Mapping[str, Any]) -> list[Dims | None]:
     x = _need(inputs[0])
     return [(*x[:-1], x[-1] // 2)]
 
@@ -168,6 +168,13 @@ def _group_query_attention(inputs: Shapes, attributes: Mapping[str, Any]) -> lis
     return [(batch, length, heads * size), cache, cache, (batch, heads, length, total)]
 
 
+def _lstm(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+    steps, batch, _ = _need(inputs[0])
+    directions, hidden, _ = _need(inputs[2])  # R (directions, hidden, 4 * hidden)
+    state = (directions, batch, hidden)
+    return [(steps, directions, batch, hidden), state, state]
+
+
 def _packed_matmul(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
     return [(*_need(inputs[0])[:-1], attributes["N"])]
 
@@ -203,6 +210,7 @@ SHAPES: dict[str, ShapeFunction] = {
     "EmbedLayerNormalization": _embed_norm,
     "Attention": _attention(past_slot=4),
     "QAttention": _attention(past_slot=8),
+    "DynamicQuantizeLSTM": _lstm,
     "MatMulNBits": _packed_matmul,
     "MatMulBnb4": _packed_matmul,
     "MultiHeadAttention": _multi_head_attention,

@@ -27,7 +27,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from spa_graph.errors import ModelError
+from spa_graph.errors import ModelError, root_cause
 from spa_graph.frontends.onnx.mapping import MappedFile, mapped
 
 MAPPED_FROM = 4096
@@ -78,7 +78,10 @@ def from_message(message: onnx.ModelProto) -> ir.Model:
                     f"operator {node.op_type} `{node.name or node.output[0]}` reads `{name}`, which "
                     "nothing defines; the model is broken: export it again"
                 )
-    return ir.from_proto(message)
+    try:
+        return ir.from_proto(message)
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"the model is not valid ONNX: {root_cause(error)}") from error
 
 
 def sources(model: ir.Model) -> list[Path]:
@@ -135,7 +138,7 @@ def write(model: ir.Model, path: Path) -> None:
 def openable(path: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     """A name under which ONNX Runtime opens a model without copying its weights.
 
-    It keeps up to three copies of weights that lie inside the model file while it opens it, but maps
+    While it opens a model, it keeps up to three copies of weights that lie inside the file, but maps
     external data. So a large file is read as its own external data: the same bytes at the same
     places, found by decoding the file anew.
 
@@ -266,12 +269,22 @@ def _map_weights(model: ir.Model, path: Path) -> list[Path]:
     for value in _initializers(model):
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = share(value.const_value)
+        else:
+            _check_readable(value)
     for graph in model.graphs():
         for node in graph:
             for key, attribute in list(node.attributes.items()):
                 if isinstance(attribute.value, ir.ExternalTensor):
                     node.attributes[key] = ir.AttrTensor(key, share(attribute.value))
     return [file.path for file in known.values()]
+
+
+def _check_readable(value: ir.Value) -> None:
+    """A weight that was parsed has as many numbers as its shape says."""
+    try:
+        value.const_value.numpy()  # type: ignore[union-attr]
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"weight `{value.name}` is broken: {error}") from error
 
 
 def _data_file(tensor: ir.ExternalTensor, path: Path) -> Path:

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from spa_graph.errors import ModelError
-from spa_graph.frontends.onnx import files
+from spa_graph.frontends.onnx import checker, files
 
 
 def take(model: object) -> tuple[ir.Model, Callable[[ir.Model], Any]]:
@@ -36,6 +36,13 @@ def take(model: object) -> tuple[ir.Model, Callable[[ir.Model], Any]]:
         f"a {type(model).__name__} is no ONNX model; give a path, an onnx.ModelProto, an "
         "onnx_ir.Model or an onnx_graphsurgeon.Graph"
     )
+
+
+def complaint(model: object) -> str | None:
+    """What onnx's checker says against a model that came as a file or message, or None."""
+    if isinstance(model, str | os.PathLike):
+        return checker.complaint(Path(model))
+    return checker.complaint_about(model) if isinstance(model, onnx.ModelProto) else None
 
 
 def _as_it_is(model: ir.Model) -> ir.Model:

@@ -87,10 +87,10 @@ class ComputedTensor(ir.LazyTensor):
     def tofile(self, file: IO[bytes]) -> None:
         """Write the raw bytes."""
         if self.dtype.bitwidth < 8:  # packed: rows don't end at bytes
-            self._whole().tofile(file)
+            file.write(self.tobytes())
             return
         count = self.shape.numpy()[0]
         step = max(1, CHUNK_BYTES * count // max(self.nbytes, 1))
         for start in range(0, count, step):
             rows = self._rows(start, min(start + step, count))
-            file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+            file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)

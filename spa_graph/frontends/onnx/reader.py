@@ -128,7 +128,7 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     """What a Constant node holds, in whichever attribute it is."""
     for key, attribute in node.attributes.items():
         if key == "value":
-            return attribute.value  # type: ignore[no-any-return]  # as_tensor() checks slowly
+            return attribute.value  # as_tensor() checks its type, slowly
         if key in ("value_int", "value_ints"):
             return ir.tensor(np.array(attribute.value, np.int64))
         if key in ("value_float", "value_floats"):

@@ -32,6 +32,10 @@ _FROM_SHAPE = frozenset({"Shape", "Size"})
 # They repeat an element over a shape that an input tells.
 _FILLS = frozenset({"ConstantOfShape", "Expand"})
 
+# The largest of a few stored floats: torchvision's detectors pad images to a size found like that.
+_SUMMARIES = frozenset({"ReduceMax", "ReduceMin"})
+FEW = 16
+
 # Their scales are floats, and decide about the output's shape.
 _FLOAT_SETTINGS = frozenset({"Resize", "Upsample"})
 
@@ -105,6 +109,8 @@ def infer(
             if proto.output[0] not in probe.types:
                 _unshaped(probe, proto, "it holds text or a sparse tensor")
             continue
+        if proto.op_type in _SUMMARIES:
+            _look_at_few(probe, proto, constants)
         try:
             if not _evaluate(probe, node, proto, opsets):
                 _infer_types(probe, node, proto, opsets, imports, constants)
@@ -153,6 +159,14 @@ def _is_shape_data(tensor: ir.TensorProtocol) -> bool:
     return tensor.size == 1 and tensor.dtype in (
         ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16,
     )  # fmt: skip
+
+
+def _look_at_few(
+    probe: Probe, proto: onnx.NodeProto, constants: Mapping[str, ir.TensorProtocol]
+) -> None:
+    tensor = constants.get(proto.input[0])
+    if tensor is not None and tensor.size <= FEW:
+        probe.values.setdefault(proto.input[0], tensor.numpy())
 
 
 def _evaluate(

@@ -113,14 +113,14 @@ def store_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> None:
             del node.attributes[key]
         node.attributes["value"] = ir.AttrTensor("value", tensor)
     value.type = ir.TensorType(tensor.dtype)
-    value.shape = ir.Shape(list(tensor.shape))
+    value.shape = ir.Shape(_sizes(tensor))
 
 
 def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer under a name that is not taken yet."""
     taken = model.graph.initializers
     free = next(n for n in (name, *(f"{name}.{i}" for i in range(len(taken) + 1))) if n not in taken)
-    shape = ir.Shape(list(tensor.shape))
+    shape = ir.Shape(_sizes(tensor))
     value = ir.Value(name=free, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value

@@ -57,8 +57,9 @@ class ParameterAxis:
         if what not in self.shared:
             weights = self.weights
             numbers = np.full(weights.shape[self.axis], start, np.float64)
-            for where, block in _blocks(weights, self.axis):
-                numbers[where] = merge(numbers[where], block)
+            with np.errstate(invalid="ignore", over="ignore"):  # NaN is reported by name
+                for where, block in _blocks(weights, self.axis):
+                    numbers[where] = merge(numbers[where], block)
             self.shared[what] = numbers
         return self.shared[what]
 

@@ -1,0 +1,36 @@
+"""Canonical form: numbers computed from sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spa_graph import analyze, prune
+from tests.models import network
+
+SCALED = """
+scaled (float[N,6,8] x) => (float[N,6,3] y) <float[8,16] w1, float[16,3] w2>
+{{
+    h = MatMul(x, w1)
+    sizes = Shape(h)
+    place = Constant<value_int = {place}>()
+    size = Gather(sizes, place)
+    number = Cast<to = 1>(size)
+    root = Sqrt(number)
+    scaled = Div(h, root)
+    y = MatMul(scaled, w2)
+}}
+"""
+
+
+def test_number_from_a_static_size_becomes_a_constant(tmp_path: Path) -> None:
+    model = network(SCALED.format(place=2))
+    assert [group.size for group in analyze(model).groups] == [16]
+    result = prune(model, ratio=0.5, output=tmp_path / "pruned.onnx")
+    assert result.report["canonicalized"] == ["1 numbers computed from sizes became constants"]
+    assert [node.op_type for node in result.model.graph.node] == ["MatMul", "Div", "MatMul"]
+
+
+def test_number_from_a_dynamic_size_is_computed() -> None:
+    analysis = analyze(network(SCALED.format(place=0)))
+    assert not analysis.changed
+    assert [group.size for group in analysis.groups] == [16]
