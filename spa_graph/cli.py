@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import click
 import spa_graph
 from spa_graph import console
 from spa_graph.errors import OptionError, RewriteError, SpaError, VerificationError
-from spa_graph.frontends.onnx.files import staged
+from spa_graph.frontends.onnx import files
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 
 LATENCY_SECONDS = 2.0
@@ -162,7 +162,7 @@ def apply_command(
     **options: Any,
 ) -> None:
     """Prune MODEL by a PLAN made before, on this or another export of the same network."""
-    target = _Target.take(model, options, None)
+    target = _Target.take(model, options, None, inputs=[plan])
     loaded = spa_graph.Plan.load(plan)
     result = _run(
         target,
@@ -263,20 +263,24 @@ class _Target:
         self.latency_seconds = latency_seconds
 
     @classmethod
-    def take(cls, model: Path, options: dict[str, Any], plan: Path | None) -> _Target:
-        """Take the output options out of `options` and check them."""
+    def take(
+        cls, model: Path, options: dict[str, Any], plan: Path | None, inputs: Sequence[Path] = ()
+    ) -> _Target:
+        """Take the output options out of `options` and check them; `inputs` are read as well."""
         output = options.pop("output") or model.with_name(f"{model.stem}.pruned.onnx")
         report, overwrite = options.pop("report_path"), options.pop("overwrite")
         dry_run, quiet = options.pop("dry_run"), options.pop("quiet")
         latency_seconds = options.pop("latency_seconds")
-        paths = [path for path in (output, plan, report) if path is not None]
+        weights = output.with_name(f"{output.name}.data")
+        paths = [path for path in (output, weights, plan, report) if path is not None]
         for path in paths:
-            if _same_file(path, model):
-                raise OptionError(f"{path} is the input; inputs are never modified: choose another")
             if sum(_same_file(path, other) for other in paths) > 1:
-                raise OptionError(f"{path} is named twice; give each output its own file")
+                raise OptionError(
+                    f"{path} is named twice; give each output its own file ({weights} is for weights)"
+                )
+        _check_inputs(paths, model, inputs)
         if not dry_run:
-            for path in (*paths, output.with_name(f"{output.name}.data")):
+            for path in paths:
                 _check_writable(path, overwrite)
         if dry_run:
             output = plan = report = None
@@ -285,10 +289,10 @@ class _Target:
     def show(self, result: spa_graph.Result) -> None:
         """Write plan and report, print the table."""
         if self.plan is not None:
-            with staged(self.plan) as draft:
+            with files.staged(self.plan) as draft:
                 result.plan.save(draft)
         if self.report is not None:
-            with staged(self.report) as draft:
+            with files.staged(self.report) as draft:
                 draft.write_text(json.dumps(result.report, indent=1) + "\n", encoding="utf-8")
         if self.quiet:
             return
@@ -297,6 +301,18 @@ class _Target:
             click.echo("dry run: nothing was written")
         else:
             click.echo(f"wrote {self.output}")
+
+
+def _check_inputs(outputs: Sequence[Path], model: Path, others: Sequence[Path]) -> None:
+    """No output takes the place of a file that is read: the model, its weights, a plan."""
+    taken = [path for path in outputs if path.exists()]
+    # only a file that exists can hold the model's weights, so most runs needn't look for them
+    read = [model, *others, *(files.sources(files.load(model)) if taken else ())]
+    for path in outputs:
+        if any(_same_file(path, source) for source in read):
+            raise OptionError(
+                f"{path} is part of the input; inputs are never modified: choose another"
+            )
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -55,23 +55,21 @@ class Known:
     """A small value that follows from shapes and constants alone, under both probes.
 
     `origins` names the axes whose sizes it was computed from, as (value, axis). If it is a `fill`,
-    they decide about its shape only: each element is the same whatever the sizes are.
+    they decide about its shape only: each element is the same whatever the sizes are. It is
+    `static` if it is the same whatever sizes the inputs have, which equality in two probes alone
+    doesn't show (`min(length, 8)`).
     """
 
     nominal: NDArray[Any]
     other: NDArray[Any]
     origins: frozenset[tuple[str, int]] = frozenset()
     fill: bool = False
+    static: bool = False
 
     @property
     def uniform(self) -> bool:
         """Whether it is one value repeated: zeros, ones."""
         return all((v == v.flat[0]).all() for v in (self.nominal, self.other) if v.size)
-
-    @property
-    def static(self) -> bool:
-        same_shape = self.nominal.shape == self.other.shape
-        return same_shape and np.array_equal(self.nominal, self.other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +125,9 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    samples: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
+    """Shapes of the inputs to run the network with; the first are those of the probes, which it
+    accepts, the last it may reject."""
     unshaped: dict[str, str] = field(default_factory=dict)
     """Values whose shape could not be inferred, with the reason."""
 

@@ -61,9 +61,7 @@ def _is_static_number(graph: Graph, name: str) -> bool:
     known = graph.known.get(name)
     if known is None or known.fill or not known.origins or not known.static:
         return False
-    if known.nominal.size != 1:
-        return False
-    return all(graph.shapes[value][axis].static for value, axis in known.origins)
+    return known.nominal.size == 1
 
 
 def _store_numbers(model: ir.Model, graph: Graph, numbers: list[tuple[Operator, int]]) -> None:

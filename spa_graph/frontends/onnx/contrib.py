@@ -168,7 +168,7 @@ def _group_query_attention(inputs: Shapes, attributes: Mapping[str, Any]) -> lis
     return [(batch, length, heads * size), cache, cache, (batch, heads, length, total)]
 
 
-def _lstm(inputs: Shapes, attributes: Mapping[str, Any]) -> list[Dims | None]:
+def _lstm(inputs: Shapes, _attributes: Mapping[str, Any]) -> list[Dims | None]:
     steps, batch, _ = _need(inputs[0])
     directions, hidden, _ = _need(inputs[2])  # R (directions, hidden, 4 * hidden)
     state = (directions, batch, hidden)

@@ -167,7 +167,7 @@ def _correct(
             entries.append(-1)
     if entries.count(-1) + sum(e is None and n == -1 for e, n in zip(entries, nominal, strict=True)) > 1:
         raise RewriteError(f"{operator}: more than one of its sizes is computed from a pruned axis")
-    _override(model, node, mismatch.slot, entries, np.array_equal(nominal, other), nominal)
+    _override(model, node, mismatch.slot, entries, not mismatch.computed, nominal)
 
 
 def _override(

@@ -13,22 +13,16 @@ from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError
 from spa_graph.frontends.onnx.shapes import Probe, ShapeError, infer, tensor_type
-from spa_graph.graph import UNKNOWN, Extent, Graph, Known, Operator, Parameter, Shape
-
-InputShapes = Mapping[str, Sequence[int]]
-
-# Sizes to try for the dynamic axes of an input, by position; most networks accept the first.
-# The first axis is the batch. 224 and 256 suit windows and strides of image networks, 48 x 320
-# text lines, 1 x 16 token sequences.
-_NOMINAL = (
-    {2: (1, 16), 3: (1, 16, 64), 4: (1, 3, 224, 224), 5: (1, 3, 16, 112, 112)},
-    {2: (1, 1024), 3: (1, 80, 96), 4: (1, 3, 48, 320), 5: (1, 3, 8, 64, 64)},
-    {2: (1, 16000), 3: (1, 128, 128), 4: (1, 3, 640, 640), 5: (1, 1, 64, 64, 64)},
-    {2: (1, 64), 3: (1, 64, 64), 4: (1, 3, 32, 320), 5: (1, 1, 32, 32, 32)},
+from spa_graph.frontends.onnx.sizes import (
+    InputShapes,
+    Sizes,
+    candidates,
+    dynamic_keys,
+    free_inputs,
+    moved,
+    third,
 )
-_STEP = (1, 8, 32, 32, 32)
-"""How much the second probe adds to a dynamic axis of each position."""
-
+from spa_graph.graph import UNKNOWN, Extent, Graph, Known, Operator, Parameter, Shape
 
 def read(model: ir.Model, input_shapes: InputShapes | None = None) -> Graph:
     """Build the neutral graph of a model whose functions are inlined.
@@ -54,8 +48,8 @@ def read_expecting(
         raise ModelError("the model has no operators; there is nothing to prune")
     nodes = [(node, _bare(node)) for node in model.graph]
     constants = dict(_constants(model.graph))
-    nominal, other = _probe_twice(model, nodes, constants, input_shapes or {}, wanted)
-    return _graph(model, nodes, constants, nominal, other), _mismatches(nodes, nominal, other)
+    probes = _probe_twice(model, nodes, constants, input_shapes or {}, wanted)
+    return _graph(model, nodes, constants, probes), _mismatches(nodes, probes)
 
 
 Nodes = list[tuple[ir.Node, onnx.NodeProto]]
@@ -65,9 +59,9 @@ def _graph(
     model: ir.Model,
     nodes: Nodes,
     constants: Mapping[str, ir.TensorProtocol],
-    nominal: Probe,
-    other: Probe,
+    probes: _Probes,
 ) -> Graph:
+    shapes = _shapes(probes.nominal, probes.other)
     computing = [
         position
         for position, (node, _) in enumerate(nodes)
@@ -77,27 +71,18 @@ def _graph(
         _operator(index, position, *nodes[position], model.opset_imports)
         for index, position in enumerate(computing)
     ]
-    names = _free_inputs(model.graph)
     return Graph(
         name=model.graph.name or "graph",
         operators=operators,
-        shapes=_shapes(nominal, other),
+        shapes=shapes,
         parameters={name: _parameter(name, tensor) for name, tensor in constants.items()},
-        known=_known(nominal, other),
-        inputs=tuple(names),
+        known=_known(probes, shapes),
+        inputs=tuple(value.name or "" for value in free_inputs(model)),
         outputs=tuple(value.name or "" for value in model.graph.outputs),
-        dtypes=_dtypes(nominal),
-        unshaped=dict(nominal.unshaped),
+        dtypes=_dtypes(probes.nominal),
+        unshaped=dict(probes.nominal.unshaped),
+        samples=probes.samples,
     )
-
-
-def free_inputs(model: ir.Model) -> list[ir.Value]:
-    """The inputs that a caller must feed: those without an initializer of the same name."""
-    return [v for v in model.graph.inputs if v.const_value is None]
-
-
-def _free_inputs(graph: ir.Graph) -> list[str]:
-    return [value.name or "" for value in graph.inputs if value.const_value is None]
 
 
 def _bare(node: ir.Node) -> onnx.NodeProto:
@@ -138,22 +123,64 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SizeMismatch:
-    """An operator that is told a wrong shape: by which input, and what it says in both probes."""
+    """An operator that is told a wrong shape: by which input, and what it says in both probes.
+
+    computed: whether it depends on the sizes of some axes, so that it can't become a constant.
+    """
 
     output: str
     slot: int
     nominal: NDArray[np.int64]
     other: NDArray[np.int64]
+    computed: bool
 
 
-def _mismatches(nodes: Nodes, nominal: Probe, other: Probe) -> list[SizeMismatch]:
+def _mismatches(nodes: Nodes, probes: _Probes) -> list[SizeMismatch]:
+    nominal, other = probes.nominal, probes.other
     found = []
     for name in dict.fromkeys([*nominal.mismatches, *other.mismatches]):
         slot = (nominal.mismatches.get(name) or other.mismatches[name])[0]
         value = next(proto.input[slot] for _, proto in nodes if name in proto.output)
         values = [np.asarray(probe.values[value]).reshape(-1) for probe in (nominal, other)]
-        found.append(SizeMismatch(name, slot, values[0], values[1]))
+        found.append(SizeMismatch(name, slot, *values, computed=value in nominal.origins))
     return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Probes:
+    """What two looks at a network showed.
+
+    samples: input shapes to run it with: those of the probes, and others that it may reject.
+    moved: whether the second look had every dynamic axis at another size.
+    """
+
+    nominal: Probe
+    other: Probe
+    samples: list[Sizes]
+    moved: bool
+
+
+ProbeWith = Callable[[Sizes, int], Probe]
+
+
+def _second_look(
+    inputs: list[ir.Value], given: InputShapes, sizes: Sizes, nominal: Probe, probe: ProbeWith
+) -> _Probes:
+    """Move every dynamic axis that the network lets move."""
+    dynamic = dynamic_keys(inputs, given)
+    if not dynamic:
+        return _Probes(nominal, nominal, [sizes], moved=True)
+    last = third(inputs, given, sizes)
+    everything = moved(inputs, given, sizes, dynamic)
+    other = _attempt(probe, everything)
+    if other is not None:
+        return _Probes(nominal, other, [sizes, everything, last], moved=True)
+    movable = [k for k in dynamic if _attempt(probe, moved(inputs, given, sizes, [k])) is not None]
+    some = moved(inputs, given, sizes, movable)
+    other = _attempt(probe, some)
+    if other is None:
+        return _Probes(nominal, nominal, [sizes, last], moved=False)
+    return _Probes(nominal, other, [sizes, some, last], moved=False)
 
 
 def _probe_twice(
@@ -162,7 +189,7 @@ def _probe_twice(
     constants: Mapping[str, ir.TensorProtocol],
     input_shapes: InputShapes,
     wanted: Mapping[str, Shape],
-) -> tuple[Probe, Probe]:
+) -> _Probes:
     opsets = dict(model.opset_imports)
     opsets.setdefault("", opsets.get("ai.onnx", 1))
     inputs = free_inputs(model)
@@ -172,100 +199,29 @@ def _probe_twice(
         for i in (0, 1)
     ]
 
-    def probe(sizes: Mapping[str, Sequence[int]], which: int) -> Probe:
+    def probe(sizes: Sizes, which: int) -> Probe:
         types = {v.name or "": tensor_type(int(v.dtype or 1), sizes[v.name or ""]) for v in inputs}
         return infer(nodes, constants, types, opsets, declared, targets[which])
 
     failure: ShapeError | None = None
-    for nominal_sizes in _candidates(inputs, input_shapes):
+    for sizes in candidates(inputs, input_shapes):
         try:
-            nominal = probe(nominal_sizes, 0)
+            nominal = probe(sizes, 0)
         except ShapeError as error:
             failure = failure or error
             continue
-        other = _second_probe(inputs, nominal_sizes, probe)
-        return nominal, (nominal if other is None else other)
+        return _second_look(inputs, input_shapes, sizes, nominal, probe)
     raise ModelError(
         f"no input sizes were found that the network accepts ({failure}); "
         "give them: --input-shape NAME=1,3,224,224"
     )
 
 
-def _candidates(inputs: list[ir.Value], given: InputShapes) -> Iterator[dict[str, tuple[int, ...]]]:
-    unknown = set(given) - {value.name for value in inputs}
-    if unknown:
-        names = ", ".join(value.name or "" for value in inputs)
-        raise ModelError(f"no input `{unknown.pop()}`; the inputs are: {names}")
-    seen = []
-    for guess in _NOMINAL:
-        sizes = {v.name or "": _sizes(v, guess, given.get(v.name or "")) for v in inputs}
-        if sizes not in seen:
-            seen.append(sizes)
-            yield sizes
-
-
-def _sizes(
-    value: ir.Value, guess: Mapping[int, tuple[int, ...]], given: Sequence[int] | None
-) -> tuple[int, ...]:
-    if value.shape is None:
-        if given is None:
-            raise ModelError(
-                f"input `{value.name}` has no shape; give one: --input-shape {value.name}=1,3,224,224"
-            )
-        return tuple(given)
-    rank = len(value.shape)
-    if given is not None and len(given) != rank:
-        raise ModelError(f"input `{value.name}` has {rank} axes, --input-shape gives {len(given)}")
-    defaults = given or guess.get(rank, (1,) + (16,) * rank)
-    return tuple(
-        int(defaults[axis]) if _is_dynamic(dim) else int(dim)
-        for axis, dim in enumerate(value.shape)
-    )
-
-
-ProbeWith = Callable[[Mapping[str, Sequence[int]], int], Probe]
-
-
-def _second_probe(
-    inputs: list[ir.Value], nominal: Mapping[str, tuple[int, ...]], probe: ProbeWith
-) -> Probe | None:
-    """A probe with every dynamic axis moved that the network lets move; None if there is none."""
-    positions = sorted({axis for value in inputs for axis in _dynamic_axes(value)})
-    if not positions:
-        return None
-    everything = _attempt(probe, _moved(inputs, nominal, positions))
-    if everything is not None:
-        return everything
-    movable = [p for p in positions if _attempt(probe, _moved(inputs, nominal, [p])) is not None]
-    return _attempt(probe, _moved(inputs, nominal, movable)) if movable else None
-
-
-def _attempt(probe: ProbeWith, sizes: Mapping[str, tuple[int, ...]]) -> Probe | None:
+def _attempt(probe: ProbeWith, sizes: Sizes) -> Probe | None:
     try:
         return probe(sizes, 1)
     except ShapeError:
         return None
-
-
-def _dynamic_axes(value: ir.Value) -> list[int]:
-    return [i for i, dim in enumerate(value.shape or ()) if _is_dynamic(dim)]
-
-
-def _is_dynamic(dim: object) -> bool:
-    return not isinstance(dim, int) or dim <= 0  # some exporters write -1 for a dynamic axis
-
-
-def _moved(
-    inputs: list[ir.Value], sizes: Mapping[str, tuple[int, ...]], positions: Sequence[int]
-) -> dict[str, tuple[int, ...]]:
-    moved = {}
-    for value in inputs:
-        dynamic = _dynamic_axes(value)
-        moved[value.name or ""] = tuple(
-            size + _STEP[min(axis, 4)] if axis in dynamic and axis in positions else size
-            for axis, size in enumerate(sizes[value.name or ""])
-        )
-    return moved
 
 
 def _declared(model: ir.Model) -> dict[str, onnx.TypeProto]:
@@ -329,17 +285,23 @@ def _shapes(nominal: Probe, other: Probe) -> dict[str, Shape]:
     return shapes
 
 
-def _known(nominal: Probe, other: Probe) -> dict[str, Known]:
-    return {
-        name: Known(
+def _known(probes: _Probes, shapes: Mapping[str, Shape]) -> dict[str, Known]:
+    """Small values; one is static if it follows from nothing that could have another size."""
+    nominal, other = probes.nominal, probes.other
+    found = {}
+    for name, value in nominal.values.items():
+        if name not in other.values:
+            continue
+        origins = nominal.origins.get(name, frozenset())
+        fixed = probes.moved and all(shapes[origin][axis].static for origin, axis in origins)
+        found[name] = Known(
             value,
             other.values[name],
-            nominal.origins.get(name, frozenset()),
+            origins,
             fill=name in nominal.fills,
+            static=(fixed or not origins) and np.array_equal(value, other.values[name]),
         )
-        for name, value in nominal.values.items()
-        if name in other.values
-    }
+    return found
 
 
 def _dtypes(probe: Probe) -> dict[str, np.dtype[Any]]:

@@ -64,7 +64,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
-    slimming: float = 2e-3
+    slimming: float = 3e-3
     seed: int = 0
 
 
