@@ -1,12 +1,13 @@
 """The Plan: which elements of which stored weights stay, as data.
 
     {"format": "spa-plan/1",
-     "model": {"name": ..., "operators": ..., "parameters": ...},
+     "model": {"name": ..., "operators": ..., "parameters": ..., "shapes": {"<initializer>": [...]}},
      "kept": {"<initializer>": {"<axis>": [index, ...]}},
      "kept_per_use": {"<initializer>": [{"node": "<consumer's first output>", "input": 1,
                                          "kept": {"<axis>": [...]}}]}}
 
-Weights that stay whole are not listed. `kept_per_use` holds initializers whose uses end up pruned
+Weights that stay whole are not listed; `shapes` are those of the others before pruning, and a plan
+written by hand may leave them out. `kept_per_use` holds initializers whose uses end up pruned
 differently; a use that stays whole has an empty `kept` there.
 """
 
@@ -66,7 +67,7 @@ class Plan:
             raise OptionError(f"not a plan: it must be a JSON object with format {FORMAT!r}")
         try:
             return cls(
-                model=dict(data.get("model", {})),
+                model=_model(data.get("model", {})),
                 kept={name: _indices(axes) for name, axes in data.get("kept", {}).items()},
                 kept_per_use={
                     name: {(u["node"], int(u["input"])): _indices(u["kept"]) for u in uses}
@@ -87,6 +88,13 @@ class Plan:
             raise OptionError(f"cannot read plan {path}: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise OptionError(f"plan {path} is not JSON: {error}") from error
+
+
+def _model(data: Any) -> dict[str, Any]:
+    model = dict(data)
+    if "shapes" in model:
+        model["shapes"] = {name: [*map(int, shape)] for name, shape in model["shapes"].items()}
+    return model
 
 
 def _plain(axes: AxisIndices) -> dict[str, list[int]]:
@@ -142,7 +150,13 @@ def make_plan(coupling: Coupling, kept: Kept) -> Plan:
                 plan.kept[name] = first
         else:
             plan.kept_per_use[name] = {_place(coupling, use): slices for use, slices in uses}
+    plan.model["shapes"] = {name: [*graph.parameters[name].shape] for name in _cut(plan)}
     return plan
+
+
+def _cut(plan: Plan) -> list[str]:
+    """The weights that a plan makes smaller."""
+    return [*dict.fromkeys([*plan.kept, *plan.kept_per_use])]
 
 
 def _place(coupling: Coupling, use: Use) -> tuple[str, int]:
@@ -157,15 +171,25 @@ def kept_channels(coupling: Coupling, plan: Plan) -> Kept:
         OptionError: the plan is for another network, or breaks a coupling of this one.
     """
     kept = np.ones(coupling.count, bool)
-    touched = dict.fromkeys(plan.kept) | dict.fromkeys(plan.kept_per_use)
-    unknown = [name for name in touched if name not in coupling.graph.parameters]
-    if unknown:
-        raise OptionError(f"the plan is for another network: it has no weight `{unknown[0]}`")
+    _check_weights(coupling, plan)
     for use in coupling.relations.uses:
         for position, index in _planned(coupling, plan, use).items():
             _drop(coupling, kept, use, position, index)
     _check_result(coupling, plan, kept)
     return kept
+
+
+def _check_weights(coupling: Coupling, plan: Plan) -> None:
+    shapes = plan.model.get("shapes", {})
+    for name in _cut(plan):
+        parameter = coupling.graph.parameters.get(name)
+        if parameter is None:
+            raise OptionError(f"the plan is for another network: it has no weight `{name}`")
+        if name in shapes and shapes[name] != list(parameter.shape):
+            raise OptionError(
+                f"the plan is for another network: its weight `{name}` is {shapes[name]}, not "
+                f"{list(parameter.shape)}"
+            )
 
 
 def _planned(coupling: Coupling, plan: Plan, use: Use) -> AxisIndices:

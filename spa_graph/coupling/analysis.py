@@ -183,12 +183,9 @@ def _freeze_sizes_used_as_numbers(scope: Scope) -> None:
         return
     for slot, name in enumerate(operator.inputs):
         known: Known | None = graph.known.get(name)
-        if known is None or known.fill or slot in SIZE_SLOTS.get(operator.op_type, ()):
-            continue
-        for value, position in known.origins:
-            axes = scope.relations.value(value)
-            if axes is not None:
-                scope.freeze((axes[position],), "computes with the size of this axis")
+        if known is not None and slot not in SIZE_SLOTS.get(operator.op_type, ()):
+            reason = f"{operator}: computes with the size of this axis"
+            _freeze_origins(scope.relations, known, reason)
 
 
 def _freeze_interface(graph: Graph, relations: Relations) -> None:
@@ -201,8 +198,25 @@ def _freeze_interface(graph: Graph, relations: Relations) -> None:
 
 
 def _freeze_value(relations: Relations, name: str, reason: str) -> None:
-    relations.freeze(relations.value(name) or (), reason)
+    """A value that others see must stay as it is, and so must the sizes that it was made of."""
+    known = relations.graph.known.get(name)
+    if known is not None:
+        _freeze_origins(relations, known, reason)
+    if name not in relations.graph.parameters:
+        relations.freeze(relations.value(name) or (), reason)
     _freeze_parameter(relations, name, reason)
+
+
+def _freeze_origins(relations: Relations, known: Known, reason: str) -> None:
+    """The axes whose sizes a number was computed from."""
+    if known.fill:
+        return
+    for name, position in known.origins:
+        if name in relations.graph.parameters:
+            axes = [use.axes[position] for use in relations.uses if use.parameter == name]
+        else:
+            axes = [(relations.value(name) or ())[position]]
+        relations.freeze(axes, reason)
 
 
 def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:

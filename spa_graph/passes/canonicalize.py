@@ -19,7 +19,8 @@ from onnx_ir.passes.common import InlinePass
 
 from spa_graph.coupling.analysis import SIZE_SLOTS
 from spa_graph.frontends.onnx.editor import operator_nodes, replace_node
-from spa_graph.frontends.onnx.reader import InputShapes, read
+from spa_graph.frontends.onnx.reader import read
+from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import add_initializer
 from spa_graph.graph import ONE, Graph, Operator, Shape
 

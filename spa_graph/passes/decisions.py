@@ -27,7 +27,7 @@ Values = Mapping[str, NDArray[Any]]
 class Decision:
     """An operator that decides.
 
-    grounds: the floating-point values that it looks at.
+    grounds: the values that it looks at, floating-point ones among them.
     outcomes: what it decided.
     """
 
@@ -50,9 +50,11 @@ def find_decisions(graph: Graph, edits: Edits) -> list[Decision]:
 
 
 def _grounds(graph: Graph, operator: Operator) -> tuple[str, ...]:
-    given = {*graph.parameters, *graph.known, *graph.inputs}
-    names = dict.fromkeys((*operator.inputs, *operator.captures))
-    return tuple(n for n in names if n not in given and n in graph.dtypes and not _whole(graph, n))
+    fixed = {name for name, known in graph.known.items() if not known.origins}
+    given = {*graph.parameters, *graph.inputs, *fixed}
+    names = [n for n in dict.fromkeys((*operator.inputs, *operator.captures)) if n not in given]
+    floats = any(name in graph.dtypes and not _whole(graph, name) for name in names)
+    return tuple(names) if floats else ()
 
 
 def _outcomes(graph: Graph, operator: Operator) -> tuple[str, ...]:

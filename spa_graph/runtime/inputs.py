@@ -18,12 +18,12 @@ _PASSING = frozenset(
 
 
 def random_inputs(
-    graph: Graph, *, probe: int = 0, seed: int = 0, scale: float = 1.0
+    graph: Graph, *, sample: int = 0, seed: int = 0, scale: float = 1.0
 ) -> Feeds:
-    """Random values for every input, at the sizes of one of the two probes.
+    """Random values for every input, at the sizes of one of the graph's samples.
 
-    Floats are normal with standard deviation `scale`, integers that index a table lie within it, other integers are 1
-    (a mask that attends everything), booleans true.
+    Floats are normal with standard deviation `scale`, integers that index a table lie within it,
+    other integers are 1 (a mask that attends everything), booleans true.
 
     Raises:
         ModelError: an input has a type that can't be made up.
@@ -32,9 +32,9 @@ def random_inputs(
     feeds: Feeds = {}
     for name in graph.inputs:
         dtype = graph.dtypes.get(name)
-        if dtype is None or name not in graph.shapes:
+        if dtype is None or name not in graph.samples[sample]:
             raise ModelError(f"input `{name}` is not a tensor of numbers; it can't be made up")
-        shape = tuple(extent[probe] for extent in graph.shapes[name])
+        shape = graph.samples[sample][name]
         if dtype.kind == "b":
             feeds[name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from spa_graph.errors import ModelError
 
 Feeds = Mapping[str, NDArray[Any]]
+Session = ort.InferenceSession
 ort.set_default_logger_severity(4)  # its errors are raised too; its warnings are its own business
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,23 @@ from spa_graph.errors import VerificationError
 Array = NDArray[Any]
 
 RELATIVE = {"e": 2e-2, "f": 2e-4, "d": 1e-9}
-"""Largest difference allowed, as a share of the output's spread, by floating-point type."""
+"""Largest difference allowed, as a share of the spread of what is compared, by type."""
 ROUNDING = 256
-"""... plus this many units of rounding of the output's largest value, which no order of
-summation avoids."""
+"""... plus this many units of rounding of its largest value, which no order of summation avoids."""
+NOISE = 8
+"""... plus this many times what rounding alone was seen to change there, if that was measured."""
+NOISE_LIMIT = 1e-2
+"""... which may not come to more than this share of the spread: noise proves nothing."""
+ENOUGH = 32
+"""Slices of an output with at least this many elements are compared by their own spread, so that
+large numbers (boxes) don't hide small ones (scores) beside them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """How far an output is from its reference.
 
-    error: the largest absolute difference, in units of the spread of the reference output.
+    error: the largest absolute difference, in units of the spread of the reference around it.
     tolerated: the largest error that passes.
     """
 
@@ -38,13 +44,22 @@ class Agreement:
         return self.error / self.tolerated
 
 
-def compare(names: Sequence[str], got: Sequence[Array], want: Sequence[Array]) -> Agreement:
+def compare(
+    names: Sequence[str],
+    got: Sequence[Array],
+    want: Sequence[Array],
+    noise: Sequence[Array | None] | None = None,
+) -> Agreement:
     """The worst output; floats within tolerance, anything else equal.
+
+    Args:
+        noise: how far each element of `want` moves by rounding alone, where that was measured.
 
     Raises:
         VerificationError: an output differs, or the reference is all NaN so nothing is shown.
     """
-    found = [_compare_output(*each) for each in zip(names, got, want, strict=True)]
+    noise = noise if noise is not None else [None] * len(names)
+    found = [_compare_output(*each) for each in zip(names, got, want, noise, strict=True)]
     return max(found, key=lambda agreement: agreement.share)
 
 
@@ -53,7 +68,7 @@ def varies(output: Array) -> bool:
     return output.size > 1 and bool((output != output.flat[0]).any())
 
 
-def _compare_output(name: str, got: Array, want: Array) -> Agreement:
+def _compare_output(name: str, got: Array, want: Array, noise: Array | None) -> Agreement:
     if got.shape != want.shape or got.dtype != want.dtype:
         raise VerificationError(
             f"output `{name}` is {got.dtype}{list(got.shape)} instead of {want.dtype}{list(want.shape)}"
@@ -65,22 +80,48 @@ def _compare_output(name: str, got: Array, want: Array) -> Agreement:
         return Agreement(name, 0.0, 1.0)
     if not want.size:
         return Agreement(name, 0.0, 1.0)
-    return _compare_floats(name, got, want)
+    return _compare_floats(name, got, want, noise)
 
 
-def _compare_floats(name: str, got: Array, want: Array) -> Agreement:
+def _compare_floats(name: str, got: Array, want: Array, noise: Array | None) -> Agreement:
     finite = np.isfinite(want)
     if not finite.any():
         raise VerificationError(f"output `{name}` is NaN or infinite on random input: no proof")
     if not np.array_equal(finite, np.isfinite(got)):
         raise VerificationError(f"output `{name}` has NaN or infinity in other places")
-    first, second = got[finite].astype(np.float64), want[finite].astype(np.float64)
-    spread = float(second.max() - second.min()) or float(np.abs(second).max()) or 1.0
-    precision = float(np.finfo(want.dtype).eps) * float(np.abs(second).max())
-    tolerated = RELATIVE[want.dtype.char] + ROUNDING * precision / spread
-    error = float(np.abs(first - second).max()) / spread
-    if error > tolerated:
+    relative, unit = RELATIVE[want.dtype.char], float(np.finfo(want.dtype).eps)
+    first, second = (np.where(finite, each, 0).astype(np.float64) for each in (got, want))
+    rounding = np.zeros_like(second) if noise is None else np.where(finite, noise, 0)
+    whole = _spread(second.reshape(1, -1))[0]
+    worst = Agreement(name, 0.0, 1.0)
+    for rows in _slicings(second):
+        wanted, difference, noisy = (rows(x) for x in (second, np.abs(first - second), rounding))
+        spread = np.maximum(_spread(wanted), 1e-3 * whole)
+        tolerated = relative + ROUNDING * unit * np.abs(wanted).max(1) / spread
+        tolerated += np.minimum(NOISE * noisy.max(1) / spread, NOISE_LIMIT)
+        error = difference.max(1) / spread
+        at = int((error / tolerated).argmax())
+        found = Agreement(name, float(error[at]), float(tolerated[at]))
+        worst = max(worst, found, key=lambda agreement: agreement.share)
+    if worst.share > 1:
         raise VerificationError(
-            f"output `{name}` differs by {error:.2g} of its spread (tolerated: {tolerated:.2g})"
+            f"output `{name}` differs by {worst.error:.2g} of its spread "
+            f"(tolerated: {worst.tolerated:.2g})"
         )
-    return Agreement(name, error, tolerated)
+    return worst
+
+
+def _spread(rows: Array) -> Array:
+    spread = rows.max(1) - rows.min(1)
+    return np.where(spread > 0, spread, np.maximum(np.abs(rows).max(1), 1e-30))
+
+
+def _slicings(output: Array) -> list[Callable[[Array], Array]]:
+    """Ways to cut an output into rows that are compared each by itself."""
+
+    def along(axis: int) -> Callable[[Array], Array]:
+        return lambda values: np.moveaxis(values, axis, 0).reshape(output.shape[axis], -1)
+
+    axes = {1, output.ndim - 1} if output.ndim > 1 else set()
+    fine = [axis for axis in sorted(axes) if output.size // output.shape[axis] >= ENOUGH]
+    return [along(axis) for axis in fine] or [lambda values: values.reshape(1, -1)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.coupling.scope import Scope, Slots
-from spa_graph.coupling.signature import signature
+from spa_graph.coupling.signature import apply, parse, signature
 from spa_graph.graph import Extent
 
 WINDOW = "slides a window along this axis"
@@ -94,9 +94,23 @@ def _groups(scope: Scope) -> Axis:
     return groups
 
 
+_POOLED = "n c _* -> n c _*, n c _*"
+
+
+@rule("MaxPool")
+def max_pool(scope: Scope) -> None:
+    """The second output holds positions in the flat tensor; only MaxUnpool knows what they count."""
+    apply(scope, parse(_POOLED))
+    scope.zero("all")
+    positions = scope.output(1)
+    if positions is not None:
+        users = scope.relations.graph.uses().get(scope.operator.outputs[1], [])
+        if any(operator.op_type != "MaxUnpool" for operator, _ in users):
+            scope.freeze((positions[1],), "gives positions that count the channels")
+
+
 signature(
-    "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool",
-    "n c _* -> n c _*, n c _*",
+    "AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", "n c _* -> n c _*"
 )
 signature("MaxUnpool", "n c _*, n c _* -> n c _*", slots=(0,))
 signature("LRN", "n _ * -> n _ *", zero="never")

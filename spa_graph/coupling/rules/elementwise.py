@@ -42,7 +42,7 @@ rule(*_UNDEFINED_AT_ZERO.split())(_elementwise("compact"))
 rule("Div", "Mod")(_elementwise("divide"))
 rule("BitShift")(_elementwise("all", (0,)))
 rule("Where")(_elementwise("all", (1, 2)))
-rule("PRelu", "Shrink")(_elementwise("all", (0,)))
+rule("PRelu")(_elementwise("all", (0,)))
 rule("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", domain=MICROSOFT)(_elementwise("all"))
 
 
@@ -52,6 +52,13 @@ def power(scope: Scope) -> None:
     exponent = scope.constant(1)
     positive = exponent is not None and bool((exponent > 0).all())
     _elementwise("divide" if positive else "compact")(scope)
+
+
+@rule("Shrink")
+def shrink(scope: Scope) -> None:
+    """x + bias below -lambd, x - bias above lambd, else 0: with a negative lambd that is at 0 too."""
+    keeps = scope.attribute("lambd", 0.5) >= 0 or scope.attribute("bias", 0.0) == 0
+    _elementwise("all" if keeps else "never")(scope)
 
 
 @rule("Clip")

@@ -24,11 +24,11 @@ def slice_(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     entries = _slice_entries(scope, len(x))
-    cut = [p for p in range(len(x)) if scope.extent(x[p]) != scope.extent(out[p])]
+    reversed_ = [p for p, (_, pair) in (entries or {}).items() if pair is not None and pair[1] < 0]
+    cut = {p for p in range(len(x)) if scope.extent(x[p]) != scope.extent(out[p])} | {*reversed_}
     for position, (source, target) in enumerate(zip(x, out, strict=True)):
         entry = entries.get(position) if entries is not None else None
-        reversed_ = entry is not None and entry[1] is not None and entry[1][1] < 0
-        if position not in cut and not reversed_ and entries is not None:
+        if position not in cut and entries is not None:
             scope.same(source, target)
         elif entry is None or entry[1] is None or not scope.extent(source).static:
             scope.freeze((source, target), "cuts this axis at positions that are not constant")

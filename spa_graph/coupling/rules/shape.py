@@ -163,8 +163,11 @@ def split(scope: Scope) -> None:
     if x is None or len(outs) != len(scope.operator.outputs):
         return scope.freeze_all("an output is unused or has no known shape")
     along = scope.attribute("axis", 0) % len(x)
+    computed = scope.has_input(1) and scope.constant(1) is None
     for position, axis in enumerate(x):
-        if position == along:
+        if position == along and computed:
+            scope.freeze((axis, *(axes[position] for axes in outs)), "splits at computed positions")
+        elif position == along:
             scope.segments(axis, [axes[position] for axes in outs])
         else:
             scope.same(axis, *(axes[position] for axes in outs))
@@ -227,7 +230,14 @@ def pad(scope: Scope) -> None:
                 continue
             own = np.arange(scope.extent(source).nominal)
             scope.index_map(target, source, np.pad(own, (before, after), constant_values=-1))
-    scope.zero("move")
+    scope.zero("move" if not plain or _pads_with_zero(scope) else "never")
+
+
+def _pads_with_zero(scope: Scope) -> bool:
+    if not scope.has_input(2):
+        return not scope.attribute("value", 0.0)
+    value = scope.constant(2)
+    return value is not None and not np.any(value)
 
 
 @rule("Resize", "Upsample")

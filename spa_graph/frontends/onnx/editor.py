@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.edits import Edits
 from spa_graph.errors import RewriteError
-from spa_graph.frontends.onnx.reader import InputShapes, SizeMismatch, read, read_expecting
+from spa_graph.frontends.onnx.names import fresh_name
+from spa_graph.frontends.onnx.reader import SizeMismatch, read, read_expecting
+from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import (
     add_initializer,
     sliced,
@@ -56,7 +58,10 @@ def operator_nodes(model: ir.Model, graph: Graph) -> list[ir.Node]:
 def edit_operators(
     model: ir.Model, nodes: list[ir.Node], edits: Edits, operators: range | frozenset[int]
 ) -> None:
-    """Attributes and constant inputs of some operators; selections that become a Gather."""
+    """Attributes and constant inputs of some operators; selections that become a Gather.
+
+    A node that is replaced is replaced in `nodes` too.
+    """
     for index in operators:
         node = nodes[index]
         for name, value in edits.attributes.get(index, {}).items():
@@ -67,7 +72,7 @@ def edit_operators(
             if node.op_type == "Split":  # sizes and a count exclude each other
                 node.attributes.pop("num_outputs", None)
         if index in edits.gathers:
-            _become_gather(model, node, *edits.gathers[index])
+            nodes[index] = _become_gather(model, node, *edits.gathers[index])
 
 
 def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None:
@@ -87,14 +92,13 @@ def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None
         node.replace_input_with(slot, add_initializer(model, name, tensor))
 
 
-def _become_gather(model: ir.Model, node: ir.Node, axis: int, index: Ints) -> None:
+def _become_gather(model: ir.Model, node: ir.Node, axis: int, index: Ints) -> ir.Node:
     """Put a Gather in a node's place; its output keeps name and consumers."""
-    source, old = node.inputs[0], node.outputs[0]
-    name = old.name
-    positions = add_initializer(model, f"{name}.index", ir.tensor(index))
+    positions = add_initializer(model, f"{node.outputs[0].name}.index", ir.tensor(index))
     attributes = [ir.AttrInt64("axis", axis)]
-    gather = ir.Node("", "Gather", [source, positions], attributes, name=node.name)
+    gather = ir.Node("", "Gather", [node.inputs[0], positions], attributes, name=node.name)
     replace_node(model, node, gather)
+    return gather
 
 
 def replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
@@ -183,13 +187,13 @@ def _override(
         set_constant(model, node, slot, np.array(fixed, np.int64))
         return
     # sizes * (1 where they are right) + (the right size elsewhere)
-    name = f"{node.outputs[0].name}.sizes"
+    name = fresh_name(model, f"{node.outputs[0].name}.sizes")
     right = np.array([entry is None for entry in entries], np.int64)
     values = np.array([entry or 0 for entry in entries], np.int64)
     mask = add_initializer(model, f"{name}.mask", ir.tensor(right))
     put = add_initializer(model, f"{name}.put", ir.tensor(values))
-    masked = ir.node("Mul", [node.inputs[slot], mask], name=f"{name}.masked")
-    masked.outputs[0].name = f"{name}.masked"
+    masked = ir.node("Mul", [node.inputs[slot], mask], name=fresh_name(model, f"{name}.masked"))
+    masked.outputs[0].name = masked.name
     result = ir.node("Add", [masked.outputs[0], put], name=name)
     result.outputs[0].name = name
     model.graph.insert_before(node, [masked, result])

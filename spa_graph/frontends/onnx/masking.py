@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.edits import Edits
 from spa_graph.frontends.onnx.editor import edit_operators, operator_nodes
+from spa_graph.frontends.onnx.names import fresh_name
 from spa_graph.frontends.onnx.weights import add_initializer, transform_weights, zeroed
 from spa_graph.plan import Kept
 
@@ -64,15 +65,17 @@ def _put_back(
     """Spread an output over its full axis: append a zero, then look up every element."""
     out = node.outputs[slot]
     consumers = [(use.node, use.idx) for use in out.uses()]
-    name = f"{out.name}.full{axis}"
+    name = fresh_name(model, f"{out.name}.full{axis}")
     pads = np.zeros(2 * rank, np.int64)
     pads[rank + axis] = 1
-    if (model.opset_imports.get("") or 1) >= 11:
+    label = fresh_name(model, f"{name}.pad")
+    opsets = model.opset_imports
+    if opsets.get("", opsets.get("ai.onnx", 1)) >= 11:
         amount = add_initializer(model, f"{name}.pads", ir.tensor(pads))
-        padded = ir.Node("", "Pad", [out, amount], name=f"{name}.pad")
+        padded = ir.Node("", "Pad", [out, amount], name=label)
     else:
-        padded = ir.Node("", "Pad", [out], [ir.AttrInt64s("pads", pads.tolist())], name=f"{name}.pad")
-    padded.outputs[0].name = f"{name}.pad"
+        padded = ir.Node("", "Pad", [out], [ir.AttrInt64s("pads", pads.tolist())], name=label)
+    padded.outputs[0].name = label
     index = np.where(stays, np.cumsum(stays) - 1, int(stays.sum()))
     full = _gather(model, padded.outputs[0], index, axis, name)
     model.graph.insert_after(node, [padded, full])
@@ -84,6 +87,7 @@ def _gather(
     model: ir.Model, source: ir.Value | None, index: NDArray[np.int64], axis: int, name: str
 ) -> ir.Node:
     positions = add_initializer(model, f"{name}.index", ir.tensor(index.astype(np.int64)))
-    gather = ir.Node("", "Gather", [source, positions], [ir.AttrInt64("axis", axis)], name=name)
-    gather.outputs[0].name = f"{name}.{axis}.out"
+    label = fresh_name(model, f"{name}.{axis}")
+    gather = ir.Node("", "Gather", [source, positions], [ir.AttrInt64("axis", axis)], name=label)
+    gather.outputs[0].name = label
     return gather

@@ -141,8 +141,8 @@ def _mismatches(nodes: Nodes, probes: _Probes) -> list[SizeMismatch]:
     for name in dict.fromkeys([*nominal.mismatches, *other.mismatches]):
         slot = (nominal.mismatches.get(name) or other.mismatches[name])[0]
         value = next(proto.input[slot] for _, proto in nodes if name in proto.output)
-        values = [np.asarray(probe.values[value]).reshape(-1) for probe in (nominal, other)]
-        found.append(SizeMismatch(name, slot, *values, computed=value in nominal.origins))
+        first, second = (np.asarray(probe.values[value]).reshape(-1) for probe in (nominal, other))
+        found.append(SizeMismatch(name, slot, first, second, computed=value in nominal.origins))
     return found
 
 
@@ -263,8 +263,12 @@ def _captures(node: ir.Node) -> Iterator[str]:
             graphs = tuple(attribute.as_graphs())
         for graph in graphs:
             for inner in graph.all_nodes():
-                yield from (v.name or "" for v in inner.inputs if _outside(v, node.graph))
-            yield from (v.name or "" for v in graph.outputs if _outside(v, node.graph))
+                yield from (_name(v) for v in inner.inputs if _outside(v, node.graph))
+            yield from (_name(v) for v in graph.outputs if _outside(v, node.graph))
+
+
+def _name(value: ir.Value | None) -> str:
+    return (value.name if value is not None else None) or ""
 
 
 def _outside(value: ir.Value | None, outer: Any) -> bool:

@@ -34,6 +34,7 @@ _FILLS = frozenset({"ConstantOfShape", "Expand"})
 
 # The largest of a few stored floats: torchvision's detectors pad images to a size found like that.
 _SUMMARIES = frozenset({"ReduceMax", "ReduceMin"})
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 FEW = 16
 
 # Their scales are floats, and decide about the output's shape.
@@ -109,8 +110,7 @@ def infer(
             if proto.output[0] not in probe.types:
                 _unshaped(probe, proto, "it holds text or a sparse tensor")
             continue
-        if proto.op_type in _SUMMARIES:
-            _look_at_few(probe, proto, constants)
+        _look_at_few(probe, proto, constants)
         try:
             if not _evaluate(probe, node, proto, opsets):
                 _infer_types(probe, node, proto, opsets, imports, constants)
@@ -145,7 +145,7 @@ def _note_mismatch(
         return
     probe.mismatches[name] = (slot, np.asarray(probe.values[proto.input[slot]]).reshape(-1))
     source = proto.input[0]
-    element = probe.types.get(name, probe.types.get(source)).tensor_type.elem_type
+    element = probe.types[name if name in probe.types else source].tensor_type.elem_type
     probe.types[name] = tensor_type(element, wanted[name])
     if name in probe.values:
         filler = probe.values[name].flat[0]
@@ -164,9 +164,13 @@ def _is_shape_data(tensor: ir.TensorProtocol) -> bool:
 def _look_at_few(
     probe: Probe, proto: onnx.NodeProto, constants: Mapping[str, ir.TensorProtocol]
 ) -> None:
-    tensor = constants.get(proto.input[0])
-    if tensor is not None and tensor.size <= FEW:
-        probe.values.setdefault(proto.input[0], tensor.numpy())
+    """Small constants that are settings beside a size (`size * [2.0, 2.0]`), or get summarised."""
+    scaled = proto.op_type in _ARITHMETIC and any(name in probe.origins for name in proto.input)
+    if proto.op_type in _SUMMARIES or scaled:
+        for name in proto.input:
+            tensor = constants.get(name)
+            if tensor is not None and tensor.size <= FEW:
+                probe.values.setdefault(name, tensor.numpy())
 
 
 def _evaluate(

@@ -102,7 +102,7 @@ def dynamic_keys(inputs: Sequence[ir.Value], given: InputShapes) -> list[Key]:
 def _with(value: ir.Value, given: InputShapes, chosen: Mapping[Key, int]) -> tuple[int, ...]:
     shape = value.shape if value.shape is not None else given[value.name or ""]
     return tuple(
-        chosen[key] if key is not None else int(dim)
+        chosen[key] if key is not None else int(str(dim))
         for key, dim in zip(keys(value, given), shape, strict=True)
     )
 
@@ -121,7 +121,7 @@ def third(inputs: Sequence[ir.Value], given: InputShapes, sizes: Sizes) -> Sizes
         if position == 0:
             return size + 2
         if size < _COARSE:
-            return max(size * 5 // 7, 1)
+            return max(size // 3, 1)
         return max(size * 5 // 7 // (_COARSE // 2), 1) * (_COARSE // 2)
 
     return _changed(inputs, given, sizes, dynamic_keys(inputs, given), choose)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.relations import Use
 from spa_graph.frontends.onnx.mapping import ComputedTensor
+from spa_graph.frontends.onnx.names import fresh_name
 from spa_graph.frontends.onnx.reader import constant_tensor
 from spa_graph.plan import AxisIndices, same_slices
 
@@ -118,9 +119,11 @@ def store_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> None:
 
 def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer under a name that is not taken yet."""
-    taken = model.graph.initializers
-    free = next(n for n in (name, *(f"{name}.{i}" for i in range(len(taken) + 1))) if n not in taken)
-    shape = ir.Shape(_sizes(tensor))
-    value = ir.Value(name=free, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=fresh_name(model, name),
+        shape=ir.Shape(_sizes(tensor)),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
     model.graph.register_initializer(value)
     return value
