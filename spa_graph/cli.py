@@ -33,8 +33,10 @@ class _Prune(click.Group):
             args = ["prune", *args]
         return super().parse_args(ctx, args)
 
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage("spa-prune", "MODEL.onnx (--flops R | --params R | --ratio R) [OPTIONS]")
+    def format_usage(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(
+            "spa-prune", "MODEL.onnx (--flops R | --params R | --ratio R) [OPTIONS]"
+        )
         formatter.write_usage("spa-prune", "COMMAND [ARGS]...", prefix="       ")
 
 
@@ -73,7 +75,7 @@ def _together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 _model = click.argument("model", type=click.Path(path_type=Path))
 _analysis_options = _together(
     click.option("--exclude", multiple=True, metavar="PATTERN",
-                 help="Leave weights alone: glob of weight or operator names, or an operator type."),
+                 help="Leave weights alone: a glob of weight or operator names, or a type."),
     click.option("--exact", is_flag=True,
                  help="Prune only channels whose removal equals zeroing their weights."),
     click.option("--input-shape", "input_shapes", multiple=True, type=_InputShape(),
@@ -110,23 +112,58 @@ def cli() -> None:
 
 @cli.command(name="prune")
 @_model
-@click.option("--flops", type=float, metavar="R", help="Keep at most this share of the FLOPs (0 < R < 1).")
-@click.option("--params", type=float, metavar="R", help="Keep at most this share of the parameters.")
-@click.option("--ratio", type=float, metavar="R", help="Remove this share of channels in every group.")
-@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="l1", show_default=True,
-              help="What makes a channel important.")
-@click.option("--aggregate", type=click.Choice(sorted(AGGREGATES)), default="mean", show_default=True,
-              help="How a group's parameters become one importance.")
-@click.option("--normalize", type=click.Choice(sorted(NORMALIZERS)), default="mean", show_default=True,
-              help="How groups are made comparable.")
+@click.option(
+    "--flops", type=float, metavar="R", help="Keep at most this share of the FLOPs (0 < R < 1)."
+)
+@click.option(
+    "--params", type=float, metavar="R", help="Keep at most this share of the parameters."
+)
+@click.option(
+    "--ratio", type=float, metavar="R", help="Remove this share of channels in every group."
+)
+@click.option(
+    "--criterion",
+    type=click.Choice(sorted(CRITERIA)),
+    default="l1",
+    show_default=True,
+    help="What makes a channel important.",
+)
+@click.option(
+    "--aggregate",
+    type=click.Choice(sorted(AGGREGATES)),
+    default="mean",
+    show_default=True,
+    help="How a group's parameters become one importance.",
+)
+@click.option(
+    "--normalize",
+    type=click.Choice(sorted(NORMALIZERS)),
+    default="mean",
+    show_default=True,
+    help="How groups are made comparable.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="For --criterion random.")
-@click.option("--min-channels", type=click.IntRange(1), default=1, show_default=True,
-              help="Keep at least this many channels in every group.")
-@click.option("--round-to", type=_RoundTo(), default="auto", show_default=True,
-              help="Kept channel counts are multiples of this; auto: of 8, less in small groups.")
+@click.option(
+    "--min-channels",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Keep at least this many channels in every group.",
+)
+@click.option(
+    "--round-to",
+    type=_RoundTo(),
+    default="auto",
+    show_default=True,
+    help="Kept channel counts are multiples of this; auto: of 8, less in small groups.",
+)
 @_analysis_options
-@click.option("--plan", "plan_path", type=click.Path(path_type=Path),
-              help="Write which channels were kept, for `spa-prune apply`.")
+@click.option(
+    "--plan",
+    "plan_path",
+    type=click.Path(path_type=Path),
+    help="Write which channels were kept, for `spa-prune apply`.",
+)
 @_output_options  # fmt: skip
 def prune_command(
     model: Path,
@@ -212,8 +249,14 @@ def inspect_command(
 
 
 @cli.command(name="demo")
-@click.option("--flops", type=float, default=0.5, show_default=True, metavar="R",
-              help="Keep at most this share of the FLOPs.")
+@click.option(
+    "--flops",
+    type=float,
+    default=0.5,
+    show_default=True,
+    metavar="R",
+    help="Keep at most this share of the FLOPs.",
+)
 @click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="l1", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Keep the pruned network.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -276,7 +319,8 @@ class _Target:
         for path in paths:
             if sum(_same_file(path, other) for other in paths) > 1:
                 raise OptionError(
-                    f"{path} is named twice; give each output its own file ({weights} is for weights)"
+                    f"{path} is named twice; each output needs its own file "
+                    f"({weights} is for weights)"
                 )
         _check_inputs(paths, model, inputs)
         if not dry_run:

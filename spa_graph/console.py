@@ -32,7 +32,12 @@ def progress(quiet: bool) -> Iterator[Callback | None]:
     if not console.is_terminal:
         yield _print_steps(console)
         return
-    columns = (TextColumn("{task.description:9}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:9}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
@@ -48,7 +53,7 @@ def progress(quiet: bool) -> Iterator[Callback | None]:
 def _print_steps(console: Console) -> Callback:
     started: set[str] = set()
 
-    def update(step: str, done: int, total: int) -> None:
+    def update(step: str, _done: int, _total: int) -> None:
         if step not in started:
             started.add(step)
             console.print(f"{step} ...")
@@ -62,10 +67,18 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
     for name in ("", "before", "after", "after / before"):
         table.add_column(name, justify="left" if not name else "right")
     before, after = report["before"], report["after"]
-    for key, title in (("flops", "FLOPs"), ("params", "parameters"), ("bytes", "file size"), ("channels", "channels")):
+    for key, title in (
+        ("flops", "FLOPs"),
+        ("params", "parameters"),
+        ("bytes", "file size"),
+        ("channels", "channels"),
+    ):
         if key in before:
             unit = "B" if key == "bytes" else ""
-            values = [_plain(v) if key == "channels" else _scaled(v, unit) for v in (before[key], after[key])]
+            values = [
+                _plain(v) if key == "channels" else _scaled(v, unit)
+                for v in (before[key], after[key])
+            ]
             table.add_row(title, *values, _ratio(after[key], before[key]))
     latency = report.get("latency")
     if latency:
@@ -103,17 +116,27 @@ def show_inspection(data: dict[str, Any]) -> None:
         console.print(f"canonical form: {change}")
     groups = Table(title="channel groups", title_justify="left", show_edge=False, pad_edge=False)
     for name in ("group", "channels", "removal", "weights", "also"):
-        groups.add_column(name, justify="right" if name in ("channels", "weights") else "left", overflow="fold")
+        groups.add_column(
+            name, justify="right" if name in ("channels", "weights") else "left", overflow="fold"
+        )
     for group in data["groups"]:
         others = [f"{p['name']}:{p['axis']}" for p in group["parameters"]]
         shown = [other for other in others if other != group["name"]]
         more = f" +{len(shown) - 3}" if len(shown) > 3 else ""
         kind = "exact" if group["exact"] else "renormalising"
-        groups.add_row(group["name"], str(group["channels"]), kind, str(len(others)), ", ".join(shown[:3]) + more)
+        groups.add_row(
+            group["name"],
+            str(group["channels"]),
+            kind,
+            str(len(others)),
+            ", ".join(shown[:3]) + more,
+        )
     console.print(groups)
     costs = Table(title="cost per operator", title_justify="left", show_edge=False, pad_edge=False)
     for name in ("operator", "type", "FLOPs", "parameters"):
-        costs.add_column(name, justify="left" if name in ("operator", "type") else "right", overflow="fold")
+        costs.add_column(
+            name, justify="left" if name in ("operator", "type") else "right", overflow="fold"
+        )
     for row in data["operators"]:
         costs.add_row(row["name"], row["type"], _scaled(row["flops"]), _scaled(row["params"]))
     console.print(costs)
@@ -121,7 +144,9 @@ def show_inspection(data: dict[str, Any]) -> None:
 
 
 def _show_frozen(console: Console, frozen: dict[str, Any]) -> None:
-    reasons = Table(title="frozen weight axes", title_justify="left", show_edge=False, pad_edge=False)
+    reasons = Table(
+        title="frozen weight axes", title_justify="left", show_edge=False, pad_edge=False
+    )
     reasons.add_column("weight:axis", overflow="fold")
     reasons.add_column("why", overflow="fold")
     for axis, reason in frozen["parameters"].items():

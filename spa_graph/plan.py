@@ -1,7 +1,8 @@
 """The Plan: which elements of which stored weights stay, as data.
 
     {"format": "spa-plan/1",
-     "model": {"name": ..., "operators": ..., "parameters": ..., "shapes": {"<initializer>": [...]}},
+     "model": {"name": ..., "operators": ..., "parameters": ...,
+               "shapes": {"<initializer>": [...]}},
      "kept": {"<initializer>": {"<axis>": [index, ...]}},
      "kept_per_use": {"<initializer>": [{"node": "<consumer's first output>", "input": 1,
                                          "kept": {"<axis>": [...]}}]}}
@@ -14,7 +15,7 @@ differently; a use that stays whole has an empty `kept` there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

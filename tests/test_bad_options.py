@@ -60,6 +60,34 @@ def test_an_output_whose_data_file_is_the_inputs(command: Command, tmp_path: Pat
     assert_refused(command, tmp_path, *arguments, says="out.onnx.data")
 
 
+@pytest.mark.parametrize("option", ["-o", "--plan", "--report"])
+@pytest.mark.parametrize("form", ["itself", "behind a link"])
+def test_an_output_that_holds_the_inputs_weights(
+    command: Command, tmp_path: Path, option: str, form: str
+) -> None:
+    path, data = external_model(tmp_path), tmp_path / "weights.bin"
+    if form == "behind a link":
+        data = data.rename(tmp_path / "real.bin")
+        (tmp_path / "weights.bin").symlink_to(data)
+    arguments = (path, "--flops", 0.5, option, data, "--overwrite")
+    assert_refused(command, tmp_path, *arguments, says="inputs are never modified")
+
+
+def test_a_report_that_is_the_plan_applied(command: Command, chain: Path) -> None:
+    plan = write_plan(chain.parent, with_kept({}))
+    arguments = ("apply", chain, plan, "--report", plan, "--overwrite")
+    assert_refused(command, chain.parent, *arguments, says="inputs are never modified")
+
+
+@pytest.mark.parametrize("option", ["--plan", "--report"])
+def test_a_file_where_the_outputs_weights_go(
+    command: Command, tmp_path: Path, option: str
+) -> None:
+    path, out = external_model(tmp_path), tmp_path / "out.onnx"
+    arguments = (path, "--flops", 0.5, "-o", out, option, tmp_path / "out.onnx.data")
+    assert_refused(command, tmp_path, *arguments, says="out.onnx.data is for weights")
+
+
 def test_two_outputs_of_one_name(command: Command, chain: Path) -> None:
     out = chain.parent / "out"
     arguments = (chain, "--flops", 0.5, "--plan", out, "--report", out)
@@ -160,6 +188,7 @@ def with_kept(kept: object) -> dict[str, object]:
         ({"format": "spa-plan/9", "kept": {}}, "not a plan"),
         ({"format": "spa-plan/1", "kept": []}, "malformed"),
         ({"format": "spa-plan/1", "kept": {}, "model": 3}, "malformed"),
+        (with_kept({}) | {"model": {"shapes": {"w1": 3}}}, "malformed"),
         (with_kept({"w1": [0, 1]}), "malformed"),
         (with_kept({"w1": {"x": [0, 1]}}), "malformed"),
         (with_kept({"w1": {"0": "01"}}), "malformed"),
@@ -203,7 +232,10 @@ def test_the_plan_of_another_network(command: Command, chain: Path) -> None:
 
 def test_a_network_of_the_same_weights_in_other_sizes(command: Command, chain: Path) -> None:
     plan = chain.parent / "plan.json"
-    wider = network(CHAIN.replace("[8,3,3,3]", "[20,3,3,3]").replace("[8] b1", "[20] b1")
-                    .replace("[12,8,3,3]", "[12,20,3,3]"))  # fmt: skip
-    spa_graph.prune(wider, flops=0.5).plan.save(plan)
-    assert_refused(command, chain.parent, "apply", chain, plan, says="the plan")
+    for width in (20, 6):  # positions beyond those that there are; positions that all exist
+        other = network(CHAIN.replace("[8,3,3,3]", f"[{width},3,3,3]")
+                        .replace("[8] b1", f"[{width}] b1")
+                        .replace("[12,8,3,3]", f"[12,{width},3,3]"))  # fmt: skip
+        spa_graph.prune(other, flops=0.5).plan.save(plan)
+        says = f"its weight `w1` is [{width}, 3, 3, 3], not [8, 3, 3, 3]"
+        assert_refused(command, chain.parent, "apply", chain, plan, says=says)

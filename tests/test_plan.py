@@ -112,7 +112,12 @@ def test_the_format() -> None:
     assert len(kept) == 4
     assert data == {
         "format": "spa-plan/1",
-        "model": {"name": "mlp", "operators": 3, "parameters": 3},
+        "model": {
+            "name": "mlp",
+            "operators": 3,
+            "parameters": 3,
+            "shapes": {"w1": [4, 16], "b1": [16], "w2": [16, 3]},
+        },
         "kept": {"w1": {"1": kept}, "b1": {"0": kept}, "w2": {"0": kept}},
     }
 

@@ -265,7 +265,8 @@ def _group_names(members: list[list[Member]], operators: list[Operator]) -> list
     """The parameter axis that produces each group's channels, as people would point at it.
 
     Where an exporter merged equal weights, several groups have the same first parameter: then the
-    operator that uses it is named too. Where an axis holds several groups, so is the first position.
+    operator that uses it is named too. Where an axis holds several groups, so is the first
+    position.
     """
     firsts = [next((m for m in own if m.axis != 1), own[0]) for own in members]
     names = [f"{first.parameter}:{first.axis}" for first in firsts]

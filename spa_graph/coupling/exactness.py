@@ -37,7 +37,9 @@ def trace_zeros(graph: Graph, relations: Relations, facts: Facts, channels: Chan
 
 
 class _Tracer:
-    def __init__(self, graph: Graph, relations: Relations, facts: Facts, channels: Channels) -> None:
+    def __init__(
+        self, graph: Graph, relations: Relations, facts: Facts, channels: Channels
+    ) -> None:
         self.graph = graph
         self.relations = relations
         self.facts = facts
@@ -91,12 +93,17 @@ class _Tracer:
         return known is not None and not known.nominal.any() and not known.other.any()
 
     def _zero_along(self, operator: Operator, along: Axis) -> dict[int, bool]:
-        """For each input that has an axis of this Dim: whether it is zero there."""
+        """For each input that has an axis which the operator ties to this one: whether it is zero.
+
+        That it is the same Dim isn't enough: in the product of two square matrices of features,
+        rows that are zero on the left say nothing about the columns of the result.
+        """
         flags: dict[int, bool] = {}
-        dim, covering = self.relations.dim, self.facts.covering
-        along = dim(along)
+        ties, covering = self.facts.ties.get(operator.index, {}), self.facts.covering
+        along = ties.get(along, along)
         for slot, _, axis, zero in self.operands:
-            if along in (dim(axis), dim(covering.get((operator.index, axis), axis))):
+            covered = covering.get((operator.index, axis), axis)
+            if along in (ties.get(axis, axis), ties.get(covered, covered)):
                 flags[slot] = flags.get(slot, True) and zero
         return flags
 

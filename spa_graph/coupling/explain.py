@@ -90,7 +90,9 @@ def _draw_operators(
         text = _quoted(f"{member.parameter}\\naxis {member.axis}")
         drawing.add_node(pydot.Node(f"weight{number}", label=text, shape="ellipse"))
         drawing.add_node(pydot.Node(f"operator{member.operator}"))
-        drawing.add_edge(pydot.Edge(f"weight{number}", f"operator{member.operator}", style="dashed"))
+        drawing.add_edge(
+            pydot.Edge(f"weight{number}", f"operator{member.operator}", style="dashed")
+        )
 
 
 def _draw_dims(drawing: pydot.Subgraph, network: nx.MultiGraph) -> None:

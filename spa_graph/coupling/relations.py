@@ -169,7 +169,7 @@ class Relations:
         return self._reason.get(self.dim(axis))
 
     def prefer(self, axis: Axis) -> None:
-        """The axis counts independent blocks (heads, groups): prune along it if there is a choice."""
+        """The axis counts independent blocks (heads, groups): given a choice, prune along it."""
         self.blocks.add(self.dim(axis))
 
     def add(self, relation: Relation) -> None:

@@ -83,13 +83,18 @@ class Code:
 
 @dataclass(slots=True)
 class Facts:
-    """Everything that the rules said about the operators (the relations are kept apart)."""
+    """Everything that the rules said about the operators (the relations are kept apart).
+
+    `ties`: per operator, the axes that it makes one itself, each with a representative. Others may
+    be one Dim because of the rest of the network: both axes of a covariance matrix.
+    """
 
     costs: list[Cost] = field(default_factory=list)
     bindings: list[Binding] = field(default_factory=list)
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
     codes: dict[tuple[int, int], Code] = field(default_factory=dict)
     zeros: dict[int, Zeros] = field(default_factory=dict)
+    ties: dict[int, dict[Axis, Axis]] = field(default_factory=dict)
     covering: dict[tuple[int, Axis], Axis] = field(default_factory=dict)
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
@@ -148,14 +153,19 @@ class Scope:
         return known.nominal if known is not None and known.static else None
 
     def is_parameter(self, slot: int) -> bool:
-        return self.has_input(slot) and self.operator.inputs[slot] in self.relations.graph.parameters
+        return (
+            self.has_input(slot) and self.operator.inputs[slot] in self.relations.graph.parameters
+        )
 
     # --- relations ----------------------------------------------------------------------------
 
     def same(self, *axes: Axis) -> None:
         self._mentioned.update(axes)
+        ties = self.facts.ties.setdefault(self.operator.index, {})
         for axis in axes[1:]:
             self.relations.same(axes[0], axis, self.operator)
+            first, second = ties.setdefault(axes[0], axes[0]), ties.setdefault(axis, axis)
+            ties.update({tied: first for tied, root in ties.items() if root == second})
 
     def freeze(self, axes: Iterable[Axis], why: str) -> None:
         axes = tuple(axes)

@@ -85,7 +85,9 @@ def _spread(term: tuple[str, ...], axes: Axes) -> list[str] | None:
     return [*term[:at], *middle, *term[at + 1 :]]
 
 
-def _bind(scope: Scope, axis: Axis, token: str, bound: dict[str, Axis], rest: dict[int, Axis]) -> None:
+def _bind(
+    scope: Scope, axis: Axis, token: str, bound: dict[str, Axis], rest: dict[int, Axis]
+) -> None:
     if token == "_":
         scope.freeze((axis,), "works along this axis")
     elif token[0] == "*":

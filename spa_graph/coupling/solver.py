@@ -1,9 +1,9 @@
 """Relations -> coupled channels: spread frozenness, choose carrying factors, take components.
 
 1. Products that factor the same Dim in the same way have the same factors, and the other way
-   round. Frozenness spreads over whole Dims. Then a `Product` with several free factors gets a *carrying
-   factor*, the only one along which it can be pruned (the tensor must stay rectangular); the
-   others freeze, which may decide further products. Repeated until nothing changes.
+   round. Frozenness spreads over whole Dims. Then a `Product` with several free factors gets a
+   *carrying factor*, the only one along which it can be pruned (the tensor must stay rectangular);
+   the others freeze, which may decide further products. Repeated until nothing changes.
 2. The elements of all free Dims lie in one array. Every related pair of elements is an edge; the
    connected components are found in one call. A component with a frozen element is frozen; any
    other that reaches a parameter is one coupled channel.
@@ -95,7 +95,9 @@ def _settle(relations: Relations) -> dict[int, Axis]:
     )
     while pending or undecided:
         while pending:
-            for axis, reason in _consequences(relations, relations.items[pending.popleft()], covered):
+            for axis, reason in _consequences(
+                relations, relations.items[pending.popleft()], covered
+            ):
                 if relations.reason(axis) is None:
                     relations.freeze((axis,), reason)
                     pending.extend(touching.get(relations.dim(axis), ()))

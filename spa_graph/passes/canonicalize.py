@@ -89,7 +89,9 @@ def _remove_unused(model: ir.Model, node: ir.Node | None) -> None:
         _remove_unused(model, producer)
 
 
-def _use_gather(model: ir.Model, last: ir.Node, source: str, axis: int, index: NDArray[np.int64]) -> None:
+def _use_gather(
+    model: ir.Model, last: ir.Node, source: str, axis: int, index: NDArray[np.int64]
+) -> None:
     middle = last.inputs[0]
     first = middle.producer().inputs[0].producer() if middle is not None else None  # type: ignore[union-attr]
     assert first is not None and first.inputs[0] is not None and first.inputs[0].name == source
@@ -139,7 +141,11 @@ def _permuted_axis(
     for axis, extent in enumerate(source):
         left = [e for e in source[:axis] if e != ONE]
         right = [e for e in source[axis + 1 :] if e != ONE]
-        if extent.static and extent.nominal == math.prod(sizes) and (left, right) == (before, behind):
+        if (
+            extent.static
+            and extent.nominal == math.prod(sizes)
+            and (left, right) == (before, behind)
+        ):
             local = [position - low for position in order[low : high + 1]]
             index = np.arange(extent.nominal).reshape(sizes).transpose(local).reshape(-1)
             return axis, index.astype(np.int64)

@@ -17,7 +17,6 @@ from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
 from spa_graph.edits import Edits
 from spa_graph.errors import ModelError, OptionError, VerificationError
 from spa_graph.frontends.onnx import checker, editor, files, masking
-from spa_graph.frontends.onnx.reader import read
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.graph import Graph
 from spa_graph.passes.allocate import Budget, Kept, Limits, allocate, allocate_uniform
@@ -75,7 +74,7 @@ class Timer:
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._progress = progress or (lambda step, done, total: None)
+        self._progress = progress or (lambda *_: None)
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
@@ -149,7 +148,7 @@ def _excluded(graph: Graph, patterns: tuple[str, ...]) -> dict[str, str]:
 def choose(analysis: Analysis, options: Options, timer: Timer) -> Kept:
     """Score and allocate: which channels stay."""
     if not analysis.coupling.count:
-        raise ModelError(_why_nothing(analysis.coupling))
+        raise ModelError(_why_nothing(analysis.coupling, options))
     with timer.step("score") as progress:
         scores = score(
             analysis.coupling,
@@ -168,8 +167,12 @@ def choose(analysis: Analysis, options: Options, timer: Timer) -> Kept:
         return allocate(analysis.coupling, analysis.cost, scores, options.budget, limits)
 
 
-def _why_nothing(coupling: Coupling) -> str:
-    reasons = list(coupling.facts.frozen_operators.values()) or list(coupling.frozen_reasons.values())
+def _why_nothing(coupling: Coupling, options: Options) -> str:
+    if options.exact:
+        return "no channel can be removed exactly; without --exact there may be some"
+    reasons = list(coupling.facts.frozen_operators.values()) or list(
+        coupling.frozen_reasons.values()
+    )
     why = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "it has no weights"
     return f"no prunable channel: {why}; `spa-prune inspect` lists all reasons"
 
@@ -191,7 +194,9 @@ def replay(analysis: Analysis, plan: Plan, options: Options, timer: Timer) -> Pr
     return rewrite(analysis, kept_channels(analysis.coupling, plan), options, timer)
 
 
-def verify(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer: Timer) -> Agreement:
+def verify(
+    analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer: Timer
+) -> Agreement:
     """Prove on random input that the written file computes what the masked network computes.
 
     Args:

@@ -13,13 +13,21 @@ from spa_graph.graph import Graph
 Feeds = dict[str, NDArray[Any]]
 # Operators behind which an integer still is the same index.
 _PASSING = frozenset(
-    {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Expand"}
+    {
+        "Cast",
+        "Identity",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Transpose",
+        "Slice",
+        "Expand",
+    }
 )
 
 
-def random_inputs(
-    graph: Graph, *, sample: int = 0, seed: int = 0, scale: float = 1.0
-) -> Feeds:
+def random_inputs(graph: Graph, *, sample: int = 0, seed: int = 0, scale: float = 1.0) -> Feeds:
     """Random values for every input, at the sizes of one of the graph's samples.
 
     Floats are normal with standard deviation `scale`, integers that index a table lie within it,

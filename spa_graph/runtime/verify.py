@@ -71,7 +71,8 @@ def varies(output: Array) -> bool:
 def _compare_output(name: str, got: Array, want: Array, noise: Array | None) -> Agreement:
     if got.shape != want.shape or got.dtype != want.dtype:
         raise VerificationError(
-            f"output `{name}` is {got.dtype}{list(got.shape)} instead of {want.dtype}{list(want.shape)}"
+            f"output `{name}` is {got.dtype}{list(got.shape)} "
+            f"instead of {want.dtype}{list(want.shape)}"
         )
     if got.dtype.kind != "f":
         if not np.array_equal(got, want):

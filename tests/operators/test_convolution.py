@@ -177,6 +177,14 @@ POOLS = [
         "w:0", "v:1",
     ),
     row(
+        "positions of the maxima as numbers",
+        """
+        (float[N,3,6,6] x) => (float[N,8,2,2] y) <float[8,3,1,1] w>
+        { h = Conv(x, w) p, i = MaxPool<kernel_shape=[3,3], strides=[3,3]>(h) y = Cast<to=1>(i) }
+        """,
+        frozen={"w:0": "positions that count the channels"},
+    ),
+    row(
         "local response: neighbours in the channel axis count",
         pooled("a = LRN<size=3>(h)"),
         frozen={"w:0": "works along this axis"},

@@ -117,6 +117,17 @@ CLIPS = [
         }""", "w:0", exact=False),
 ]  # fmt: skip
 
+SHRINKS = [
+    row(name, f"""
+        (float[N,3,4] x) => (float[N,1,4] y) <float[6,3,1] w, int64[1] one = {{1}}>
+        {{ h = Conv(x, w) s = Shrink<{options}>(h) y = ReduceSum(s, one) }}""", "w:0", exact=exact)
+    for name, options, exact in (
+        ("Shrink", "lambd=0.2, bias=0.1", True),
+        ("Shrink nowhere, then a sum", "lambd=-1.0, bias=0.5", False),
+        ("Shrink nowhere by nothing", "lambd=-1.0", True),
+    )
+]  # fmt: skip
+
 BROADCASTS = [
     row("bias over the image", chain("a = Add(h, s)", weights=", float[6,1] s"), *ONE, "s:0"),
     row("bias of full rank", chain("a = Add(s, h)", weights=", float[1,6,4] s"), *ONE, "s:1"),
@@ -131,7 +142,7 @@ BROADCASTS = [
         before="d = Shape<start=1, end=2>(h) n = Cast<to=1>(d)"), *ONE),
 ]  # fmt: skip
 
-ROWS = [*UNARY, *NARROW, *LISTS, *TYPED, *CLIPS, *BROADCASTS]
+ROWS = [*UNARY, *NARROW, *LISTS, *TYPED, *CLIPS, *SHRINKS, *BROADCASTS]
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=str)

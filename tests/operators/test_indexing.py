@@ -36,6 +36,21 @@ SLICES = [
     row("strided along two axes", tokens("s = Slice(h, a, b, c, d) y = MatMul(s, v)",
         "float[4,2] v, int64[2] a = {0, 0}, int64[2] b = {99, 99}, int64[2] c = {1, 2},"
         " int64[2] d = {2, 2}", y="N,3,2"), frozen={"w:1": "several axes at once"}),
+    row("reversed along two axes", tokens("s = Slice(h, a, b, c, a) y = MatMul(s, v)",
+        "float[8,2] v, int64[2] a = {-1, -1}, int64[2] b = {-9999, -9999}, int64[2] c = {1, 2}"),
+        frozen={"w:1": "several axes at once"}),
+    row("strided and reversed", tokens("s = Slice(h, a, b, c, d) y = MatMul(s, v)",
+        "float[4,2] v, int64[2] a = {-1, 0}, int64[2] b = {-9999, 99}, int64[2] c = {1, 2},"
+        " int64[2] d = {-1, 2}"), frozen={"w:1": "several axes at once"}),
+    row("halves of a weight, interleaved", f"""
+        (float[N,5,4] x) => (float[N,5,2] y) <float[4,16] w, float[8,2] v, float[16] b,
+         int64[1] none = {{0}}, int64[1] one = {{1}}, {ENDS}>
+        {{
+            even = Slice(w, none, end, one, two) odd = Slice(w, one, end, one, two)
+            bias = Slice(b, none, end, none, two)
+            h = MatMul(x, even) g = MatMul(x, odd) hb = Add(h, bias) m = Mul(hb, g)
+            y = MatMul(m, v)
+        }}""", "w:1", "b:0", "v:0"),
     row("channels and tokens", tokens("s = Slice(h, a, b, c) y = MatMul(s, v)",
         "float[4,2] v, int64[2] a = {1, 0}, int64[2] b = {3, 4}, int64[2] c = {1, 2}", y="N,2,2"),
         *CUT),

@@ -132,6 +132,19 @@ IMAGES = [
     ),
     row("pad the image with a number", images("p = Pad(h, s, n) y = Conv(p, v)",
         V + ", int64[8] s = {0,0,1,2,0,0,2,1}, float n = {0.5}"), *CUT),
+    *(
+        row(f"pad the image with {number}, then a sum", f"""
+            (float[N,3,4,6] x) => (float[N,1,6,8] y) <float[8,3,1,1] w, int64[1] one = {{1}},
+             int64[8] s = {{0,0,1,1,0,0,1,1}}, float n = {{{number}}}>
+            {{ h = Conv(x, w) p = Pad(h, s, n) y = ReduceSum(p, one) }}""", "w:0", exact=exact)
+        for number, exact in (("0.0", True), ("5.0", False))
+    ),
+    row("pad opset 9 with a number, then a sum", """
+        (float[N,3,4,6] x) => (float[N,1,6,8] y) <float[8,3,1,1] w>
+        {
+            h = Conv(x, w) p = Pad<pads=[0,0,1,1,0,0,1,1], value=5.0>(h)
+            y = ReduceSum<axes=[1]>(p)
+        }""", "w:0", exact=False, opset=9),
     row("pad channels", images("p = Pad(h, s) y = Conv(p, v)",
         "float[2,11,1,1] v, int64[8] s = {0,1,0,0,0,2,0,0}"), *CUT),
     row("pad listed axes", images("p = Pad(h, s, , a) y = Conv(p, v)",

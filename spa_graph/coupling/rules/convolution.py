@@ -94,13 +94,13 @@ def _groups(scope: Scope) -> Axis:
     return groups
 
 
-_POOLED = "n c _* -> n c _*, n c _*"
+_POOLED = parse("n c _* -> n c _*, n c _*")
 
 
 @rule("MaxPool")
 def max_pool(scope: Scope) -> None:
-    """The second output holds positions in the flat tensor; only MaxUnpool knows what they count."""
-    apply(scope, parse(_POOLED))
+    """The second output holds positions in the flat tensor; only MaxUnpool knows their meaning."""
+    apply(scope, _POOLED)
     scope.zero("all")
     positions = scope.output(1)
     if positions is not None:
@@ -109,8 +109,6 @@ def max_pool(scope: Scope) -> None:
             scope.freeze((positions[1],), "gives positions that count the channels")
 
 
-signature(
-    "AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", "n c _* -> n c _*"
-)
+signature("AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", "n c _* -> n c _*")
 signature("MaxUnpool", "n c _*, n c _* -> n c _*", slots=(0,))
 signature("LRN", "n _ * -> n _ *", zero="never")

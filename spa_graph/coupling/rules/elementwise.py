@@ -56,7 +56,7 @@ def power(scope: Scope) -> None:
 
 @rule("Shrink")
 def shrink(scope: Scope) -> None:
-    """x + bias below -lambd, x - bias above lambd, else 0: with a negative lambd that is at 0 too."""
+    """x + bias below -lambd, x - bias above lambd, else 0; a negative lambd puts 0 in both."""
     keeps = scope.attribute("lambd", 0.5) >= 0 or scope.attribute("bias", 0.0) == 0
     _elementwise("all" if keeps else "never")(scope)
 

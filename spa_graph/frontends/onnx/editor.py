@@ -84,8 +84,12 @@ def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None
     tensor = ir.tensor(value.astype(dtype))
     alone = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
     producer = old.producer() if old is not None else None
-    stored = producer.op_type == "Constant" if producer is not None else old is not None and old.is_initializer()
-    if old is not None and alone and stored and not old.is_graph_input():
+    stored = (
+        producer.op_type == "Constant"
+        if producer is not None
+        else old is not None and old.is_initializer()
+    )
+    if old is not None and alone and stored:
         store_tensor(old, tensor)
     else:
         name = f"{node.outputs[0].name}.input{slot}"
@@ -169,7 +173,11 @@ def _correct(
             entries.append(extent.nominal)
         else:
             entries.append(-1)
-    if entries.count(-1) + sum(e is None and n == -1 for e, n in zip(entries, nominal, strict=True)) > 1:
+    if (
+        entries.count(-1)
+        + sum(e is None and n == -1 for e, n in zip(entries, nominal, strict=True))
+        > 1
+    ):
         raise RewriteError(f"{operator}: more than one of its sizes is computed from a pruned axis")
     _override(model, node, mismatch.slot, entries, not mismatch.computed, nominal)
 

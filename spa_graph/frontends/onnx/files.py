@@ -63,25 +63,41 @@ def from_message(message: onnx.ModelProto) -> ir.Model:
     """The model of a parsed message.
 
     Raises:
-        ModelError: it has no operators, or an operator reads a value that nothing defines.
+        ModelError: it has no operators, an operator reads a value that nothing defines, or it holds
+            what would be lost: sparse tensors, training information.
     """
     graph = message.graph
     if not len(graph.node):
         raise ModelError("the model has no operators; there is nothing to prune")
+    if message.training_info:
+        raise ModelError(
+            "the model holds training_info, which pruning can't follow; export it for inference"
+        )
+    for name in _sparse_tensors(graph):
+        raise ModelError(f"`{name}` is a sparse tensor, which can't be pruned; store it densely")
     defined = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    defined.update(tensor.values.name for tensor in graph.sparse_initializer)
     defined.update(name for node in graph.node for name in node.output)
     for node in graph.node:
         for name in node.input:
             if name and name not in defined:
                 raise ModelError(
-                    f"operator {node.op_type} `{node.name or node.output[0]}` reads `{name}`, which "
-                    "nothing defines; the model is broken: export it again"
+                    f"operator {node.op_type} `{node.name or node.output[0]}` reads `{name}`, "
+                    "which nothing defines; the model is broken: export it again"
                 )
     try:
         return ir.from_proto(message)
     except ir.serde.SerdeError as error:
         raise ModelError(f"the model is not valid ONNX: {root_cause(error)}") from error
+
+
+def _sparse_tensors(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                yield node.output[0]
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _sparse_tensors(inner)
 
 
 def sources(model: ir.Model) -> list[Path]:
@@ -121,8 +137,7 @@ def staged(path: Path) -> Iterator[Path]:
 
 def write(model: ir.Model, path: Path) -> None:
     """Write a model to a path that nobody reads yet."""
-    tensors = _initializers(model)
-    size = sum(value.const_value.nbytes for value in tensors)
+    size = sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
     try:
         with _materialised(model):
             if model.meta.get("external_data") or size > INLINE_LIMIT:
@@ -138,8 +153,8 @@ def write(model: ir.Model, path: Path) -> None:
 def openable(path: Path, also: Sequence[str] = ()) -> Iterator[Path]:
     """A name under which ONNX Runtime opens a model without copying its weights.
 
-    While it opens a model, it keeps up to three copies of weights that lie inside the file, but maps
-    external data. So a large file is read as its own external data: the same bytes at the same
+    While it opens a model, it keeps up to three copies of weights that lie inside the file, but
+    maps external data. So a large file is read as its own external data: the same bytes at the same
     places, found by decoding the file anew.
 
     Args:
@@ -169,7 +184,7 @@ def read_message(path: Path) -> onnx.ModelProto:
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            slim = _without_weights(data, 0, len(data), _MODEL, path.resolve().name.encode())
+            slim = _without_weights(data, 0, len(data), _MODEL, path.name.encode())
         message = onnx.ModelProto.FromString(slim)
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
@@ -288,15 +303,22 @@ def _check_readable(value: ir.Value) -> None:
 
 
 def _data_file(tensor: ir.ExternalTensor, path: Path) -> Path:
-    """The file that holds a weight, checked: it lies in the model's folder and is complete."""
-    folder, location = path.resolve().parent, os.fspath(tensor.location)
-    target = (folder / location).resolve()
-    if not target.is_relative_to(folder):
+    """The file that holds a weight, checked: it lies in the model's folder and is complete.
+
+    A model that is a link has two folders, the one where it is called and the one where it is: a
+    download cache keeps links to the model and to its data side by side.
+    """
+    location = os.fspath(tensor.location)
+    folders = [path.parent.resolve(), path.resolve().parent]
+    targets = [(folder / location).resolve() for folder in folders]
+    targets = [target for target in targets if any(map(target.is_relative_to, folders))]
+    if not targets:
         raise ModelError(
             f"{path}: weight `{tensor.name}` points outside the model's folder ({location}); "
             "refused: move the data file beside the model"
         )
-    if not target.is_file():
+    target = next((target for target in targets if target.is_file()), None)
+    if target is None:
         raise ModelError(
             f"{path}: external data file {location} of weight `{tensor.name}` is missing; "
             "put it beside the model"
@@ -344,7 +366,7 @@ def _large(tensor: Any) -> bool:
     return int(tensor.nbytes) >= MAPPED_FROM
 
 
-def _placeholder(name: str | None, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+def _placeholder(name: str | None, tensor: Any) -> ir.ExternalTensor:
     return ir.ExternalTensor("-", 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape), name=name or "")
 
 
@@ -376,7 +398,7 @@ def _materialised(model: ir.Model) -> Iterator[None]:
                 owner[key] = old
 
 
-def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 

@@ -24,6 +24,7 @@ from spa_graph.frontends.onnx.sizes import (
 )
 from spa_graph.graph import UNKNOWN, Extent, Graph, Known, Operator, Parameter, Shape
 
+
 def read(model: ir.Model, input_shapes: InputShapes | None = None) -> Graph:
     """Build the neutral graph of a model whose functions are inlined.
 

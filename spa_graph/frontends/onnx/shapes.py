@@ -65,7 +65,7 @@ class Probe:
         return None if dims is None or None in dims else tuple(d for d in dims if d is not None)
 
     def dims(self, name: str) -> tuple[int | None, ...] | None:
-        """The axes of a value, None for each of unknown size; None if not even the rank is known."""
+        """The axes of a value, None for each of unknown size; None if the rank is unknown too."""
         kind = self.types.get(name)
         if kind is None or not kind.HasField("tensor_type"):
             return None

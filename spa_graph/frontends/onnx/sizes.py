@@ -69,7 +69,8 @@ def _check(inputs: Sequence[ir.Value], given: InputShapes) -> None:
         own = given.get(value.name or "")
         if value.shape is None and own is None:
             raise ModelError(
-                f"input `{value.name}` has no shape; give one: --input-shape {value.name}=1,3,224,224"
+                f"input `{value.name}` has no shape; give one: "
+                f"--input-shape {value.name}=1,3,224,224"
             )
         if value.shape is not None and own is not None and len(own) != len(value.shape):
             raise ModelError(
@@ -140,5 +141,7 @@ def _changed(
         for position, key in enumerate(keys(value, given)):
             if key is not None:
                 step = min(position, len(_STEP) - 1)
-                chosen.setdefault(key, change(own[position], step) if key in which else own[position])
+                chosen.setdefault(
+                    key, change(own[position], step) if key in which else own[position]
+                )
     return {value.name or "": _with(value, given, chosen) for value in inputs}

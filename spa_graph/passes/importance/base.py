@@ -107,7 +107,7 @@ def criterion(cls: type[Criterion]) -> type[Criterion]:
     if cls.name in CRITERIA:
         raise ValueError(f"two criteria are called {cls.name}")
     takes_seed = cls.__init__ is not object.__init__
-    CRITERIA[cls.name] = (lambda seed: cls(seed)) if takes_seed else (lambda seed: cls())  # type: ignore[call-arg]
+    CRITERIA[cls.name] = (lambda seed: cls(seed)) if takes_seed else (lambda _seed: cls())  # type: ignore[call-arg]
     return cls
 
 

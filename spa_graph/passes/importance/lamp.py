@@ -26,5 +26,7 @@ class LAMP(Criterion):
         squares = scores[order] ** 2
         remaining = np.cumsum(squares[::-1])[::-1]
         shares = np.empty_like(squares)
-        shares[order] = np.divide(squares, remaining, out=np.zeros_like(squares), where=remaining > 0)
+        shares[order] = np.divide(
+            squares, remaining, out=np.zeros_like(squares), where=remaining > 0
+        )
         return shares
