@@ -110,7 +110,7 @@ def analysis(folder: Path) -> Iterator[str]:
     """Our analysis next to Torch-Pruning's."""
     yield "## Analysis"
     yield (
-        "Seconds, best of 15 runs of ours and of 3 of Torch-Pruning's "
+        "Seconds, best of 15 runs of ours and of Torch-Pruning's (of what fits in 30 s, if fewer) "
         f"`DependencyGraph().build_dependency` + `get_all_groups`, for one {RESOLUTION} x "
         f"{RESOLUTION} image. Its time includes running the network, which it has to (last column: "
         "a forward pass alone); ours includes no shape inference, which is the column before. "

@@ -208,3 +208,39 @@ def test_an_unknown_operator_is_reported(command: Command, tmp_path: Path) -> No
     path = tmp_path / "model.onnx"
     path.write_bytes(network(text, imports=', "ai.acme" : 1').SerializeToString())
     assert_refused(command, tmp_path, path, "--flops", 0.5, says="no rule for ai.acme::Secret")
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph"])
+def test_a_sparse_tensor(command: Command, tmp_path: Path, where: str) -> None:
+    text = """
+    net (float[N,4] x, bool flag) => (float[N,3] y) <float[4,8] w1, float[8,3] w2> {
+        h = MatMul(x, w1)
+        y = MatMul(h, w2)
+        z = If (flag) <
+            then_branch = yes () => (float[N,8] a) { a = Relu(h) },
+            else_branch = no () => (float[N,8] b) { b = Neg(h) }
+        >
+    }
+    """
+    model = network(text)
+    values = onnx.helper.make_tensor("w3", onnx.TensorProto.FLOAT, [2], [1.0, 2.0])
+    places = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [2], [0, 5])
+    sparse = onnx.helper.make_sparse_tensor(values, places, [8, 3])
+    inner = model.graph.node[-1].attribute[0].g
+    if where == "constant":
+        node = onnx.helper.make_node("Constant", [], ["w3"], sparse_value=sparse)
+        model.graph.node.insert(0, node)
+    else:
+        graph = model.graph if where == "initializer" else inner
+        graph.sparse_initializer.append(sparse)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says="`w3` is a sparse tensor")
+
+
+def test_training_information(command: Command, tmp_path: Path) -> None:
+    model = network(MLP)
+    model.training_info.add().initialization.name = "start"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says="the model holds training_info")

@@ -82,6 +82,105 @@ def test_scalar_and_list_constants() -> None:
     assert_pruned(model, spa_graph.prune(model, flops=0.5))
 
 
+def test_positions_that_are_also_an_input() -> None:
+    """An input with a default follows its default, as weights do; it isn't left without a use."""
+    text = """
+    net (float[N,4] x, int64[8] i) => (float[N,3] y)
+    <float[4,8] w1, int64[8] i = {7, 6, 5, 4, 3, 2, 1, 0}, float[8,3] w2> {
+        h = MatMul(x, w1)
+        g = Gather<axis = 1>(h, i)
+        y = MatMul(g, w2)
+    }
+    """
+    model = network(text)
+    pruned = assert_pruned(model, spa_graph.prune(model, ratio=0.5))
+    assert {v.name for v in pruned.graph.input} == {"x", "i"}
+    assert shapes(pruned) == {"w1": (4, 4), "i": (4,), "w2": (4, 3)}
+    assert pruned.graph.node[1].input[1] == "i"
+
+
+SIZES = """
+net (float[N,3,H,W] x) => (float[N,8,A,B] y)
+<float[16,3,1,1] w1, float[8,16,1,1] w2, int64[1] c = {16}, int64[1] rest = {-1}> {
+    h = Conv(x, w1)
+    n = Shape<start = 0, end = 1>(h)
+    hw = Shape<start = 2>(h)
+    flat = Concat<axis = 0>(n, c, rest)
+    a = Reshape(h, flat)
+    r = Relu(a)
+    full = Concat<axis = 0>(n, c, hw)
+    u = Reshape(r, full)
+    y = Conv(u, w2)
+}
+"""
+"""Sizes that are computed with the number of channels as a constant."""
+
+
+def names(graph: onnx.GraphProto) -> list[str]:
+    inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    own = [*(t.name for t in graph.initializer), *(o for node in graph.node for o in node.output)]
+    return [*own, *(name for each in inner for name in names(each))]
+
+
+def test_pruning_again_and_again() -> None:
+    """What was added the first time has names that are taken the second time."""
+    model = network(SIZES)
+    for _ in range(3):
+        result = spa_graph.prune(model, ratio=0.3, round_to=1)
+        model = assert_pruned(model, result)
+        assert len(set(names(model.graph))) == len(names(model.graph))
+        nodes = [node.name for node in model.graph.node if node.name]
+        assert len(set(nodes)) == len(nodes)
+
+
+@pytest.mark.parametrize("taken", ["a.sizes", "a.sizes.masked", "a.sizes.put", "a.sizes.mask"])
+@pytest.mark.parametrize("where", ["value", "subgraph"])
+def test_names_that_are_taken(taken: str, where: str) -> None:
+    if where == "value":
+        text = SIZES.replace("y = Conv(u, w2)", "taken = Conv(u, w2) y = Identity(taken)")
+    else:
+        text = SIZES.replace("(float[N,3,H,W] x)", "(float[N,3,H,W] x, bool flag)").replace(
+            "y = Conv(u, w2)",
+            """v = Conv(u, w2)
+            y = If (flag) <
+                then_branch = yes () => (float[N,8,A,B] p) { taken = Relu(v) p = Neg(taken) },
+                else_branch = no () => (float[N,8,A,B] q) { q = Neg(v) }
+            >""",
+        )
+    model = network(text)
+    nodes = [*model.graph.node, *(n for a in model.graph.node[-1].attribute for n in a.g.node)]
+    for node in nodes:
+        for side in (node.input, node.output):
+            side[:] = [taken if name == "taken" else name for name in side]
+    result = spa_graph.prune(model, ratio=0.3)
+    assert len(set(names(result.model.graph))) == len(names(result.model.graph))
+    feeds = random_feeds(model, dynamic=3)
+    if where == "subgraph":
+        feeds["flag"] = np.array(True)
+    assert_same_outputs(result.model, changed_by(model, result.plan, zero), feeds)
+
+
+@pytest.mark.parametrize("kind", ["links", "link to one file"])
+def test_a_model_in_a_download_cache(tmp_path: Path, kind: str) -> None:
+    """snapshots/1/model.onnx is a link into blobs/, as is its data; blobs have other names."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    if kind == "links":
+        external_model(tmp_path).rename(blobs / "5d41402a")
+        (tmp_path / "weights.bin").rename(blobs / "7d793037")
+        (snapshot / "weights.bin").symlink_to(Path("..", "..", "blobs", "7d793037"))
+    else:
+        onnx.save(network(BIG), blobs / "5d41402a")
+        (snapshot / "5d41402a").write_bytes(b"another file of that name")
+    path, out = snapshot / "model.onnx", tmp_path / "out.onnx"
+    path.symlink_to(Path("..", "..", "blobs", "5d41402a"))
+    result = spa_graph.prune(path, flops=0.5, output=out, latency_seconds=0.01)
+    model = network(BIG)
+    assert_same_outputs(out, changed_by(model, result.plan, zero), random_feeds(model))
+    assert sorted(p.name for p in blobs.iterdir()) == ["5d41402a", "7d793037"][: 2 - (kind != "links")]
+
+
 def size_of(*paths: Path) -> int:
     return sum(path.stat().st_size for path in paths)
 
@@ -196,6 +295,28 @@ def test_opsets(opset: int) -> None:
         pytest.skip(f"ONNX Runtime knows no opset {opset} yet")
     assert [(o.domain, o.version) for o in pruned.opset_import] == [("", opset)]
     assert pruned.ir_version == model.ir_version
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+def test_the_default_domain_by_its_name(opset: int) -> None:
+    """`ai.onnx` is the default domain, in a network that is masked by running it compactly."""
+    text = """
+    net (float[N,4] x) => (float[N,3] y)
+    <float[4,16] w1, float[8,3] w2, int64[1] one = {1}, int64[1] end = {99}, int64[1] two = {2}> {
+        h = MatMul(x, w1)
+        e = Exp(h)
+        r = Reciprocal(e)
+        s = Slice(r, one, end, one, two)
+        y = MatMul(s, w2)
+    }
+    """
+    model = network(text, opset=opset)
+    want = spa_graph.prune(model, ratio=0.5)
+    model.opset_import[0].domain = "ai.onnx"
+    result = spa_graph.prune(model, ratio=0.5)
+    assert [(o.domain, o.version) for o in result.model.opset_import] == [("ai.onnx", opset)]
+    assert result.plan.to_json() == want.plan.to_json()
+    assert shapes(result.model)["w2"] == (4, 3)
 
 
 def test_half_precision() -> None:

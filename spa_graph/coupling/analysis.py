@@ -129,6 +129,8 @@ def _apply_rule(scope: Scope) -> None:
     known = all(name in graph.known for name in operator.outputs if name)
     if known:
         _freeze_known(scope)
+        if all(graph.known[name].nominal.dtype.kind in "iub" for name in operator.outputs if name):
+            return _freeze_integers(scope)  # sizes and positions: no features pass here
     rule = find_rule(operator.domain, operator.op_type)
     reason = freezing_reason(operator.domain, operator.op_type)
     if rule is None or reason:

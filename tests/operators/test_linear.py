@@ -72,6 +72,29 @@ HEADS = """
 """
 QKV = "float[4,12] wq, float[4,12] wk, float[4,12] wv, float[12,3] wo"
 
+# c (8, 8) = h' h is zero in the rows and columns of removed channels, s = sigmoid(c) in none. The
+# product s c is zero in removed columns only, c s in removed rows only.
+SQUARE = [
+    row(name, f"""
+        (float[5,4] x) => (float[1,3] y) <float[4,8] w, float[8,3] v, int64[1] none = {{0}}>
+        {{
+            h = MatMul(x, w) t = Transpose(h) c = MatMul(t, h) s = Sigmoid(c)
+            {line}
+            n = MatMul(m, v) y = ReduceSum(n, none)
+        }}""", "w:1", "v:0", exact=exact)
+    for name, line, exact in (
+        ("features that aren't zero times a covariance", "m = MatMul(s, c)", False),
+        ("a covariance times features that aren't zero", "m = MatMul(c, s)", True),
+        ("a covariance squared", "m = MatMul(c, c)", True),
+        ("gemm of a covariance", "m = Gemm(s, c)", False),
+        ("einsum of a covariance", 'm = Einsum<equation="ab,bc->ac">(s, c)', False),
+        ("a gate per row on a covariance that isn't zero", """
+            g = ReduceSum<keepdims=1>(c, none) gt = Transpose(g) m = Mul(s, gt)""", True),
+        ("a gate per column on a covariance that isn't zero", """
+            g = ReduceSum<keepdims=1>(c, none) m = Mul(s, g)""", False),
+    )
+]  # fmt: skip
+
 EINSUM = [
     row("einsum, matrix product", products(
         'h = Einsum<equation="nk,ko->no">(x, w) y = Einsum<equation="nk,ok->no">(h, v)',
@@ -103,7 +126,7 @@ EINSUM = [
         QKV, x="N,5,4", y="N,5,3"), "wq:1", "wk:1", "wv:1", "wo:0"),
 ]  # fmt: skip
 
-ROWS = [*GEMM, *MATMUL, *EINSUM]
+ROWS = [*GEMM, *MATMUL, *SQUARE, *EINSUM]
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=str)
