@@ -80,9 +80,7 @@ def test_a_report_that_is_the_plan_applied(command: Command, chain: Path) -> Non
 
 
 @pytest.mark.parametrize("option", ["--plan", "--report"])
-def test_a_file_where_the_outputs_weights_go(
-    command: Command, tmp_path: Path, option: str
-) -> None:
+def test_a_file_where_the_outputs_weights_go(command: Command, tmp_path: Path, option: str) -> None:
     path, out = external_model(tmp_path), tmp_path / "out.onnx"
     arguments = (path, "--flops", 0.5, "-o", out, option, tmp_path / "out.onnx.data")
     assert_refused(command, tmp_path, *arguments, says="out.onnx.data is for weights")

@@ -178,7 +178,7 @@ def test_a_model_in_a_download_cache(tmp_path: Path, kind: str) -> None:
     result = spa_graph.prune(path, flops=0.5, output=out, latency_seconds=0.01)
     model = network(BIG)
     assert_same_outputs(out, changed_by(model, result.plan, zero), random_feeds(model))
-    assert sorted(p.name for p in blobs.iterdir()) == ["5d41402a", "7d793037"][: 2 - (kind != "links")]
+    assert len(list(blobs.iterdir())) == (2 if kind == "links" else 1)
 
 
 def size_of(*paths: Path) -> int:

@@ -122,7 +122,7 @@ SHRINKS = [
         (float[N,3,4] x) => (float[N,1,4] y) <float[6,3,1] w, int64[1] one = {{1}}>
         {{ h = Conv(x, w) s = Shrink<{options}>(h) y = ReduceSum(s, one) }}""", "w:0", exact=exact)
     for name, options, exact in (
-        ("Shrink", "lambd=0.2, bias=0.1", True),
+        ("Shrink, then a sum", "lambd=0.2, bias=0.1", True),
         ("Shrink nowhere, then a sum", "lambd=-1.0, bias=0.5", False),
         ("Shrink nowhere by nothing", "lambd=-1.0", True),
     )

@@ -16,6 +16,7 @@ from spa_graph.coupling.analysis import Coupling
 from spa_graph.edits import Edits
 from spa_graph.frontends.onnx.editor import edit_operators, operator_nodes
 from spa_graph.frontends.onnx.names import fresh_name
+from spa_graph.frontends.onnx.reader import normalised_opsets
 from spa_graph.frontends.onnx.weights import add_initializer, transform_weights, zeroed
 from spa_graph.plan import Kept
 
@@ -69,8 +70,7 @@ def _put_back(
     pads = np.zeros(2 * rank, np.int64)
     pads[rank + axis] = 1
     label = fresh_name(model, f"{name}.pad")
-    opsets = model.opset_imports
-    if opsets.get("", opsets.get("ai.onnx", 1)) >= 11:
+    if normalised_opsets(model)[""] >= 11:
         amount = add_initializer(model, f"{name}.pads", ir.tensor(pads))
         padded = ir.Node("", "Pad", [out, amount], name=label)
     else:

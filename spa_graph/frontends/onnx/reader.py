@@ -63,13 +63,14 @@ def _graph(
     probes: _Probes,
 ) -> Graph:
     shapes = _shapes(probes.nominal, probes.other)
+    opsets = normalised_opsets(model)
     computing = [
         position
         for position, (node, _) in enumerate(nodes)
         if node.op_type != "Constant" or node.outputs[0].name not in constants
     ]
     operators = [
-        _operator(index, position, *nodes[position], model.opset_imports)
+        _operator(index, position, *nodes[position], opsets)
         for index, position in enumerate(computing)
     ]
     return Graph(
@@ -84,6 +85,13 @@ def _graph(
         unshaped=dict(probes.nominal.unshaped),
         samples=probes.samples,
     )
+
+
+def normalised_opsets(model: ir.Model) -> dict[str, int]:
+    """The versions of all domains; ONNX's own goes by the empty name, not `ai.onnx`."""
+    opsets = dict(model.opset_imports)
+    opsets.setdefault("", opsets.get("ai.onnx", 1))
+    return opsets
 
 
 def _bare(node: ir.Node) -> onnx.NodeProto:
@@ -191,8 +199,7 @@ def _probe_twice(
     input_shapes: InputShapes,
     wanted: Mapping[str, Shape],
 ) -> _Probes:
-    opsets = dict(model.opset_imports)
-    opsets.setdefault("", opsets.get("ai.onnx", 1))
+    opsets = normalised_opsets(model)
     inputs = free_inputs(model)
     declared = _declared(model)
     targets = [
