@@ -68,7 +68,9 @@ class Known:
 
     @property
     def uniform(self) -> bool:
-        """Whether it is one value repeated: zeros, ones."""
+        """Whether it is one value repeated, not by coincidence of sizes: zeros, ones."""
+        if self.origins and not self.fill:
+            return False
         return all((v == v.flat[0]).all() for v in (self.nominal, self.other) if v.size)
 
 

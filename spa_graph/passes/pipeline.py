@@ -169,7 +169,7 @@ def choose(analysis: Analysis, options: Options, timer: Timer) -> Kept:
 
 def _why_nothing(coupling: Coupling, options: Options) -> str:
     if options.exact:
-        return "no prunable channel: none can be removed exactly; without --exact there may be some"
+        return "no prunable channel: none can be removed exactly; try without --exact"
     reasons = list(coupling.facts.frozen_operators.values()) or list(
         coupling.frozen_reasons.values()
     )

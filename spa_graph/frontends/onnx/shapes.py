@@ -30,7 +30,11 @@ _NEVER_EVALUATED = frozenset(
 _FROM_SHAPE = frozenset({"Shape", "Size"})
 
 # They repeat an element over a shape that an input tells.
-_FILLS = frozenset({"ConstantOfShape", "Expand"})
+_FILLS = frozenset(
+    {"ConstantOfShape", "Expand", "Slice", "Concat", "Split", "Reshape", "Squeeze", "Unsqueeze",
+     "Transpose", "Cast", "Identity"}
+)  # fmt: skip
+"""Operators that pass on, repeat or rearrange elements."""
 
 # The largest of a few stored floats: torchvision's detectors pad images to a size found like that.
 _SUMMARIES = frozenset({"ReduceMax", "ReduceMin"})
@@ -197,12 +201,22 @@ def _evaluate(
     origins = frozenset().union(*(probe.origins.get(name, frozenset()) for name in names))
     if proto.op_type in ("Gather", "Slice") and proto.input[0] in probe.origins:
         origins = _picked(probe, proto, opsets, origins)
-    if proto.op_type in _FILLS and not probe.origins.get(names[0] if names[1:] else ""):
-        probe.fills.add(proto.output[0])
+    if _is_fill(probe, proto):
+        probe.fills.update(filter(None, proto.output))
     for name, result in zip(proto.output, results, strict=False):
         if name:
             _remember(probe, name, np.asarray(result), origins)
     return True
+
+
+def _is_fill(probe: Probe, proto: onnx.NodeProto) -> bool:
+    """Whether sizes decide about the shape of the result only, not about its elements."""
+    if proto.op_type == "ConstantOfShape":
+        return True
+    if proto.op_type not in _FILLS:
+        return False
+    data = proto.input if proto.op_type == "Concat" else proto.input[:1]
+    return all(name in probe.fills or name not in probe.origins for name in data)
 
 
 def _evaluate_shape(
