@@ -47,7 +47,11 @@ class _Tracer:
         self.zero: set[tuple[str, int]] = set()  # (value, axis): zero in the removed channels
         self.exact = np.ones(int(channels.bounds[-1]), bool)
         self.compact: set[int] = set()
-        self.operands: list[tuple[int, int, Axis, bool]] = []  # of the operator at hand
+        dims = map(relations.dim, range(relations.count))
+        self.prunable = [dim in channels.of_element for dim in dims]  # by axis
+        # of the operator at hand:
+        self.operands: list[tuple[int, int, Axis, bool]] = []
+        self.tied: dict[Axis, Axis] = {}
 
     def trace(self) -> Exactness:
         contracted: dict[int, list[tuple[Axis, Slots]]] = {}
@@ -58,6 +62,7 @@ class _Tracer:
             renormalised.setdefault(index, []).append(axis)
         for operator in self.graph.operators:
             self.operands = list(self._inputs(operator))
+            self.tied = self._ties(operator) if self.operands else {}
             for axis, slots in contracted.get(operator.index, []):
                 self._contraction(operator, axis, slots)
             for axis in renormalised.get(operator.index, []):
@@ -66,7 +71,18 @@ class _Tracer:
         return Exactness(self.exact, frozenset(self.compact))
 
     def _prunable(self, axis: Axis) -> bool:
-        return self.relations.dim(axis) in self.channels.of_element
+        return axis < len(self.prunable) and self.prunable[axis]
+
+    def _ties(self, operator: Operator) -> dict[Axis, Axis]:
+        """For each axis that the operator itself ties to others: one that stands for all."""
+        root: dict[Axis, Axis] = {}
+        for axes in self.facts.ties.get(operator.index, ()):
+            first = root.setdefault(axes[0], axes[0])
+            for axis in axes[1:]:
+                second = root.setdefault(axis, axis)
+                if second != first:
+                    root.update({tied: first for tied, other in root.items() if other == second})
+        return root
 
     def _inexact(self, operator: Operator, axis: Axis) -> None:
         if self._prunable(axis):
@@ -99,7 +115,7 @@ class _Tracer:
         rows that are zero on the left say nothing about the columns of the result.
         """
         flags: dict[int, bool] = {}
-        ties, covering = self.facts.ties.get(operator.index, {}), self.facts.covering
+        ties, covering = self.tied, self.facts.covering
         along = ties.get(along, along)
         for slot, _, axis, zero in self.operands:
             covered = covering.get((operator.index, axis), axis)

@@ -94,7 +94,7 @@ class Facts:
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
     codes: dict[tuple[int, int], Code] = field(default_factory=dict)
     zeros: dict[int, Zeros] = field(default_factory=dict)
-    ties: dict[int, dict[Axis, Axis]] = field(default_factory=dict)
+    ties: dict[int, list[Axes]] = field(default_factory=dict)
     covering: dict[tuple[int, Axis], Axis] = field(default_factory=dict)
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
@@ -161,11 +161,9 @@ class Scope:
 
     def same(self, *axes: Axis) -> None:
         self._mentioned.update(axes)
-        ties = self.facts.ties.setdefault(self.operator.index, {})
+        self.facts.ties.setdefault(self.operator.index, []).append(axes)
         for axis in axes[1:]:
             self.relations.same(axes[0], axis, self.operator)
-            first, second = ties.setdefault(axes[0], axes[0]), ties.setdefault(axis, axis)
-            ties.update({tied: first for tied, root in ties.items() if root == second})
 
     def freeze(self, axes: Iterable[Axis], why: str) -> None:
         axes = tuple(axes)
@@ -180,7 +178,9 @@ class Scope:
     def freeze_unmentioned(self) -> None:
         """Freeze the axes that the rule said nothing about: unknown is frozen."""
         for axes in [*self.inputs(), *self.outputs()]:
-            self.freeze((a for a in axes if a not in self._mentioned), "needs it at this size")
+            if not self._mentioned.issuperset(axes):
+                silent = [axis for axis in axes if axis not in self._mentioned]
+                self.freeze(silent, "needs it at this size")
 
     def freeze_all(self, why: str) -> None:
         """Freeze everything the operator touches, and report the operator."""
