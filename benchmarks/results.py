@@ -207,7 +207,7 @@ def document(rows: Sequence[Row], options: Sequence[str]) -> str:
         "Written by `benchmarks/results.py`; `benchmarks/setup_trained.sh` installs what it needs.",
         "",
         f"* Command: `{command}`",
-        f"* Rerun: `{shlex.join(['python', 'benchmarks/results.py', *sys.argv[1:]])}`",
+        f"* Rerun: `{shlex.join(['python', 'benchmarks/results.py', 'FOLDER', *sys.argv[2:]])}`",
         f"* Machine: {machine()}",
         f"* Versions: {versions()}",
         f"* Date: {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}",

@@ -35,6 +35,10 @@ class Result:
     plan: Plan
     report: dict[str, Any]
 
+    def __repr__(self) -> str:
+        ratios = ", ".join(f"{key} {value:.4f}" for key, value in self.report["ratio"].items())
+        return f"Result({type(self.model).__name__}, after / before: {ratios})"
+
 
 def analyze(model: object, **options: Any) -> Analysis:
     """Find the channel groups of an ONNX model.

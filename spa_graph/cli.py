@@ -102,7 +102,7 @@ def cli() -> None:
     \b
     spa-prune model.onnx --flops 0.5            writes model.pruned.onnx with half the FLOPs
     spa-prune model.onnx --params 0.6 -o small.onnx --round-to 8 --plan plan.json
-    spa-prune apply other.onnx plan.json        replays that plan on another export
+    spa-prune apply other.onnx plan.json        replays that plan
     spa-prune inspect model.onnx                what can be pruned, what can't, and why
     spa-prune demo                              a bundled trained network, before and after
 
@@ -126,7 +126,7 @@ def cli() -> None:
     type=click.Choice(sorted(CRITERIA)),
     default="l1",
     show_default=True,
-    help="What makes a channel important.",
+    help="What makes a channel important (bn-scale: L1 where no scale is).",
 )
 @click.option(
     "--aggregate",
@@ -198,7 +198,7 @@ def apply_command(
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     **options: Any,
 ) -> None:
-    """Prune MODEL by a PLAN made before, on this or another export of the same network."""
+    """Prune MODEL by a PLAN made before, on this export or another with the same weight names."""
     target = _Target.take(model, options, None, inputs=[plan])
     loaded = spa_graph.Plan.load(plan)
     result = _run(
@@ -285,6 +285,8 @@ def demo_command(
             )
         accuracy = (demo.accuracy(source), demo.accuracy(target))
     console.show_result(result.report, [("accuracy on held-out digits", *accuracy)])
+    if output is not None:
+        click.echo(f"wrote {output}")
 
 
 class _Target:
@@ -341,10 +343,11 @@ class _Target:
         if self.quiet:
             return
         console.show_result(result.report)
-        if self.output is None:
-            click.echo("dry run: nothing was written")
-        else:
-            click.echo(f"wrote {self.output}")
+        click.echo(
+            "this proves the surgery, not the accuracy: measure your metric on the pruned network"
+        )
+        written = [str(path) for path in (self.output, self.plan, self.report) if path]
+        click.echo(f"wrote {', '.join(written)}" if written else "dry run: nothing was written")
 
 
 def _check_inputs(outputs: Sequence[Path], model: Path, others: Sequence[Path]) -> None:
@@ -375,7 +378,7 @@ def _check_writable(path: Path, overwrite: bool) -> None:
     if not os.access(path.parent, os.W_OK):
         raise OptionError(f"cannot write {path}: no permission to write in {path.parent}")
     if path.exists() and not overwrite:
-        raise OptionError(f"{path} exists; choose another name with -o, or pass --overwrite")
+        raise OptionError(f"{path} exists; choose another name, or pass --overwrite")
 
 
 def _run(target: _Target, work: Callable[[Any], spa_graph.Result]) -> spa_graph.Result:

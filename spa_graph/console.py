@@ -85,19 +85,33 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
         table.add_row(
             f"latency, median of {latency['runs']}",
             *(f"{latency[key]:.3g} ms" for key in ("before_ms", "after_ms")),
-            _ratio(latency["after_ms"], latency["before_ms"]),
+            f"{latency['after_ms'] / latency['before_ms']:.2f}",  # timings have no four digits
         )
     for title, first, second in more:
         table.add_row(title, f"{first:.4f}", f"{second:.4f}", _ratio(second, first))
     console = _console()
     console.print(table)
-    proof = report.get("verification")
-    if proof:
-        console.print(
-            f"verified: equals the masked network to {proof['error']:.1e} of the output's spread "
-            f"(tolerated {proof['tolerated']:.1e})"
-        )
+    sizes = ", ".join(
+        f"{name} {'x'.join(map(str, shape))}" for name, shape in report["input_shapes"].items()
+    )
+    console.print(f"FLOPs and latency are for input {sizes}")
+    _show_proof(console, report.get("verification"))
     _show_unsupported(console, report["frozen"])
+
+
+def _show_proof(console: Console, proof: dict[str, Any] | None) -> None:
+    if proof is None:
+        return
+    if proof["output_varied"]:
+        console.print(
+            f"verified: equals the original with zeroed channels to {proof['error']:.1e} of the "
+            f"output's range (tolerated {proof['tolerated']:.1e})"
+        )
+    else:
+        console.print(
+            "verified only in part: it runs and its shapes are right, but its output is constant "
+            "on random input"
+        )
 
 
 def show_inspection(data: dict[str, Any]) -> None:
@@ -158,7 +172,7 @@ def _show_frozen(console: Console, frozen: dict[str, Any]) -> None:
 def _show_unsupported(console: Console, frozen: dict[str, Any]) -> None:
     if frozen["by_type"]:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in frozen["by_type"].items())
-        console.print(f"frozen around operators that are not understood: {kinds}")
+        console.print(f"frozen around operators: {kinds}")
         for reason in list(dict.fromkeys(row["reason"] for row in frozen["operators"]))[:5]:
             console.print(f"  {reason}")
 

@@ -41,7 +41,7 @@ class Limits:
     """Bounds on the kept count of every group.
 
     round_to: kept sizes are multiples of this (a group that starts smaller stays whole). None
-        chooses for each group: multiples of `aligned` where it has at least four times as many
+        chooses for each group: multiples of `aligned` where it has at least twice as many
         elements, of the next smaller power of two that fits so otherwise. Odd channel counts can
         cost more time than their removal saves.
     min_channels: no group keeps fewer channels.
@@ -60,7 +60,7 @@ class Limits:
         wanted = self.round_to
         if wanted is None:
             wanted = self.aligned
-            while wanted > 1 and wanted * 4 > group.size * per_channel:
+            while wanted > 1 and wanted * 2 > group.size * per_channel:
                 wanted //= 2
         return wanted // math.gcd(wanted, per_channel)
 
@@ -96,7 +96,7 @@ def allocate(
     if found is None:
         raise BudgetError(
             f"{budget.quantity} {budget.ratio:g} can't be reached: the smallest possible is "
-            f"{_above(smallest)} (the rest is frozen, or needed so that no layer vanishes)"
+            f"{_above(smallest)} (the rest is frozen, or needed so that {_kept_for(limits)})"
         )
     return found
 
@@ -108,6 +108,12 @@ def allocate_uniform(
     ladder = _Ladder(coupling, scores, replace(limits, aligned=1))
     gone = (removed * ladder.full + 1e-9).astype(np.int64)
     return ladder.kept(np.maximum(ladder.round_up(ladder.full - gone), ladder.floors))
+
+
+def _kept_for(limits: Limits) -> str:
+    if limits.min_channels > 1:
+        return f"every group keeps {limits.min_channels} channels"
+    return "no layer vanishes"
 
 
 def _above(ratio: float) -> str:

@@ -52,6 +52,8 @@ class Options:
     input_shapes: InputShapes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.exclude, str):  # one pattern, not its letters
+            object.__setattr__(self, "exclude", (self.exclude,))
         given = {k: v for k in ("flops", "params", "ratio") if (v := getattr(self, k)) is not None}
         for name, value in given.items():
             if not isinstance(value, Real) or not 0 < float(value) < 1:
@@ -96,6 +98,10 @@ class Analysis:
     excluded: dict[str, str]
     changed: list[str]
     """What canonicalisation rewrote."""
+
+    def __repr__(self) -> str:
+        groups, channels = len(self.groups), self.coupling.count
+        return f"Analysis({self.graph.name}: {groups} groups, {channels} channels)"
 
     @property
     def graph(self) -> Graph:
@@ -237,7 +243,7 @@ def _worst(
 ) -> Agreement:
     noise = noise if noise is not None else [[None] * len(names) for _ in want]
     found = [compare(names, *each) for each in zip(got, want, noise, strict=True)]
-    return max(found, key=lambda agreement: agreement.share)
+    return max(found, key=lambda agreement: (agreement.share, agreement.shown))
 
 
 def _noise(

@@ -45,6 +45,7 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
         "operators": _operators(analysis, None),
         "frozen": frozen(coupling),
         "canonicalized": analysis.changed,
+        "input_shapes": {name: list(s) for name, s in analysis.graph.samples[0].items()},
     }
 
 
@@ -82,6 +83,7 @@ def report(
             "compared": "pruned network with the masked original, on random input",
             "output": agreement.output,
             "error": agreement.error,
+            "output_varied": agreement.shown,
             "tolerated": agreement.tolerated,
         }
     if latency is not None:
@@ -160,18 +162,17 @@ def _operators(analysis: Analysis, pruned: Pruned | None) -> list[dict[str, Any]
 
 
 def _per_operator(coupling: Coupling, cost: CostModel) -> dict[str, dict[str, Any]]:
-    """By first output, which pruning doesn't rename."""
+    """By first output, which pruning doesn't rename. A shared weight counts at its first use."""
     operators, parameters = coupling.graph.operators, coupling.graph.parameters
     flops = np.bincount(
         cost.operators, weights=cost.flops_per_cost(cost.full), minlength=len(operators)
     )
     rows = {}
+    counted: set[str] = set()
     for operator in operators:
-        weights = [
-            parameters[name]
-            for name in dict.fromkeys(operator.inputs)
-            if name in parameters and counts_as_weight(parameters[name])
-        ]
+        own = [n for n in operator.inputs if n in parameters and n not in counted]
+        counted.update(own)
+        weights = [parameters[n] for n in dict.fromkeys(own) if counts_as_weight(parameters[n])]
         elements = sum(int(np.prod(weight.shape, dtype=np.int64)) for weight in weights)
         if flops[operator.index] or elements:
             rows[operator.outputs[0]] = {

@@ -32,6 +32,8 @@ def open_session(path: Path, *, plain: bool = False, threads: int = 0) -> ort.In
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # idle threads that spin would slow down the other of two sessions that are run in turn
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")

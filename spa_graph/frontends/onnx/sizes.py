@@ -76,6 +76,12 @@ def _check(inputs: Sequence[ir.Value], given: InputShapes) -> None:
             raise ModelError(
                 f"input `{value.name}` has {len(value.shape)} axes, --input-shape gives {len(own)}"
             )
+        for position, dim in enumerate(value.shape if own is not None and value.shape else ()):
+            if own is not None and isinstance(dim, int) and 0 < dim != own[position]:
+                raise ModelError(
+                    f"input `{value.name}` has {dim} elements along axis {position}, "
+                    f"--input-shape gives {own[position]}"
+                )
 
 
 def rank(value: ir.Value, given: InputShapes) -> int:
