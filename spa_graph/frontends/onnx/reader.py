@@ -175,21 +175,22 @@ ProbeWith = Callable[[Sizes, int], Probe]
 def _second_look(
     inputs: list[ir.Value], given: InputShapes, sizes: Sizes, nominal: Probe, probe: ProbeWith
 ) -> _Probes:
-    """Move every dynamic axis that the network lets move."""
+    """Move every dynamic axis that the network lets move. A third batch size shows nothing new."""
     dynamic = dynamic_keys(inputs, given)
     if not dynamic:
         return _Probes(nominal, nominal, [sizes], moved=True)
     last = third(inputs, given, sizes)
+    more = [last] if any(last[name][1:] != sizes[name][1:] for name in sizes) else []
     everything = moved(inputs, given, sizes, dynamic)
     other = _attempt(probe, everything)
     if other is not None:
-        return _Probes(nominal, other, [sizes, everything, last], moved=True)
+        return _Probes(nominal, other, [sizes, everything, *more], moved=True)
     movable = [k for k in dynamic if _attempt(probe, moved(inputs, given, sizes, [k])) is not None]
     some = moved(inputs, given, sizes, movable)
     other = _attempt(probe, some)
     if other is None:
-        return _Probes(nominal, nominal, [sizes, last], moved=False)
-    return _Probes(nominal, other, [sizes, some, last], moved=False)
+        return _Probes(nominal, nominal, [sizes, *more], moved=False)
+    return _Probes(nominal, other, [sizes, some, *more], moved=False)
 
 
 def _probe_twice(
