@@ -5,11 +5,6 @@ again. Here the protobuf message is read *around* its weights: the file is memor
 payload of every large `raw_data` is left out of the message that is parsed, and a tensor that
 reads from the model file itself takes its place. Writing goes the other way: the message is
 serialised without the large weights, which are streamed in behind it.
-
-Wire format (https://protobuf.dev/programming-guides/encoding): a message is a sequence of
-(tag, payload); tag = field number << 3 | wire type; length-delimited payloads (wire type 2) carry
-their length as a varint. Repeated fields may stand anywhere in the message, which is what lets the
-weights go last.
 """
 
 from __future__ import annotations
@@ -28,6 +23,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from spa_graph.errors import ModelError, root_cause
+from spa_graph.frontends.onnx import wire
 from spa_graph.frontends.onnx.mapping import MappedFile, mapped
 
 MAPPED_FROM = 4096
@@ -36,13 +32,6 @@ INLINE_LIMIT = 2**31 - 2**20
 """A protobuf message must stay below 2 GiB; a larger network is written with external data."""
 COPIED_UP_TO = 2**26
 """Files of at most this many bytes are opened by ONNX Runtime as they are."""
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# Where tensors stand: ModelProto.graph -> initializer, and graph -> node -> attribute -> t
-_TENSOR: dict[int, Any] = {}
-_MODEL = {7: {5: _TENSOR, 1: {5: {5: _TENSOR}}}}
-_RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
-_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
@@ -184,91 +173,19 @@ def read_message(path: Path) -> onnx.ModelProto:
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            slim = _without_weights(data, 0, len(data), _MODEL, path.name.encode())
+            slim = wire.without_weights(data, path.name.encode(), MAPPED_FROM)
         message = onnx.ModelProto.FromString(slim)
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    except (_WireError, DecodeError, ValueError) as error:
+    except (wire.WireError, DecodeError, ValueError) as error:
         raise ModelError(
             f"{path} is not an ONNX model, or is truncated: {error}; check the download or export"
         ) from error
     if not message.HasField("graph") or not message.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it has no graph or no opset")
     return message
-
-
-class _WireError(Exception):
-    """The bytes are not a protobuf message."""
-
-
-def _varint(data: Any, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            break
-    raise _WireError("a number runs past its end")
-
-
-def _fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """The fields of one message: (number, wire type, field start, payload start, payload end)."""
-    while at < end:
-        start = at
-        tag, at = _varint(data, at, end)
-        wire = tag & 7
-        if wire == _VARINT:
-            payload, (_, stop) = at, _varint(data, at, end)
-        elif wire == _BYTES:
-            length, payload = _varint(data, at, end)
-            stop = payload + length
-        elif wire in (_FIXED64, _FIXED32):
-            payload, stop = at, at + (8 if wire == _FIXED64 else 4)
-        else:
-            raise _WireError(f"unknown wire type {wire} at byte {start}")
-        if stop > end or tag >> 3 == 0:
-            raise _WireError(f"a field at byte {start} runs past the end of its message")
-        yield tag >> 3, wire, start, payload, stop
-        at = stop
-
-
-def _without_weights(data: Any, start: int, end: int, spec: dict[int, Any], file: bytes) -> bytes:
-    """The message in data[start:end], large raw_data replaced by a reference into `file`."""
-    parts = []
-    for number, wire, begin, payload, stop in _fields(data, start, end):
-        inner = spec.get(number) if wire == _BYTES else None
-        if inner is None or stop - payload < MAPPED_FROM:
-            parts.append(data[begin:stop])
-        else:
-            slim = (
-                _reference_tensor(data, payload, stop, file)
-                if inner is _TENSOR
-                else _without_weights(data, payload, stop, inner, file)
-            )
-            parts.append(_delimited(number, slim))
-    return b"".join(parts)
-
-
-def _reference_tensor(data: Any, start: int, end: int, file: bytes) -> bytes:
-    """A TensorProto whose raw_data, if large, is named by file, offset and length instead."""
-    parts = []
-    for number, _, begin, payload, stop in _fields(data, start, end):
-        if number != _RAW_DATA or stop - payload < MAPPED_FROM:
-            parts.append(data[begin:stop])
-            continue
-        place = {b"location": file, b"offset": payload, b"length": stop - payload}
-        for key, value in place.items():
-            text = value if isinstance(value, bytes) else str(value).encode()
-            entry = _delimited(1, key) + _delimited(2, text)
-            parts.append(_delimited(_EXTERNAL_DATA, entry))
-        parts.append(_encode_varint(_DATA_LOCATION << 3 | _VARINT) + b"\x01")  # EXTERNAL
-    return b"".join(parts)
 
 
 def _map_weights(model: ir.Model, path: Path) -> list[Path]:
@@ -415,28 +332,10 @@ def _stream(message: onnx.ModelProto, weights: dict[Any, Any], file: IO[bytes]) 
     message.graph.initializer.extend(small)
     graph = message.graph.SerializeToString()
     message.ClearField("graph")
-    framed = []
-    for header, tensor in headers:
-        raw = _encode_varint(_RAW_DATA << 3 | _BYTES) + _encode_varint(tensor.nbytes)
-        length = len(header) + len(raw) + tensor.nbytes
-        tag = _encode_varint(_GRAPH_INITIALIZER << 3 | _BYTES) + _encode_varint(length)
-        framed.append((tag + header + raw, tensor))
+    framed = [(wire.weight_header(head, tensor.nbytes), tensor) for head, tensor in headers]
     total = len(graph) + sum(len(head) + tensor.nbytes for head, tensor in framed)
     file.write(message.SerializeToString())
-    file.write(_encode_varint(_MODEL_GRAPH << 3 | _BYTES) + _encode_varint(total) + graph)
+    file.write(wire.graph_header(total) + graph)
     for head, tensor in framed:
         file.write(head)
         tensor.tofile(file)
-
-
-def _encode_varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _delimited(number: int, payload: bytes) -> bytes:
-    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(payload)) + payload
