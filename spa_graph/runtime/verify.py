@@ -19,7 +19,7 @@ ROUNDING = 256
 """... plus this many units of rounding of its largest value, which no order of summation avoids."""
 NOISE = 8
 """... plus this many times what rounding alone was seen to change there, if that was measured."""
-NOISE_LIMIT = 1e-2
+NOISE_LIMIT = 5e-2
 """... which may not come to more than this share of the spread: noise proves nothing."""
 ENOUGH = 32
 """Slices of an output with at least this many elements are compared by their own spread, so that
