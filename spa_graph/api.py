@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from spa_graph.errors import BudgetError, ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
-from spa_graph.passes import pipeline
+from spa_graph.passes import pipeline, proof
 from spa_graph.passes.pipeline import Analysis, Options, Progress, Pruned, Timer
 from spa_graph.passes.report import file_size, report
 from spa_graph.plan import Plan
@@ -218,7 +218,7 @@ def _finish(
             before = sum(path.stat().st_size for path in files.sources(analysis.original))
             sizes = (before, file_size(draft)) if source else None
         if verify:
-            agreement = pipeline.verify(analysis, pruned, draft, scratch, timer)
+            agreement = proof.verify(analysis, pruned, draft, scratch, timer)
         if latency_seconds:
             latency = _measure(analysis, source, draft, scratch, latency_seconds, timer)
         data = report(

@@ -164,7 +164,7 @@ def cli() -> None:
     type=click.Path(path_type=Path),
     help="Write which channels were kept, for `spa-prune apply`.",
 )
-@_output_options  # fmt: skip
+@_output_options
 def prune_command(
     model: Path,
     plan_path: Path | None,

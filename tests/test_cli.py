@@ -196,7 +196,7 @@ def test_bad_input_exits_with_2(process: Command, chain: Path) -> None:
 # --- failures half-way, in this process ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["files.write", "pipeline.verify", "report", "measure"])
+@pytest.mark.parametrize("step", ["files.write", "proof.verify", "report", "measure"])
 @pytest.mark.parametrize(
     ("error", "code"),
     [

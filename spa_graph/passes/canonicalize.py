@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
 from spa_graph.coupling.analysis import SIZE_SLOTS
-from spa_graph.frontends.onnx.editor import operator_nodes, replace_node
+from spa_graph.frontends.onnx.editor import become_gather, operator_nodes
 from spa_graph.frontends.onnx.reader import read
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import add_initializer
@@ -95,10 +95,7 @@ def _use_gather(
     middle = last.inputs[0]
     first = middle.producer().inputs[0].producer() if middle is not None else None  # type: ignore[union-attr]
     assert first is not None and first.inputs[0] is not None and first.inputs[0].name == source
-    positions = add_initializer(model, f"{last.outputs[0].name}.shuffle", ir.tensor(index))
-    attributes = [ir.AttrInt64("axis", axis)]
-    gather = ir.Node("", "Gather", [first.inputs[0], positions], attributes, name=last.name)
-    replace_node(model, last, gather)
+    become_gather(model, last, first.inputs[0], axis, index)
     _remove_unused(model, middle.producer())  # type: ignore[union-attr]
 
 

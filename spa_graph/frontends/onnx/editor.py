@@ -72,7 +72,7 @@ def edit_operators(
             if node.op_type == "Split":  # sizes and a count exclude each other
                 node.attributes.pop("num_outputs", None)
         if index in edits.gathers:
-            nodes[index] = _become_gather(model, node, *edits.gathers[index])
+            nodes[index] = become_gather(model, node, node.inputs[0], *edits.gathers[index])
 
 
 def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None:
@@ -96,16 +96,18 @@ def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None
         node.replace_input_with(slot, add_initializer(model, name, tensor))
 
 
-def _become_gather(model: ir.Model, node: ir.Node, axis: int, index: Ints) -> ir.Node:
-    """Put a Gather in a node's place; its output keeps name and consumers."""
+def become_gather(
+    model: ir.Model, node: ir.Node, source: ir.Value | None, axis: int, index: Ints
+) -> ir.Node:
+    """Put a Gather from `source` in a node's place; its output keeps name and consumers."""
     positions = add_initializer(model, f"{node.outputs[0].name}.index", ir.tensor(index))
     attributes = [ir.AttrInt64("axis", axis)]
-    gather = ir.Node("", "Gather", [node.inputs[0], positions], attributes, name=node.name)
-    replace_node(model, node, gather)
+    gather = ir.Node("", "Gather", [source, positions], attributes, name=node.name)
+    _replace_node(model, node, gather)
     return gather
 
 
-def replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
+def _replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
     """Put one node in place of another; the first output keeps its name, type and consumers."""
     old, fresh = node.outputs[0], new.outputs[0]
     fresh.type, fresh.shape, fresh.name = old.type, old.shape, old.name

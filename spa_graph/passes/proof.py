@@ -1,0 +1,218 @@
+"""The last step: prove on data that the written file computes what the plan says.
+
+The pruned network is run beside the masked reference (`frontends/onnx/masking.py`) on random input,
+at the sizes of the analysis and at one that it never saw. Where they differ by more than is
+tolerated, two things may still explain it: rounding, which is then measured on the reference
+itself, and decisions between near ties (`decisions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from spa_graph.errors import ModelError, VerificationError
+from spa_graph.frontends.onnx import checker, files, masking
+from spa_graph.graph import Graph
+from spa_graph.passes.decisions import find_decisions, tipped
+from spa_graph.passes.pipeline import Analysis, Pruned, Timer
+from spa_graph.runtime.inputs import random_inputs
+from spa_graph.runtime.sessions import Feeds, Session, open_session, run
+from spa_graph.runtime.verify import Agreement, Array, compare, varies
+
+
+def verify(
+    analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer: Timer
+) -> Agreement:
+    """Prove on random input that the written file computes what the masked network computes.
+
+    Args:
+        draft: the pruned model's file.
+        folder: where the reference network may be written.
+
+    Raises:
+        VerificationError: it doesn't.
+    """
+    with timer.step("verify"):
+        _check_interface(analysis.original, pruned.model)
+        reference = analysis.model.clone()
+        masking.mask(reference, analysis.coupling, pruned.kept, pruned.edits)
+        reference.meta["external_data"] = True
+        masked = folder / "reference.onnx"
+        files.write(reference, masked)
+        names = [value.name or "" for value in pruned.model.graph.outputs]
+        feeds, want = _reference(masked, analysis.graph)
+        with files.openable(draft) as written, _as_proof():
+            got = _run_plain(written, feeds)
+        _check_file(draft, analysis.original)
+        if analysis.changed:
+            _check_canonical(analysis, names, feeds, folder)
+        try:
+            return _worst(names, got, want)
+        except VerificationError as error:
+            try:
+                return _worst(names, got, want, _noise(masked, feeds, want))
+            except VerificationError:
+                return _compare_grounds(analysis, pruned, draft, masked, feeds, error)
+
+
+def _worst(
+    names: Sequence[str],
+    got: Sequence[list[Array]],
+    want: Sequence[list[Array]],
+    noise: Sequence[list[Array | None]] | None = None,
+) -> Agreement:
+    noise = noise if noise is not None else [[None] * len(names) for _ in want]
+    found = [compare(names, *each) for each in zip(got, want, noise, strict=True)]
+    return max(found, key=lambda agreement: (agreement.share, agreement.shown))
+
+
+def _noise(
+    masked: Path, feeds: Sequence[Feeds], want: Sequence[list[Array]]
+) -> list[list[Array | None]]:
+    """What rounding alone changes in the reference: its inputs moved by one unit, and fused."""
+    generator = np.random.default_rng(0)
+    moved = [{name: _rounded(value, generator) for name, value in each.items()} for each in feeds]
+    others = _run_plain(masked, moved), _run_plain(masked, feeds, plain=False)
+    return [
+        [_largest_difference(first, *rest) for first, *rest in zip(*outputs, strict=True)]
+        for outputs in zip(want, *others, strict=True)
+    ]
+
+
+def _rounded(value: Array, generator: np.random.Generator) -> Array:
+    if value.dtype.kind != "f":
+        return value
+    unit = np.finfo(value.dtype).eps
+    return (value * (1 + unit * generator.choice([-1, 1], value.shape))).astype(value.dtype)
+
+
+def _largest_difference(first: Array, *others: Array) -> Array | None:
+    if first.dtype.kind != "f" or any(other.shape != first.shape for other in others):
+        return None
+    wide = first.astype(np.float64)
+    return np.nan_to_num(np.max([np.abs(other - wide) for other in others], 0))
+
+
+def _check_canonical(
+    analysis: Analysis, names: Sequence[str], feeds: Sequence[Feeds], folder: Path
+) -> None:
+    """The reference was made from the canonical form, so that must equal what came in."""
+    outputs = []
+    for number, model in enumerate((analysis.model, analysis.original)):
+        path = folder / f"form{number}.onnx"
+        files.write(model, path)
+        with files.openable(path) as opened:
+            outputs.append(_run_plain(opened, feeds))
+    _worst(names, outputs[0], outputs[1])
+
+
+def _compare_grounds(
+    analysis: Analysis,
+    pruned: Pruned,
+    draft: Path,
+    masked: Path,
+    feeds: Sequence[Feeds],
+    error: VerificationError,
+) -> Agreement:
+    """Where a decision between near ties was tipped: compare what it was made on.
+
+    Raises:
+        VerificationError: the given one, if that explains nothing.
+    """
+    decisions = find_decisions(analysis.graph, pruned.edits)
+    outputs = [value.name or "" for value in pruned.model.graph.outputs]
+    asked = dict.fromkeys(name for d in decisions for name in (*d.grounds, *d.outcomes))
+    names = [*outputs, *(name for name in asked if name not in outputs)]
+    with files.openable(draft, names[len(outputs) :]) as opened, _as_proof():
+        got = _run_plain(opened, feeds)
+    with files.openable(masked, names[len(outputs) :]) as opened:
+        want = _run_plain(opened, feeds)
+    grounds = {*outputs, *(name for decision in decisions for name in decision.grounds)}
+    found = []
+    for first, second in zip(got, want, strict=True):
+        values = dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
+        behind = tipped(analysis.graph, pruned.edits, decisions, *values)
+        told = [name for name in names if name in grounds and name not in (behind or ())]
+        if not behind or not told:
+            raise error
+        found.append(compare(told, *([each[name] for name in told] for each in values)))
+    return max(found, key=lambda agreement: agreement.share)
+
+
+@contextmanager
+def _as_proof() -> Iterator[None]:
+    """The masked network runs, so if the pruned one doesn't, pruning broke it."""
+    try:
+        yield
+    except ModelError as error:
+        raise VerificationError(f"the pruned network is broken: {error}") from error
+
+
+def _check_file(draft: Path, original: ir.Model) -> None:
+    """onnx's checker accepts the pruned file, or rejected the original already."""
+    complaint = checker.complaint(draft)
+    source = original.meta.get("files")
+    if complaint and not (source and checker.complaint(source[0])):
+        raise VerificationError(f"onnx's checker rejects the pruned network: {complaint}")
+
+
+def _reference(masked: Path, graph: Graph) -> tuple[list[Feeds], list[list[Array]]]:
+    """Inputs on which the reference network's outputs vary, if there are any, and the outputs.
+
+    Small inputs can drown in biases, or leave every unit of a badly scaled network at rest. The
+    network must run at the first samples' sizes; others it may reject.
+    """
+    session = open_session(masked, plain=True)
+    feeds: list[Feeds] = []
+    want: list[list[Array]] = []
+    for sample in range(len(graph.samples)):
+        try:
+            given, found = _informative(session, graph, sample)
+        except ModelError:
+            if not feeds:
+                raise
+            continue
+        feeds.append(given)
+        want.append(found)
+    return feeds, want
+
+
+def _informative(session: Session, graph: Graph, sample: int) -> tuple[Feeds, list[Array]]:
+    for scale in (1.0, 30.0):
+        given = random_inputs(graph, sample=sample, scale=scale)
+        found = run(session, given)
+        if all(varies(output) for output in found):
+            break
+    return given, found
+
+
+def _run_plain(path: Path, feeds: Sequence[Feeds], *, plain: bool = True) -> list[list[Array]]:
+    """The outputs of one network for several inputs; it is closed before another is opened."""
+    session = open_session(path, plain=plain)
+    return [run(session, each) for each in feeds]
+
+
+def _check_interface(before: ir.Model, after: ir.Model) -> None:
+    """Names, types and shapes of inputs and outputs, opsets and metadata are the same."""
+    pairs = (
+        ("inputs", _signature(before.graph.inputs), _signature(after.graph.inputs)),
+        ("outputs", _signature(before.graph.outputs), _signature(after.graph.outputs)),
+        ("opsets", dict(before.opset_imports), dict(after.opset_imports)),
+        ("metadata", dict(before.metadata_props), dict(after.metadata_props)),
+    )
+    for what, old, new in pairs:
+        if old != new:
+            raise VerificationError(f"the network's {what} changed: {old} became {new}")
+
+
+def _signature(values: object) -> list[tuple[str | None, str, str]]:
+    return [
+        (value.name, str(value.type), str(value.shape))
+        for value in values  # type: ignore[attr-defined]
+        if value.const_value is None
+    ]
