@@ -45,7 +45,7 @@ def analyze(model: object, **options: Any) -> Analysis:
 
     Args:
         model: a path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`.
-        options: `exclude`, `exact` and `input_shapes` of `prune`.
+        options: `exclude`, `exact`, `attention`, `groups` and `input_shapes` of `prune`.
 
     Returns:
         The analysis; its `groups` are the channel groups.
@@ -85,7 +85,9 @@ def prune(
         progress: called with (step, done, total).
         options: the fields of `Options`: one of `flops`, `params` (keep at most this share) and
             `ratio` (remove this share of channels everywhere); `criterion`, `aggregate`,
-            `normalize`, `seed`, `min_channels`, `round_to`, `exclude`, `exact`, `input_shapes`.
+            `normalize`, `seed`, `min_channels`, `round_to`, `exclude`, `exact`, `input_shapes`;
+            `scope` (kinds of structures, see `coupling.structures`), `attention` ("heads" or
+            "head-dim") and `groups` ("groups" or "within").
 
     Raises:
         BudgetError: the budget can't be met.
@@ -124,7 +126,8 @@ def apply_plan(
         OptionError: the plan doesn't fit the model.
         VerificationError: the proof failed; nothing was written.
     """
-    chosen = _options(options)
+    blocks = {key: plan.model[key] for key in ("attention", "groups") if key in plan.model}
+    chosen = _options(options | blocks)
     timer = Timer(progress)
     with _blaming(model):
         analysis, restore = _prepare(model, chosen, output, timer)

@@ -17,6 +17,7 @@ import click
 
 import spa_graph
 from spa_graph import console
+from spa_graph.coupling.structures import KINDS
 from spa_graph.errors import OptionError, RewriteError, SpaError, VerificationError
 from spa_graph.frontends.onnx import files
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
@@ -54,6 +55,14 @@ class _InputShape(click.ParamType[Any]):
         return name, shape
 
 
+class _Scope(click.ParamType[Any]):
+    name = f"[{'|'.join(KINDS)}],..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        kinds = tuple(value.split(",")) if isinstance(value, str) else value
+        return tuple(click.Choice(KINDS).convert(kind, param, ctx) for kind in kinds)
+
+
 class _RoundTo(click.ParamType[Any]):
     name = "auto|N"
 
@@ -80,6 +89,13 @@ _analysis_options = _together(
                  help="Prune only channels whose removal equals zeroing their weights."),
     click.option("--input-shape", "input_shapes", multiple=True, type=_InputShape(),
                  help="Sizes for an input with dynamic axes, where the guess does not fit."),
+)  # fmt: skip
+_block_options = _together(
+    click.option("--attention", type=click.Choice(["heads", "head-dim"]), default="heads",
+                 show_default=True, help="Prune whole heads, or the same elements of each."),
+    click.option("--groups", type=click.Choice(["groups", "within"]), default="groups",
+                 show_default=True,
+                 help="Prune whole groups of a convolution, or the same channels of each."),
 )  # fmt: skip
 _output_options = _together(
     click.option("-o", "--output", type=click.Path(path_type=Path),
@@ -157,6 +173,14 @@ def cli() -> None:
     show_default=True,
     help="Kept channel counts are multiples of this; auto: of 8, less in small groups.",
 )
+@click.option(
+    "--scope",
+    type=_Scope(),
+    default=(),
+    help="What to prune [default: all but the residual width of pre-norm transformers, "
+    "unless the budget can't be met without it].",
+)
+@_block_options
 @_analysis_options
 @click.option(
     "--plan",
@@ -218,23 +242,21 @@ def apply_command(
 
 @cli.command(name="inspect")
 @_model
+@_block_options
 @_analysis_options
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--dot", metavar="GROUP", help="Print why a group's channels go together, as DOT.")
 def inspect_command(
     model: Path,
-    exclude: tuple[str, ...],
-    exact: bool,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     as_json: bool,
     dot: str | None,
+    **options: Any,
 ) -> None:
     """Show MODEL's channel groups, its cost per operator, what is frozen and why."""
     from spa_graph.passes.report import inspection
 
-    analysis = spa_graph.analyze(
-        model, exclude=exclude, exact=exact, input_shapes=dict(input_shapes)
-    )
+    analysis = spa_graph.analyze(model, input_shapes=dict(input_shapes), **options)
     if dot is not None:
         from spa_graph.coupling.explain import group_dot
 

@@ -95,8 +95,19 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
         f"{name} {'x'.join(map(str, shape))}" for name, shape in report["input_shapes"].items()
     )
     console.print(f"FLOPs and latency are for input {sizes}")
+    _show_last_resort(console, report)
     _show_proof(console, report.get("verification"))
     _show_unsupported(console, report["frozen"])
+
+
+def _show_last_resort(console: Console, report: dict[str, Any]) -> None:
+    """Say that the residual width of a pre-norm transformer was touched, unless asked to."""
+    cut = [g for g in report["groups"] if g["pre_norm"] and g["kept"] < g["channels"]]
+    if cut and "residual" not in report["options"].get("scope", ()):
+        console.print(
+            "the budget took channels from the residual width too, which every layer reads; "
+            "--scope heads,ffn forbids it"
+        )
 
 
 def _show_proof(console: Console, proof: dict[str, Any] | None) -> None:
@@ -129,7 +140,7 @@ def show_inspection(data: dict[str, Any]) -> None:
     for change in data["canonicalized"]:
         console.print(f"canonical form: {change}")
     groups = Table(title="channel groups", title_justify="left", show_edge=False, pad_edge=False)
-    for name in ("group", "channels", "removal", "weights", "also"):
+    for name in ("group", "structure", "channels", "removal", "weights", "also"):
         groups.add_column(
             name, justify="right" if name in ("channels", "weights") else "left", overflow="fold"
         )
@@ -140,6 +151,7 @@ def show_inspection(data: dict[str, Any]) -> None:
         kind = "exact" if group["exact"] else "renormalising"
         groups.add_row(
             group["name"],
+            group["structure"],
             str(group["channels"]),
             kind,
             str(len(others)),

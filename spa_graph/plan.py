@@ -2,7 +2,7 @@
 
     {"format": "spa-plan/1",
      "model": {"name": ..., "operators": ..., "parameters": ...,
-               "shapes": {"<initializer>": [...]}},
+               "shapes": {"<initializer>": [...]}, "attention": "heads", "groups": "groups"},
      "kept": {"<initializer>": {"<axis>": [index, ...]}},
      "kept_per_use": {"<initializer>": [{"node": "<consumer's first output>", "input": 1,
                                          "kept": {"<axis>": [...]}}]}}

@@ -117,6 +117,8 @@ def test_the_format() -> None:
             "operators": 3,
             "parameters": 3,
             "shapes": {"w1": [4, 16], "b1": [16], "w2": [16, 3]},
+            "attention": "heads",
+            "groups": "groups",
         },
         "kept": {"w1": {"1": kept}, "b1": {"0": kept}, "w2": {"0": kept}},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every r
 from spa_graph.coupling.exactness import Exactness, trace_zeros
 from spa_graph.coupling.registry import find_rule, freezing_reason
 from spa_graph.coupling.relations import Axis, Relations
-from spa_graph.coupling.scope import Facts, Scope
+from spa_graph.coupling.scope import Block, Facts, Scope
 from spa_graph.coupling.solver import Channels, solve, without
 from spa_graph.graph import Graph, Known, Operator
 
@@ -93,7 +93,11 @@ class Coupling:
 
 
 def analyze(
-    graph: Graph, exclude: Mapping[str, str] | None = None, *, only_exact: bool = False
+    graph: Graph,
+    exclude: Mapping[str, str] | None = None,
+    *,
+    only_exact: bool = False,
+    within: Collection[Block] = (),
 ) -> Coupling:
     """Find the channel groups of a graph.
 
@@ -101,13 +105,18 @@ def analyze(
         graph: the network.
         exclude: parameters that must stay as they are, each with the reason.
         only_exact: keep only channels whose removal equals zeroing their weights.
+        within: blocks that keep their number; what they are made of is pruned instead.
     """
     relations, facts = Relations(graph), Facts()
     for operator in graph.operators:
         _apply_rule(Scope(operator, relations, facts))
+    _freeze_but_experts(relations, facts)
     _freeze_interface(graph, relations)
     for name, reason in (exclude or {}).items():
         _freeze_parameter(relations, name, reason)
+    for block, axis in facts.blocks:
+        if block in within:
+            relations.freeze((axis,), f"{block} are pruned within")
     of_parameter = {
         relations.dim(axis)
         for use in relations.uses
@@ -121,6 +130,13 @@ def analyze(
         exactness = trace_zeros(graph, relations, facts, channels)
     groups = _groups(relations, channels, exactness)
     return Coupling(graph, relations, facts, channels, exactness, groups)
+
+
+def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
+    experts = {relations.dim(axis) for block, axis in facts.blocks if block == "experts"}
+    for axis, reason in facts.only_experts:
+        if relations.dim(axis) not in experts:
+            relations.freeze((axis,), reason)
 
 
 def _apply_rule(scope: Scope) -> None:

@@ -29,6 +29,10 @@ would give NaN; compact: a zero would give NaN or infinity. In the last two case
 reference network leaves the removed channels out of the operator, and they are not exact.
 """
 
+Block = Literal["heads", "groups", "experts"]
+"""What an axis of independent blocks counts: attention heads, groups of a convolution or of a
+normalisation, experts of a mixture."""
+
 Role = Literal["weight", "bias", "scale", "statistic", "table"]
 Slots = tuple[int, ...] | None
 """Some of an operator's inputs, by position; None means all of them."""
@@ -87,6 +91,7 @@ class Facts:
 
     `ties`: per operator, the axes that it makes one itself, each with a representative. Others may
     be one Dim because of the rest of the network: both axes of a covariance matrix.
+    `blocks` are the axes that count blocks.
     """
 
     costs: list[Cost] = field(default_factory=list)
@@ -99,6 +104,9 @@ class Facts:
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
     frozen_operators: dict[int, str] = field(default_factory=dict)
+    blocks: list[tuple[Block, Axis]] = field(default_factory=list)
+    hidden_units: list[Axis] = field(default_factory=list)
+    only_experts: list[tuple[Axis, str]] = field(default_factory=list)
 
 
 class Scope:
@@ -230,8 +238,23 @@ class Scope:
         else:
             self.relations.add(Product(whole, tuple(factors)))
 
-    def prefer(self, axis: Axis) -> None:
+    def prefer(self, axis: Axis, block: Block | None) -> None:
+        """The axis counts independent blocks: given a choice, whole blocks are pruned.
+
+        None: blocks that have nothing inside to prune instead.
+        """
         self.relations.prefer(axis)
+        if block is not None:
+            self.facts.blocks.append((block, axis))
+
+    def hidden_units(self, axis: Axis) -> None:
+        """The axis is the state of a recurrent layer."""
+        self.facts.hidden_units.append(axis)
+
+    def only_experts(self, axes: Iterable[Axis], why: str) -> None:
+        """These axes are frozen unless they count experts, of which a router chooses."""
+        self._mentioned.update(axes)
+        self.facts.only_experts += [(axis, f"{self.operator}: {why}") for axis in axes]
 
     # --- facts --------------------------------------------------------------------------------
 

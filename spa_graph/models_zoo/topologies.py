@@ -347,6 +347,23 @@ def _repeated(net: Builder, x: Value, times: int, length: int, size: int) -> Val
     return net.reshape(x, 0, -1, length, size)
 
 
+def mixture() -> onnx.ModelProto:
+    """Blocks of experts: all run, and a router weighs what they say."""
+    net = Builder("mixture")
+    width, experts, hidden, length = 32, 6, 48, 10
+    x, _ = _embedded(net, net.input("tokens", ("batch", length), np.int64), width)
+    for block in range(2):
+        name = f"block{block}"
+        share = net.op("Softmax", net.linear(f"{name}.router", x, width, experts), axis=-1)
+        up = net.weight(f"{name}.up", experts, width, hidden, fan_in=width)
+        down = net.weight(f"{name}.down", experts, hidden, width, fan_in=hidden)
+        y = net.op("Relu", net.op("Einsum", x, up, equation="ntd,edf->netf"))
+        y = net.op("Einsum", y, down, equation="netf,efd->netd")
+        y = net.op("Einsum", y, share, equation="netd,nte->ntd")
+        x = net.op("Add", x, y)
+    return net.finish(net.linear("head", x, width, 10), ("batch", length, 10))
+
+
 def recurrent(kind: str) -> onnx.ModelProto:
     """Two recurrent layers over embeddings, the first in both directions; mean over time."""
     net = Builder(kind.lower())
@@ -376,6 +393,7 @@ TOPOLOGIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "unet": unet,
     "convnext": convnext,
     "yolo": yolo,
+    "mixture": mixture,
     "vit_fused": partial(vit, fused=True),
     "vit_separate": partial(vit, fused=False),
     "swin": swin,

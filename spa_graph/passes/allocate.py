@@ -77,15 +77,18 @@ def allocate(
     scores: NDArray[np.float64],
     budget: Budget,
     limits: Limits,
+    whole: NDArray[np.bool_],
 ) -> Kept:
     """The largest network within the budget, by global ranking; shape (channels,).
+
+    The groups marked in `whole`, shape (groups,), lose nothing.
 
     Raises:
         BudgetError: even the smallest network costs more.
     """
     found, smallest = None, 1.0
     for attempt in limits.finer():
-        ladder = _Ladder(coupling, scores, attempt)
+        ladder = _Ladder(coupling, scores, attempt, whole)
         smallest = model.ratio(budget.quantity, ladder.floors)
         if smallest > budget.ratio:
             continue
@@ -94,18 +97,27 @@ def allocate(
         if model.ratio(budget.quantity, counts) >= CLOSE * budget.ratio:
             break
     if found is None:
+        out_of_scope = ", out of --scope" if whole.any() else ""
         raise BudgetError(
             f"{budget.quantity} {budget.ratio:g} can't be reached: the smallest possible is "
-            f"{_above(smallest)} (the rest is frozen, or needed so that {_kept_for(limits)})"
+            f"{_above(smallest)} (the rest is frozen{out_of_scope}, or needed so that "
+            f"{_kept_for(limits)})"
         )
     return found
 
 
 def allocate_uniform(
-    coupling: Coupling, scores: NDArray[np.float64], removed: float, limits: Limits
+    coupling: Coupling,
+    scores: NDArray[np.float64],
+    removed: float,
+    limits: Limits,
+    whole: NDArray[np.bool_],
 ) -> Kept:
-    """Remove the same share of channels in every group; to the channel, unless told to round."""
-    ladder = _Ladder(coupling, scores, replace(limits, aligned=1))
+    """Remove the same share of channels in every group but those marked in `whole`.
+
+    To the channel, unless told to round.
+    """
+    ladder = _Ladder(coupling, scores, replace(limits, aligned=1), whole)
     gone = (removed * ladder.full + 1e-9).astype(np.int64)
     return ladder.kept(np.maximum(ladder.round_up(ladder.full - gone), ladder.floors))
 
@@ -124,11 +136,18 @@ def _above(ratio: float) -> str:
 class _Ladder:
     """Per group: its channels from most to least important, and the counts it may keep."""
 
-    def __init__(self, coupling: Coupling, scores: NDArray[np.float64], limits: Limits) -> None:
+    def __init__(
+        self,
+        coupling: Coupling,
+        scores: NDArray[np.float64],
+        limits: Limits,
+        whole: NDArray[np.bool_],
+    ) -> None:
         self.groups = coupling.groups
         self.full = np.array([g.size for g in self.groups], np.int64)
         self.steps = np.array([limits.step(g) for g in self.groups], np.int64)
-        self.floors = self.round_up(np.minimum(limits.min_channels, self.full))
+        floors = self.round_up(np.minimum(limits.min_channels, self.full))
+        self.floors = np.where(whole, self.full, floors)
         self.total = coupling.count
         self.ranked = [
             g.start + np.argsort(-scores[g.start : g.stop], kind="stable") for g in self.groups

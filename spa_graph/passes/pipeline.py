@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from numbers import Real
+from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
+from spa_graph.coupling.scope import Block
+from spa_graph.coupling.structures import KINDS, Kind, Structure, structures
 from spa_graph.edits import Edits
-from spa_graph.errors import ModelError, OptionError
+from spa_graph.errors import BudgetError, ModelError, OptionError
 from spa_graph.frontends.onnx import editor
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.graph import Graph
@@ -43,6 +48,9 @@ class Options:
     round_to: int | None = None
     exclude: tuple[str, ...] = ()
     exact: bool = False
+    scope: tuple[Kind, ...] = ()
+    attention: Literal["heads", "head-dim"] = "heads"
+    groups: Literal["groups", "within"] = "groups"
     input_shapes: InputShapes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,6 +64,23 @@ class Options:
             raise OptionError(f"give one budget, not {' and '.join('--' + n for n in given)}")
         if self.min_channels < 1 or (self.round_to is not None and self.round_to < 1):
             raise OptionError("--min-channels and --round-to must be at least 1")
+        if isinstance(self.scope, str):  # as on the command line
+            object.__setattr__(self, "scope", tuple(self.scope.split(",")))
+        for name, allowed in (
+            ("scope", KINDS),
+            ("attention", ("heads", "head-dim")),
+            ("groups", ("groups", "within")),
+        ):
+            value = getattr(self, name)
+            for each in value if name == "scope" else (value,):
+                if each not in allowed:
+                    raise OptionError(f"--{name} {each}: choose among {', '.join(allowed)}")
+
+    @property
+    def within(self) -> tuple[Block, ...]:
+        """The blocks that keep their number."""
+        heads: tuple[Block, ...] = ("heads",) if self.attention == "head-dim" else ()
+        return heads + (("groups",) if self.groups == "within" else ())
 
     @property
     def budget(self) -> Budget | None:
@@ -81,7 +106,7 @@ class Timer:
         self._progress(name, 1, 1)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Analysis:
     """A network, ready to be pruned: its canonical model, graph and coupling."""
 
@@ -105,6 +130,11 @@ class Analysis:
     def groups(self) -> list[ChannelGroup]:
         return self.coupling.groups
 
+    @cached_property
+    def structures(self) -> list[Structure]:
+        """What kind of structure each group is."""
+        return structures(self.coupling)
+
 
 @dataclass(slots=True, eq=False)
 class Pruned:
@@ -126,7 +156,7 @@ def prepare(original: ir.Model, options: Options, timer: Timer) -> Analysis:
         graph, changed = canonicalize(model, options.input_shapes)
     with timer.step("analyze"):
         excluded = _excluded(graph, options.exclude)
-        coupling = analyze(graph, excluded, only_exact=options.exact)
+        coupling = analyze(graph, excluded, only_exact=options.exact, within=options.within)
         cost = CostModel(coupling)
     return Analysis(original, model, coupling, cost, excluded, changed)
 
@@ -160,11 +190,33 @@ def choose(analysis: Analysis, options: Options, timer: Timer) -> Kept:
         )
     limits = Limits(round_to=options.round_to, min_channels=options.min_channels)
     with timer.step("allocate"):
+        whole, last_resort = _scopes(analysis, options.scope)
         if options.ratio is not None:
-            return allocate_uniform(analysis.coupling, scores, options.ratio, limits)
+            return allocate_uniform(analysis.coupling, scores, options.ratio, limits, whole)
         if options.budget is None:
             raise OptionError("give a budget: --flops, --params or --ratio")
-        return allocate(analysis.coupling, analysis.cost, scores, options.budget, limits)
+        budget = (analysis.coupling, analysis.cost, scores, options.budget, limits)
+        try:
+            return allocate(*budget, whole)
+        except BudgetError:
+            if (last_resort == whole).all():
+                raise
+            return allocate(*budget, last_resort)
+
+
+def _scopes(analysis: Analysis, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
+    """Which groups lose nothing, and which if the budget can't be met so; shape (groups,)."""
+    if not scope:
+        pre_norm = np.array([structure.pre_norm for structure in analysis.structures])
+        return pre_norm & ~pre_norm.all(), np.zeros_like(pre_norm)
+    whole = np.array([structure.kind not in scope for structure in analysis.structures])
+    if whole.all():
+        there = sorted({structure.kind for structure in analysis.structures})
+        raise OptionError(
+            f"--scope {','.join(scope)}: no such channels can be pruned here; "
+            f"there are {', '.join(there)}"
+        )
+    return whole, whole
 
 
 def _why_nothing(coupling: Coupling, options: Options) -> str:
@@ -185,6 +237,7 @@ def rewrite(analysis: Analysis, kept: Kept, options: Options, timer: Timer) -> P
         smaller.meta.update(analysis.model.meta)
         graph = editor.apply_edits(smaller, analysis.coupling, edits, options.input_shapes)
         plan = make_plan(analysis.coupling, kept)
+        plan.model |= {"attention": options.attention, "groups": options.groups}
         after = CostModel(analyze(graph))
     return Pruned(smaller, graph, kept, edits, plan, after)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spa_graph.coupling.analysis import ChannelGroup, Coupling
+from spa_graph.coupling.analysis import Coupling
 from spa_graph.passes.allocate import Kept
 from spa_graph.passes.cost import CostModel, counts_as_weight
 from spa_graph.passes.pipeline import Analysis, Pruned
@@ -41,7 +41,7 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
         "channels": coupling.count,
         "smallest_flops_ratio": cost.ratio("flops", np.ones_like(cost.full)),
         "smallest_params_ratio": cost.ratio("params", np.ones_like(cost.full)),
-        "groups": [_group(coupling, group, None) for group in coupling.groups],
+        "groups": [_group(analysis, i, None) for i in range(len(coupling.groups))],
         "operators": _operators(analysis, None),
         "frozen": frozen(coupling),
         "canonicalized": analysis.changed,
@@ -67,7 +67,7 @@ def report(
         "options": options,
         "before": _totals(analysis.cost, coupling.count),
         "after": _totals(pruned.after, int(kept.sum())),
-        "groups": [_group(coupling, group, kept) for group in coupling.groups],
+        "groups": [_group(analysis, i, kept) for i in range(len(coupling.groups))],
         "operators": _operators(analysis, pruned),
         "seconds": {step: round(value, 4) for step, value in seconds.items()},
     }
@@ -129,9 +129,13 @@ def _totals(cost: CostModel, channels: int) -> dict[str, Any]:
     }
 
 
-def _group(coupling: Coupling, group: ChannelGroup, kept: Kept | None) -> dict[str, Any]:
+def _group(analysis: Analysis, number: int, kept: Kept | None) -> dict[str, Any]:
+    coupling, group = analysis.coupling, analysis.groups[number]
+    structure = analysis.structures[number]
     data: dict[str, Any] = {
         "name": group.name,
+        "structure": structure.kind,
+        "pre_norm": structure.pre_norm,
         "channels": group.size,
         "exact": group.exact,
         "parameters": [

@@ -63,6 +63,15 @@ def _gemm(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
                // shapes[node.output[0]][0])  # fmt: skip
 
 
+def _einsum(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+    # every combination of letters; no ellipsis here
+    terms = node.attribute[0].s.decode().split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, name in zip(terms, node.input, strict=True):
+        sizes |= dict(zip(term, shapes[name], strict=True))
+    return int(np.prod(list(sizes.values())))
+
+
 def _recurrent(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
     steps, batch = shapes[node.input[0]][:2]
     weights = sum(np.prod(shapes[name]) for name in node.input[1:3])
@@ -74,6 +83,7 @@ MACS: dict[str, Callable[[onnx.NodeProto, Mapping[str, Shape]], int]] = {
     "ConvTranspose": _transposed,
     "MatMul": _matmul,
     "Gemm": _gemm,
+    "Einsum": _einsum,
     "LSTM": _recurrent,
     "GRU": _recurrent,
 }

@@ -50,12 +50,12 @@ def make_heads(
         names: the attributes that hold the two counts, or their common count.
     """
     groups = scope.new_axis(Extent(shared, shared), "heads")
-    scope.prefer(groups)
+    scope.prefer(groups, "heads")
     heads = groups
     if queries != shared:
         repeat = queries // shared
         heads = scope.new_axis(Extent(queries, queries), "query heads")
-        scope.prefer(heads)
+        scope.prefer(heads, "heads")
         scope.product(heads, (groups, scope.new_axis(Extent(repeat, repeat), "queries per head")))
     for name, axis in zip(names, (heads, groups), strict=False):
         if name in scope.operator.attributes:
@@ -368,7 +368,7 @@ def rotate(scope: Scope, count: int) -> None:
     else:
         heads = scope.new_axis(Extent(count, count), "heads")
         size = scope.fixed(scope.extent(x[2]).nominal // count, "rotates pairs of elements")
-        scope.prefer(heads)
+        scope.prefer(heads, "heads")
         scope.product(x[2], (heads, size))
         if scope.attribute("num_heads", 0):
             scope.attribute_size("num_heads", heads)

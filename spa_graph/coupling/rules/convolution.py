@@ -27,8 +27,8 @@ def conv_transpose(scope: Scope) -> None:
     if x is None or weight is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     _frame(scope, x, weight, out)
-    groups = _groups(scope)
     per_group = scope.extent(x[1]).nominal // scope.attribute("group", 1)
+    groups = _groups(scope, per_group)
     scope.same(x[1], weight[0])
     scope.product(x[1], (groups, scope.new_axis(Extent(per_group, per_group), "inputs per group")))
     scope.product(out[1], (groups, weight[1]))
@@ -60,7 +60,7 @@ def convolve(
         x, out = channels_first(x), channels_first(out)
     _frame(scope, x, weight, out)
     scope.contract(x[1], slots=exact_slots)
-    groups = _groups(scope)
+    groups = _groups(scope, scope.extent(weight[1]).nominal)
     per_group = scope.extent(out[1]).nominal // scope.attribute("group", 1)
     scope.same(out[1], weight[0])
     scope.product(x[1], (groups, weight[1]))
@@ -85,11 +85,12 @@ def channels_first(axes: Axes) -> Axes:
     return (axes[0], axes[-1], *axes[1:-1])
 
 
-def _groups(scope: Scope) -> Axis:
-    """The axis of the convolution's groups; a single element if there are none."""
+def _groups(scope: Scope, inputs: int) -> Axis:
+    """The axis of the convolution's groups of `inputs` channels; one element if there are none."""
     count = scope.attribute("group", 1)
     groups = scope.new_axis(Extent(count, count), "groups")
-    scope.prefer(groups)
+    if count > 1:  # with one input each (depthwise) they are just channels
+        scope.prefer(groups, "groups" if inputs > 1 else None)
     scope.attribute_size("group", groups)
     return groups
 

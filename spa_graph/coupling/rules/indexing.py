@@ -109,9 +109,19 @@ def gather(scope: Scope) -> None:
 
 @rule("GatherElements", "ScatterElements", "Scatter")
 def by_data(scope: Scope) -> None:
-    """Positions inside the tensor are data: nothing about it may move."""
-    for axes in [*scope.inputs(), *scope.outputs()]:
-        scope.freeze(axes, BY_POSITION)
+    """Positions along one axis are data. Beside it, an element meets only those at its own place.
+
+    That holds where positions cover all of an axis; of one that they cover in part nothing moves.
+    """
+    every, along = [*scope.inputs(), *scope.outputs()], scope.attribute("axis", 0)
+    if len({len(axes) for axes in every}) != 1 or len(every) < 3:
+        return scope.freeze_all("an operand has no known shape")
+    for position, axes in enumerate(zip(*every, strict=True)):
+        if position != along % len(every[0]) and len({*map(scope.extent, axes)}) == 1:
+            scope.same(*axes)
+        else:
+            scope.freeze(axes, BY_POSITION)
+    scope.zero("all", (0,) if scope.operator.op_type == "GatherElements" else (0, 2))
 
 
 @rule("GatherND")

@@ -6,6 +6,8 @@ Every contracted axis is one Dim of both operands. The batch axes of a product o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.coupling.scope import Scope, Slots
@@ -68,15 +70,17 @@ def multiply(
         scope.same(axis, mine)
     broadcast(scope, a[:-2], batch)
     broadcast(scope, b[:-2], batch)
-    _prefer_blocks(scope, a[:-2], b[:-2], batch)
+    pairs = zip(a[-3::-1], b[-3::-1], batch[::-1], strict=False)
+    _prefer_blocks(scope, [o for i, j, o in pairs if scope.extent(i) == scope.extent(j) != ONE])
     scope.zero("any")
     scope.macs(1.0, *out, k)
 
 
-def _prefer_blocks(scope: Scope, a: Axes, b: Axes, batch: Axes) -> None:
-    for position in range(1, min(len(a), len(b)) + 1):
-        if scope.extent(a[-position]) == scope.extent(b[-position]) != ONE:
-            scope.prefer(batch[-position])
+def _prefer_blocks(scope: Scope, blocks: Sequence[Axis]) -> None:
+    """Both operands have one matrix per block: of attention, or a stored one per expert."""
+    stored = any(scope.is_parameter(slot) for slot in range(len(scope.operator.inputs)))
+    for axis in blocks:
+        scope.prefer(axis, "experts" if stored else "heads")
 
 
 def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
@@ -110,11 +114,11 @@ def einsum(scope: Scope) -> None:
             scope.same(bound.setdefault(letter, axis), axis)
     kept = set(_letters(right, len(out)))
     scope.contract(*(axis for letter, axis in bound.items() if letter not in kept))
-    for letter, axis in bound.items():
-        if letter in kept and all(
-            letter in _letters(t, len(o)) for t, o in zip(terms, known, strict=True)
-        ):
-            scope.prefer(axis)
+    everywhere = kept.intersection(
+        *(_letters(term, len(own)) for term, own in zip(terms, known, strict=True))
+    )
+    if len(terms) > 1:
+        _prefer_blocks(scope, [axis for letter, axis in bound.items() if letter in everywhere])
     scope.zero("any")
     scope.macs(1.0, *bound.values())
 

@@ -1,6 +1,7 @@
 """Normalisation. Over what an operator takes its statistics decides what removal does.
 
-BatchNormalization and InstanceNormalization treat channels one by one: removal is exact.
+BatchNormalization and InstanceNormalization treat channels one by one: removal is exact; behind
+the channels, InstanceNormalization is renormalising.
 LayerNormalization and RMSNormalization take statistics over the channels: renormalising.
 GroupNormalization: exact if whole groups go, renormalising within a group.
 """
@@ -8,17 +9,39 @@ GroupNormalization: exact if whole groups go, renormalising within a group.
 from __future__ import annotations
 
 from spa_graph.coupling.registry import MICROSOFT, rule
+from spa_graph.coupling.relations import Axis, Product
 from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope
-from spa_graph.coupling.signature import apply, parse, signature
+from spa_graph.coupling.signature import apply, parse
 from spa_graph.graph import Extent
 
-signature(
-    "InstanceNormalization",
-    "n c _*, c, c -> n c _*",
-    slots=(1, 2),
-    roles={1: "scale", 2: "bias"},
-)
+
+@rule("InstanceNormalization")
+def instance_norm(scope: Scope) -> None:
+    """Statistics over whatever comes behind the channels: renormalising there.
+
+    Exporters write group normalisation so, as (n, groups, everything else).
+    """
+    bound = apply(scope, _INSTANCE_NORM)
+    x = scope.input(0)
+    if x is not None and "c" in bound:
+        if _is_factor(scope, x[1]):
+            scope.prefer(x[1], "groups")
+        scope.renormalise(*x[2:])
+    scope.zero("all", (1, 2))
+    scope.role(1, "scale")
+    scope.role(2, "bias")
+
+
+_INSTANCE_NORM = parse("n c *, c, c -> n c *")
+
+
+def _is_factor(scope: Scope, axis: Axis) -> bool:
+    """Whether the axis was cut out of a larger one."""
+    dim = scope.relations.dim
+    products = (item for item in scope.relations.items if isinstance(item, Product))
+    return any(dim(axis) == dim(factor) for item in products for factor in item.factors)
+
 
 _BATCH_NORM = parse("n c *, c, c, c, c -> n c *")
 
@@ -77,7 +100,7 @@ def group_normalise(scope: Scope, channel: int) -> None:
     size = scope.extent(x[channel]).nominal
     groups = scope.new_axis(Extent(count, count), "groups")
     within = scope.new_axis(Extent(size // count, size // count), "channels per group")
-    scope.prefer(groups)
+    scope.prefer(groups, "groups")
     scope.product(x[channel], (groups, within))
     scope.attribute_size(name, groups)
     for position, (source, target) in enumerate(zip(x, out, strict=True)):
@@ -123,7 +146,10 @@ def _pass_through(scope: Scope, renormalised: list[int]) -> None:
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(scope: Scope) -> None:
-    """The normalised axis is read by position (classes, attended tokens): it stays."""
+    """The normalised axis is read by position (classes, attended tokens): it stays.
+
+    Among experts that are left out, a router shares its weight among the others.
+    """
     x, out = scope.input(0), scope.output()
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
@@ -132,5 +158,6 @@ def softmax(scope: Scope) -> None:
     normalised = x[along:] if old else (x[along],)
     for source, target in zip(x, out, strict=True):
         scope.same(source, target)
-    scope.freeze(normalised, "is normalised over")
+    scope.only_experts(normalised, "is normalised over")
+    scope.renormalise(*normalised)
     scope.zero("never")

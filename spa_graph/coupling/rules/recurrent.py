@@ -82,6 +82,7 @@ def relate(scope: Scope, cell: Cell, transposed: bool = False) -> tuple[Axes, Ax
     scope.freeze((directions,), "counts the directions")
     scope.attribute_size("hidden_size", hidden)
     scope.same(x[2], w[2])
+    scope.hidden_units(hidden)
     blocks = ((W, w, cell.gates), (R, r, cell.gates), (B, scope.input(B), 2 * cell.gates))
     for slot, axes, count in (*blocks, (PEEPHOLES, scope.input(PEEPHOLES), 3)):
         if axes is not None:

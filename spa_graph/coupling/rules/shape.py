@@ -120,9 +120,13 @@ def expand(scope: Scope) -> None:
         return scope.zero("never" if repeated.nominal.any() else "move")
     for position, axis in enumerate(reversed(out)):
         source = x[-1 - position] if position < len(x) else None
-        if source is None or scope.extent(source) != scope.extent(axis):
+        if source is not None and scope.extent(source) == scope.extent(axis):
+            continue
+        if scope.extent(axis).static:
+            scope.free((axis,))  # copies of one element: any number of them
+        else:
             scope.freeze((axis,), "repeats one element along this axis")
-    scope.zero("move")
+    scope.zero("all", (0,))
 
 
 @rule("Tile")
