@@ -1,7 +1,7 @@
 """Builders of known torch architectures, and their export to ONNX.
 
 Nothing is downloaded: weights are random under a fixed seed, made numerically sane by
-`_settle` so that an untrained network's output is finite and says something. What is left
+`settle` so that an untrained network's output is finite and says something. What is left
 as its authors initialise it (LayerNorm ones, zero biases) is left on purpose: exporters merge
 such equal tensors into one shared initializer, and the analysis must cope with that.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import os
 import time
 import warnings
@@ -42,6 +43,7 @@ BATCH = 2
 SETTLE_BATCH = 8  # images that BatchNorm statistics are taken from
 OPSET = 18
 SEED = 0
+LARGEST_FILE = 1_900_000_000  # bytes; protobuf ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Architecture:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             module, inputs, names = self.builder(self.resolve(size))
-            _settle(module.eval(), inputs)
+            settle(module.eval(), inputs)
         return module, tuple(x[:BATCH] for x in inputs), names
 
     def opsets(self, exporter: Exporter) -> tuple[int, ...]:
@@ -119,14 +121,14 @@ def export(
     # A name of its own and a rename: a second process never sees half a file.
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        _write(architecture.build(size), partial, exporter, opset, dynamic, fuse)
+        write(architecture.build(size), partial, exporter, opset, dynamic, fuse)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def _write(
+def write(
     built: Built, path: Path, exporter: Exporter, opset: int, dynamic: bool, fuse: bool
 ) -> None:
     """Run one torch exporter, quietly."""
@@ -145,7 +147,10 @@ def _write(
         if not fuse:
             options |= {"training": torch.onnx.TrainingMode.PRESERVE}
     else:
-        options |= {"dynamo": True, "optimize": fuse, "external_data": False, "verbose": False}
+        # One file, unless protobuf can't hold it.
+        stored = sum(tensor.nbytes for tensor in module.state_dict().values())
+        options |= {"dynamo": True, "optimize": fuse, "verbose": False}
+        options |= {"external_data": stored > LARGEST_FILE}
         if dynamic:
             options |= {"dynamic_shapes": tuple({0: torch.export.Dim("batch")} for _ in inputs)}
     with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
@@ -166,7 +171,7 @@ def _plain_attention() -> Iterator[None]:
         mha.set_fastpath_enabled(before)
 
 
-def _settle(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def settle(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     """Make random weights behave like trained ones, as far as magnitudes go.
 
     Some initial weights would hide a wrong rewrite behind a tiny or constant output: ViT's zero
@@ -200,14 +205,14 @@ def _settle(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         variance.copy_(torch.maximum(variance, floor))
 
 
-def _image(size: int) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+def image(size: int) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
     """Return random images and their input name."""
     import torch
 
     return (torch.randn(SETTLE_BATCH, 3, size, size),), ("input",)
 
 
-def _tokens(length: int) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+def tokens(length: int) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
     """Return random token ids and their input name."""
     import torch
 
@@ -234,8 +239,22 @@ def _has_operators() -> bool:
     return True
 
 
+def _align(*arguments: Any) -> Any:
+    """Torchvision's own roi_align in Python; it would be compiled on first use."""
+    module = importlib.import_module("torchvision.ops.roi_align")
+    return module._roi_align.__wrapped__(*arguments)
+
+
+STAND_INS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "roi_align": "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+    "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+}
+
+
 @functools.cache
-def _import_torchvision() -> Any:
+def import_torchvision() -> Any:
     """Import torchvision, also where its compiled library doesn't load (a mismatched build).
 
     It declares meta kernels for two operators on import, which fails where nobody has defined
@@ -246,13 +265,14 @@ def _import_torchvision() -> Any:
     try:
         import torchvision
     except RuntimeError:
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        for name in ("nms", "qnms"):
+        for name, schema in STAND_INS.items():
             torch.library.define(f"torchvision::{name}", schema)
         torch.library.impl("torchvision::nms", "cpu", _nms)
+        torch.library.impl("torchvision::roi_align", "CompositeImplicitAutograd", _align)
         import torchvision
 
         torchvision.extension._has_ops = _has_operators
+        importlib.import_module("torchvision.ops.roi_align")._has_ops = _has_operators  # type: ignore[attr-defined]
     return torchvision
 
 
@@ -263,8 +283,8 @@ def _classifier(
 
     def build(size: int) -> Built:
         fixed = {"image_size": size} if name.startswith("vit") else {}
-        models = _import_torchvision().models
-        return models.get_model(name, weights=None, **options, **fixed), *_image(size)
+        models = import_torchvision().models
+        return models.get_model(name, weights=None, **options, **fixed), *image(size)
 
     return Architecture(name, build, size, true_size, first_opset=first_opset)
 
@@ -277,7 +297,7 @@ def _part(
     def build(size: int) -> Built:
         from torch import nn
 
-        models = _import_torchvision().models
+        models = import_torchvision().models
         no_weights = {"weights": None, "weights_backbone": None}
 
         class Part(nn.Module):
@@ -288,7 +308,7 @@ def _part(
             def forward(self, images: torch.Tensor) -> Any:
                 return forward(self.network, images)
 
-        return Part(), *_image(size)
+        return Part(), *image(size)
 
     return build
 
@@ -317,7 +337,7 @@ def _own(name: str, size: int, true_size: int, text: bool = False) -> Architectu
     def build(size: int) -> Built:
         from spa_graph.models_zoo.torch_networks import NETWORKS
 
-        return NETWORKS[name](size), *(_tokens(size) if text else _image(size))
+        return NETWORKS[name](size), *(tokens(size) if text else image(size))
 
     return Architecture(name, build, size, true_size)
 
