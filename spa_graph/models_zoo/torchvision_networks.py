@@ -58,7 +58,6 @@ def _row(models: Any, name: str) -> Entry:
             "torchvision",
             name,
             lambda: _detector(name, size),
-            exporters=("torchscript", "dynamo"),
             dynamic_batch=False,
             data_dependent=True,
             weight=weight + 2,
