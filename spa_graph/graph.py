@@ -45,8 +45,6 @@ class Extent(NamedTuple):
 
 
 ONE = Extent(1, 1)
-UNKNOWN = Extent(-1, -2)
-"""The size depends on data. Such an axis is always frozen."""
 Shape = tuple[Extent, ...]
 
 
@@ -130,6 +128,8 @@ class Graph:
     samples: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
     """Shapes of the inputs to run the network with; the first are those of the probes, which it
     accepts, the last it may reject."""
+    unsized: frozenset[tuple[str, int]] = frozenset()
+    """Axes (value, position) whose size depends on data; the probes' were chosen for it."""
     unshaped: dict[str, str] = field(default_factory=dict)
     """Values whose shape could not be inferred, with the reason."""
 

@@ -13,6 +13,7 @@ from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every r
 from spa_graph.coupling.exactness import Exactness, trace_zeros
 from spa_graph.coupling.registry import find_rule, freezing_reason
 from spa_graph.coupling.relations import Axis, Relations
+from spa_graph.coupling.rules.shape import copied_axes
 from spa_graph.coupling.scope import Block, Facts, Scope
 from spa_graph.coupling.solver import Channels, solve, without
 from spa_graph.graph import Graph, Known, Operator
@@ -107,29 +108,61 @@ def analyze(
         only_exact: keep only channels whose removal equals zeroing their weights.
         within: blocks that keep their number; what they are made of is pruned instead.
     """
-    relations, facts = Relations(graph), Facts()
-    for operator in graph.operators:
-        _apply_rule(Scope(operator, relations, facts))
-    _freeze_but_experts(relations, facts)
-    _freeze_interface(graph, relations)
-    for name, reason in (exclude or {}).items():
-        _freeze_parameter(relations, name, reason)
-    for block, axis in facts.blocks:
-        if block in within:
-            relations.freeze((axis,), f"{block} are pruned within")
-    of_parameter = {
-        relations.dim(axis)
-        for use in relations.uses
-        if graph.parameters[use.parameter].dtype.kind not in "?US"
-        for axis in use.axes
-    }
-    channels = solve(relations, of_parameter)
+    inseparable: set[Axis] = set()
+    while True:
+        relations, facts = _relate(graph, exclude or {}, within, inseparable)
+        channels = solve(relations, _reach_parameter(relations))
+        tied = _tied_blocks(relations, facts, channels)
+        if not tied:
+            break
+        inseparable |= tied
     exactness = trace_zeros(graph, relations, facts, channels)
     if only_exact and not exactness.exact.all():
         channels = without(channels, ~exactness.exact)
         exactness = trace_zeros(graph, relations, facts, channels)
     groups = _groups(relations, channels, exactness)
     return Coupling(graph, relations, facts, channels, exactness, groups)
+
+
+def _relate(
+    graph: Graph, exclude: Mapping[str, str], within: Collection[Block], inseparable: set[Axis]
+) -> tuple[Relations, Facts]:
+    """What the rules say of every operator, and what is frozen besides."""
+    relations, facts = Relations(graph), Facts()
+    for operator in graph.operators:
+        _apply_rule(Scope(operator, relations, facts))
+    _freeze_but_experts(relations, facts)
+    _freeze_interface(graph, relations)
+    for name, reason in exclude.items():
+        _freeze_parameter(relations, name, reason)
+    for block, axis in facts.blocks:
+        if block in within:
+            relations.freeze((axis,), f"{block} are pruned within")
+    relations.freeze(inseparable, "blocks that are all tied together are pruned within")
+    return relations, facts
+
+
+def _reach_parameter(relations: Relations) -> set[Axis]:
+    """The Dims that a weight has."""
+    return {
+        relations.dim(axis)
+        for use in relations.uses
+        if relations.graph.parameters[use.parameter].dtype.kind not in "?US"
+        for axis in use.axes
+    }
+
+
+def _tied_blocks(relations: Relations, facts: Facts, channels: Channels) -> set[Axis]:
+    """Blocks of which none can leave without all others (groups between channel shuffles).
+
+    The axes of a network are numbered alike each time that it is analysed.
+    """
+    found = {axis: channels.of_element.get(relations.dim(axis)) for _, axis in facts.blocks}
+    return {
+        axis
+        for axis, own in found.items()
+        if own is not None and own[0] >= 0 and (own == own[0]).all()
+    }
 
 
 def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
@@ -180,11 +213,16 @@ def _freeze_known(scope: Scope) -> None:
     """Values that follow from shapes are data about axes, not features.
 
     One repeated value (zeros, ones) can still take any size that its consumers need; the operator's
-    rule says how that size comes about.
+    rule says how that size comes about. So can an axis that repeats a value.
     """
+    why = "is computed from sizes and constants"
     for name in filter(None, scope.operator.outputs):
         if not scope.relations.graph.known[name].uniform:
-            scope.freeze(scope.relations.value(name) or (), "is computed from sizes and constants")
+            free = copied_axes(scope) if scope.operator.op_type == "Expand" else ()
+            axes = scope.relations.value(name) or ()
+            scope.freeze([axis for axis in axes if axis not in free], why)
+            if scope.operator.op_type not in ("Shape", "Size"):
+                scope.freeze([axis for axes in scope.inputs() for axis in axes], why)
 
 
 # Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spa_graph.graph import ONE, UNKNOWN, Extent, Graph, Operator, Parameter
+from spa_graph.graph import ONE, Extent, Graph, Operator, Parameter
 
 Axis = int
 Axes = tuple[Axis, ...]
@@ -100,8 +100,6 @@ class Relations:
         self._label.append(label)
         if extent == ONE:
             self._reason[axis] = "has a single element"
-        elif extent == UNKNOWN:
-            self._reason[axis] = "has a size that depends on data"
         return axis
 
     def new_axes(self, name: str, shape: Iterable[int]) -> Axes:
@@ -117,6 +115,8 @@ class Relations:
                 return None
             axes = [self.new_axis(extent, f"{name}:{i}") for i, extent in enumerate(shape)]
             self._values[name] = tuple(axes)
+            unsized = [a for i, a in enumerate(axes) if (name, i) in self.graph.unsized]
+            self.freeze(unsized, "has a size that depends on data")
         return self._values[name]
 
     def operand(self, operator: Operator, slot: int) -> Axes | None:

@@ -19,7 +19,7 @@ WORDS = 500  # vocabulary of the text networks
 class Recurrent(nn.Module):
     """A text classifier: embedding, two recurrent layers, mean over time, linear head."""
 
-    def __init__(self, cell: type[nn.LSTM | nn.GRU], bidirectional: bool) -> None:
+    def __init__(self, cell: type[nn.LSTM | nn.GRU | nn.RNN], bidirectional: bool) -> None:
         super().__init__()
         self.embedding = nn.Embedding(WORDS, 48)
         self.recurrent = cell(48, 64, num_layers=2, bidirectional=bidirectional, batch_first=True)
@@ -213,7 +213,11 @@ def autoencoder(size: int) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "lstm": lambda _: Recurrent(nn.LSTM, bidirectional=True),
+    "lstm_forward": lambda _: Recurrent(nn.LSTM, bidirectional=False),
     "gru": lambda _: Recurrent(nn.GRU, bidirectional=False),
+    "gru_bidirectional": lambda _: Recurrent(nn.GRU, bidirectional=True),
+    "rnn": lambda _: Recurrent(nn.RNN, bidirectional=False),
+    "rnn_bidirectional": lambda _: Recurrent(nn.RNN, bidirectional=True),
     "unet": lambda _: UNet(),
     "unet_groupnorm": lambda _: UNet(groups=8),
     "yolo": lambda _: Yolo(),

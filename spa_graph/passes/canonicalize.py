@@ -1,7 +1,8 @@
 """Canonical form: what the analysis wants to see, with the same results and the same interface.
 
 Valid model in, valid model out; input and output names are kept.
-* Local functions are inlined.
+* Local functions are inlined, and so is the branch of an If whose condition is always the same:
+  exporters write `if x.shape[0] == 1` as an If, and what a subgraph captures stays frozen.
 * A channel shuffle, `Reshape - Transpose - Reshape` that only permutes one axis, becomes a
   constant Gather: as reshapes it would tie channels that need not be tied.
 * A number that is computed from sizes that never change, as in `x / sqrt(x.shape[-1])`, becomes a
@@ -19,6 +20,7 @@ from onnx_ir.passes.common import InlinePass
 
 from spa_graph.coupling.analysis import SIZE_SLOTS
 from spa_graph.frontends.onnx.editor import become_gather, operator_nodes
+from spa_graph.frontends.onnx.names import fresh_name
 from spa_graph.frontends.onnx.reader import read
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import add_initializer
@@ -32,6 +34,14 @@ def canonicalize(model: ir.Model, input_shapes: InputShapes) -> tuple[Graph, lis
         InlinePass()(model)
         changed.append("local functions inlined")
     graph = read(model, input_shapes)
+    decided = 0
+    while branches := _find_branches(model, graph):  # one may hold the next
+        for node, branch in branches:
+            _inline(model, node, branch)
+        decided += len(branches)
+        graph = read(model, input_shapes)
+    if decided:
+        changed.append(f"{decided} decided branches inlined")
     shuffles = _find_shuffles(graph)
     if shuffles:
         nodes = operator_nodes(model, graph)
@@ -45,6 +55,44 @@ def canonicalize(model: ir.Model, input_shapes: InputShapes) -> tuple[Graph, lis
         graph = read(model, input_shapes)
         changed.append(f"{len(numbers)} numbers computed from sizes became constants")
     return graph, changed
+
+
+def _find_branches(model: ir.Model, graph: Graph) -> list[tuple[ir.Node, ir.Graph]]:
+    """Every If with a condition that no input can change, and the branch it takes."""
+    found = []
+    for operator in graph.operators:
+        known = graph.known.get(operator.inputs[0]) if operator.op_type == "If" else None
+        if known is not None and known.static:
+            node = operator_nodes(model, graph)[operator.index]
+            taken = "then_branch" if bool(known.nominal.all()) else "else_branch"
+            found.append((node, node.attributes[taken].as_graph()))
+    return found
+
+
+def _inline(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
+    """Put a branch in the place of its If; other branches may use the same names."""
+    results = list(branch.outputs)
+    branch.outputs.clear()
+    for name, value in list(branch.initializers.items()):
+        del branch.initializers[name]
+        value.name = fresh_name(model, name)
+        model.graph.register_initializer(value)
+    nodes = list(branch)
+    branch.remove(nodes)
+    for inner in nodes:
+        for value in inner.outputs:
+            value.name = fresh_name(model, value.name or "value")
+    model.graph.insert_before(node, nodes)
+    for old, result in zip(node.outputs, results, strict=True):
+        identity = ir.Node("", "Identity", [result])
+        new = identity.outputs[0]
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        old.name = fresh_name(model, f"{old.name}.replaced")
+        model.graph.insert_before(node, identity)
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    condition = node.inputs[0]
+    model.graph.remove(node, safe=True)
+    _remove_unused(model, condition.producer() if condition is not None else None)
 
 
 def _find_numbers(graph: Graph) -> list[tuple[Operator, int]]:

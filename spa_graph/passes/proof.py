@@ -24,6 +24,9 @@ from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import Feeds, Session, open_session, run
 from spa_graph.runtime.verify import Agreement, Array, compare, varies
 
+SCALES = (1.0, 30.0, 0.1)
+"""Standard deviations of random inputs to try."""
+
 
 def verify(
     analysis: Analysis, pruned: Pruned, draft: Path, folder: Path, timer: Timer
@@ -183,12 +186,25 @@ def _reference(masked: Path, graph: Graph) -> tuple[list[Feeds], list[list[Array
 
 
 def _informative(session: Session, graph: Graph, sample: int) -> tuple[Feeds, list[Array]]:
-    for scale in (1.0, 30.0):
+    """The first input that all outputs vary on, else that most do; some networks refuse others.
+
+    A detector that finds nothing may fail, and none of its outputs vary.
+    """
+    tried: list[tuple[Feeds, list[Array]]] = []
+    failure: ModelError | None = None
+    for scale in SCALES:
         given = random_inputs(graph, sample=sample, scale=scale)
-        found = run(session, given)
-        if all(varies(output) for output in found):
+        try:
+            found = run(session, given)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        tried.append((given, found))
+        if all(map(varies, found)):
             break
-    return given, found
+    if not tried:
+        raise failure or ModelError("the network was not run")
+    return max(tried, key=lambda each: sum(map(varies, each[1])))
 
 
 def _run_plain(path: Path, feeds: Sequence[Feeds], *, plain: bool = True) -> list[list[Array]]:

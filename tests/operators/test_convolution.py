@@ -186,8 +186,8 @@ POOLS = [
     ),
     row(
         "local response: neighbours in the channel axis count",
-        pooled("a = LRN<size=3>(h)"),
-        frozen={"w:0": "works along this axis"},
+        pooled("a = LRN<size=3, alpha=5.0>(h)"),
+        "w:0", "v:1", exact=False,
     ),
 ]  # fmt: skip
 

@@ -47,6 +47,9 @@ UNARY = [
         ).split()),
         ("Gelu", 20),
     )
+] + [
+    row(f"Dropout with a mask, opset {opset}", chain("a, m = Dropout(h)"), *ONE, opset=opset)
+    for opset in (9, 11, 17)
 ]  # fmt: skip
 
 NARROW = [

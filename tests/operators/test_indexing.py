@@ -82,7 +82,10 @@ GATHERS = [
     row("int32 positions", tokens("g = Gather<axis=2>(h, i) y = MatMul(g, v)",
         "float[3,2] v, int32[3] i = {7, 0, 3}"), *CUT),
     row("one channel", tokens("g = Gather<axis=2>(h, i) y = Identity(g)", "int64 i = {3}", y="N,5"),
-        frozen={"w:1": "looked up by position"}),
+        "w:1"),
+    row("the last channel beside all", tokens(
+        "g = Gather<axis=-1>(h, i) u = Unsqueeze(g, t) m = Mul(h, u) y = MatMul(m, v)",
+        "float[8,2] v, int64 i = {-1}, int64[1] t = {2}"), *CUT),
     row("one token", tokens("g = Gather<axis=1>(h, i) y = MatMul(g, v)",
         "float[8,2] v, int64 i = {3}", y="N,2"), *CUT),
     row("embedding", """
@@ -106,6 +109,32 @@ BY_DATA = [
     row("gather elements", tokens("y = GatherElements<axis=2>(h, i)",
         "int64[1,5,2] i = {0,1,2,3,4,5,6,7,0,1}", y="1,5,2").replace("[N,5,4]", "[1,5,4]"),
         frozen={"w:1": "picks elements by position"}),
+    row("gather elements, each channel its own", tokens(
+        "w_, i = TopK<axis=1>(h, two) g = GatherElements<axis=1>(h, i) y = MatMul(g, v)",
+        "float[8,2] v, int64[1] two = {2}", y="N,2,2"), *CUT),
+    row("gather elements, all channels alike", tokens(
+        """
+        r = MatMul(x, q) w_, i = TopK<axis=1>(r, two) e = Expand(i, s)
+        g = GatherElements<axis=-2>(h, e) y = MatMul(g, v)""",
+        "float[4,1] q, float[8,2] v, int64[1] two = {2}, int64[3] s = {1, 1, 8}", y="N,2,2"), *CUT),
+    row("gather elements of some channels", tokens(
+        """
+        r = MatMul(x, q) w_, i = TopK<axis=1>(r, two) g = GatherElements<axis=1>(h, i)
+        y = Identity(g)""", "float[4,6] q, int64[1] two = {2}", y="N,2,6"),
+        frozen={"w:1": "picks elements by position", "q:1": "picks elements by position"}),
+    row("gather elements, every head at the same positions", tokens(
+        """
+        a = Reshape(h, heads) b = Transpose<perm=[0,2,1,3]>(a) c = Reshape(b, merged)
+        n = Shape<end=1>(x) m = Mul(n, four) s = Concat<axis=0>(m, five, two) e = Expand(i, s)
+        g = GatherElements<axis=1>(c, e) d = Reshape(g, apart) f = Transpose<perm=[0,2,1,3]>(d)
+        j = Reshape(f, flat) y = MatMul(j, v)""",
+        "float[8,2] v, int64[4] heads = {0, 5, 4, 2}, int64[3] merged = {-1, 5, 2},"
+        " int64[4] apart = {-1, 4, 5, 2}, int64[3] flat = {0, 5, 8}, int64[1] four = {4},"
+        " int64[1] five = {5}, int64[1] two = {2}, int64[1,5,2] i = {4,3,2,1,0,0,1,1,2,2}"), *CUT),
+    row("scatter elements, each channel its own", tokens(
+        """
+        w_, i = TopK<axis=1>(h, five) g = Relu(h) t = ScatterElements<axis=1>(h, i, g)
+        y = MatMul(t, v)""", "float[8,2] v, int64[1] five = {5}"), *CUT),
     row("gather nd", tokens("y = GatherND(h, i)", "int64[2,3] i = {0,1,2,0,3,7}", y="2"),
         frozen={"w:1": "picks elements by position"}),
     row("scatter elements", tokens("y = ScatterElements<axis=2>(h, i, u)",

@@ -44,7 +44,15 @@ PER_CHANNEL = [
         *TOKEN, *ALL),
     row("batch norm in training", images(
         "a, m, s = BatchNormalization<training_mode=1>(h, scale, b, mean, var)", STATISTICS),
-        frozen={"w:0": "training mode"}),
+        *IMAGE, *ALL),
+    row("weights that are standardised", """
+        (float[N,3,6,6] x) => (float[N,2,2,2] y)
+        <float[8,3,3,3] w, float[2,8,3,3] v, float[8] scale, float[8] b, float[8] mean,
+         float[8] var, int64[3] rows = {1, 8, -1}, int64[4] kernels = {8, -1, 3, 3}>
+        { r = Reshape(w, rows)
+          s, m, t = BatchNormalization<training_mode=1>(r, scale, b, mean, var)
+          k = Reshape(s, kernels) h = Conv(x, k) y = Conv(h, v) }""",
+        "w:0", "v:1", *ALL),
     row("instance norm", images("a = InstanceNormalization(h, scale, b)",
         "float[8] scale, float[8] b"), *IMAGE, "scale:0", "b:0"),
     row("mean and variance per channel", images("a = MeanVarianceNormalization<axes=[2,3]>(h)",
@@ -83,6 +91,12 @@ GROUPS = [
         "float[8] scale, float[8] b"), *IMAGE, "scale:0", "b:0", exact=False, opset=21),
     row("a group per channel", images("a = GroupNormalization<num_groups=8>(h, scale, b)",
         "float[8] scale, float[8] b"), *IMAGE, "scale:0", "b:0", exact=None, opset=21),
+    row("group norm of one group by instance norm", images(
+        """
+        r = Reshape(h, s) i = InstanceNormalization(r, scale, b) g = Shape(h) q = Reshape(i, g)
+        m = Mul(q, gain) a = Add(m, shift)""",
+        "float[1] scale, float[1] b, int64[3] s = {0, 1, -1}, float[8,1,1] gain,"
+        " float[8,1,1] shift"), *IMAGE, "gain:0", "shift:0", exact=False),
     row("group norm by instance norm", images(
         """
         r = Reshape(h, s) i = InstanceNormalization(r, scale, b) g = Shape(h) q = Reshape(i, g)

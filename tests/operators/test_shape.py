@@ -74,9 +74,43 @@ MOVES = [
     row("expand repeats one element", """
         (float[N,4] x) => (float[N,3] y) <float[4,1] w, float[8,3] v, int64[2] s = {1, 8}>
         { h = MatMul(x, w) e = Expand(h, s) y = MatMul(e, v) }
-        """, frozen={"v:0": "repeats one element"}),
+        """, "v:0"),
+    row("expand repeats beside other channels", """
+        (float[N,5,4] x) => (float[N,5,3] y)
+        <float[4,8] w, float[7,8] v, float[8,3] z, int64[1] two = {2}, int64[4] s = {1, 1, 7, 1}>
+        {
+            h = MatMul(x, w) u = Unsqueeze(h, two) e = Expand(u, s) m = Mul(e, v)
+            t = ReduceSum<keepdims=0>(m, two) y = MatMul(t, z)
+        }""", "w:1", "v:0", "v:1", "z:0"),
+    row("expand repeats over the batch", """
+        (float[N,4] x) => (float[N,8] y) <float[1,8] b>
+        { one = Constant<value=int64[1] {1}>() n = Shape<end=1>(x) s = Concat<axis=0>(n, one)
+          e = Expand(b, s) y = Identity(e) }
+        """, frozen={"b:1": "is graph output"}),
+    row("one shared head, repeated", """
+        (float[N,5,4] x) => (float[N,5,3] y)
+        <float[4,8] wq, float[4,2] wk, float[8,3] v, int64[4] s = {0, 5, 4, 2},
+         int64[4] r = {1, 4, 5, 2}, int64[1] one = {1}, int64[3] f = {0, 5, 8}>
+        {
+            q = MatMul(x, wq) qs = Reshape(q, s) qt = Transpose<perm=[0,2,1,3]>(qs)
+            k = MatMul(x, wk) ku = Unsqueeze(k, one) ke = Expand(ku, r)
+            kt = Transpose<perm=[0,1,3,2]>(ke) a = MatMul(qt, kt) p = Softmax(a)
+            o = MatMul(p, ke) ot = Transpose<perm=[0,2,1,3]>(o) c = Reshape(ot, f)
+            y = MatMul(c, v)
+        }""", "wq:1", "v:0"),
     row("tile channels", images("t = Tile(h, r) y = Conv(t, v)",
         "float[2,16,1,1] v, int64[4] r = {1, 2, 1, 1}"), *CUT),
+    row("tile over the batch", """
+        (float[N,5,4] x) => (float[N,5,2] y)
+        <float[4,8] w, float[4,5,2] b, float[8,2] v, int64[4] heads = {0, 5, 4, 2},
+         int64[3] merged = {-1, 5, 2}, int64[4] apart = {-1, 4, 5, 2}, int64[3] flat = {0, 5, 8},
+         int64[2] ones = {1, 1}>
+        {
+            h = MatMul(x, w) a = Reshape(h, heads) p = Transpose<perm=[0,2,1,3]>(a)
+            c = Reshape(p, merged) n = Shape<end=1>(x) r = Concat<axis=0>(n, ones) t = Tile(b, r)
+            s = Add(c, t) d = Reshape(s, apart) f = Transpose<perm=[0,2,1,3]>(d)
+            j = Reshape(f, flat) y = MatMul(j, v)
+        }""", "w:1", "b:0", "v:0"),
     row("tile the image", images("t = Tile(h, r) y = Conv(t, v)",
         V + ", int64[4] r = {1, 1, 2, 1}"), *CUT),
     row("shuffle", images(

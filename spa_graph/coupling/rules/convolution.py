@@ -112,4 +112,5 @@ def max_pool(scope: Scope) -> None:
 
 signature("AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool", "n c _* -> n c _*")
 signature("MaxUnpool", "n c _*, n c _* -> n c _*", slots=(0,))
-signature("LRN", "n _ * -> n _ *", zero="never")
+# Divides by what a window over the channels sums up: neighbours are those that are left.
+signature("LRN", "n c * -> n c *", renormalise="c")

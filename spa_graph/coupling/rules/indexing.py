@@ -91,11 +91,12 @@ def gather(scope: Scope) -> None:
         scope.same(source, target)
     positions = scope.constant(1)
     picked = out[along : along + len(index)]
-    if positions is not None and positions.ndim == 1 and scope.extent(x[along]).static:
+    if positions is not None and positions.ndim < 2 and scope.extent(x[along]).static:
         scope.freeze(index, "holds positions")
-        positions = positions % scope.extent(x[along]).nominal
-        scope.index_map(picked[0], x[along], positions)
-        scope.input_index(1, picked[0], x[along], positions)
+        positions = positions.reshape(-1) % scope.extent(x[along]).nominal
+        target = picked[0] if picked else scope.fixed(1, "is a single element")
+        scope.index_map(target, x[along], positions)
+        scope.input_index(1, target, x[along], positions)
     else:
         scope.freeze((x[along],), "is looked up by position")
         for source, target in zip(index, picked, strict=True):

@@ -48,9 +48,16 @@ _BATCH_NORM = parse("n c *, c, c, c, c -> n c *")
 
 @rule("BatchNormalization")
 def batch_norm(scope: Scope) -> None:
-    if scope.attribute("training_mode", 0) or scope.attribute("spatial", 1) == 0:
-        return scope.freeze_all("is in training mode, or normalises each position by itself")
+    """In training mode it takes its own statistics, which networks use to standardise weights."""
+    if scope.attribute("spatial", 1) == 0:
+        return scope.freeze_all("normalises each position by itself")
     apply(scope, _BATCH_NORM)
+    x = scope.input(0)
+    if scope.attribute("training_mode", 0) and x is not None:
+        scope.renormalise(x[0], *x[2:])
+        for slot in (1, 2):
+            for axis in scope.output(slot) or ():
+                scope.same(x[1], axis)
     scope.zero("all", (1, 2))
     for slot, role in ((1, "scale"), (2, "bias"), (3, "statistic"), (4, "statistic")):
         scope.role(slot, role)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axes, Axis, product_of
 from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope
-from spa_graph.graph import ONE, UNKNOWN, Extent
+from spa_graph.graph import ONE, Extent
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -111,22 +111,21 @@ def expand(scope: Scope) -> None:
     x, out = scope.input(0), scope.output()
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
-    if any(scope.extent(axis) == UNKNOWN for axis in out):  # its sizes could not be corrected
-        return scope.freeze((*x, *out), "expands to sizes that depend on data")
     broadcast(scope, x, out)
     repeated = scope.known(0)
     if repeated is not None and repeated.uniform:
         scope.free(out)  # one value everywhere takes any size
         return scope.zero("never" if repeated.nominal.any() else "move")
-    for position, axis in enumerate(reversed(out)):
-        source = x[-1 - position] if position < len(x) else None
-        if source is not None and scope.extent(source) == scope.extent(axis):
-            continue
-        if scope.extent(axis).static:
-            scope.free((axis,))  # copies of one element: any number of them
-        else:
-            scope.freeze((axis,), "repeats one element along this axis")
+    scope.free(out)  # also copies of one element: any number of them
     scope.zero("all", (0,))
+
+
+def copied_axes(scope: Scope) -> list[Axis]:
+    """The axes along which an Expand repeats elements: all of theirs are copies of one."""
+    x, out = scope.input(0) or (), scope.output() or ()
+    new = list(out[: len(out) - len(x)])
+    beside = zip(x, out[len(out) - len(x) :], strict=True)
+    return new + [axis for source, axis in beside if scope.extent(source) != scope.extent(axis)]
 
 
 @rule("Tile")
@@ -140,6 +139,9 @@ def tile(scope: Scope) -> None:
         elif scope.extent(source).static and scope.extent(target).static:
             size = scope.extent(source).nominal
             scope.index_map(target, source, np.tile(np.arange(size), int(count)))
+        elif scope.extent(source).divides(scope.extent(target)):
+            times = scope.extent(source).into(scope.extent(target))
+            scope.product(target, (scope.new_axis(times, "repeats"), source))
         else:
             scope.freeze((source, target), "repeats an axis of dynamic size")
     scope.zero("move")

@@ -9,6 +9,8 @@ value's shape must be, so no pattern has to be recognised.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import onnx_ir as ir
@@ -22,11 +24,11 @@ from spa_graph.frontends.onnx.reader import SizeMismatch, read, read_expecting
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import (
     add_initializer,
+    set_constant,
     sliced,
-    store_tensor,
     transform_weights,
 )
-from spa_graph.graph import UNKNOWN, Graph, Operator, Shape
+from spa_graph.graph import Graph, Operator, Shape
 
 Ints = NDArray[np.int64]
 
@@ -73,27 +75,6 @@ def edit_operators(
                 node.attributes.pop("num_outputs", None)
         if index in edits.gathers:
             nodes[index] = become_gather(model, node, node.inputs[0], *edits.gathers[index])
-
-
-def set_constant(model: ir.Model, node: ir.Node, slot: int, value: Ints) -> None:
-    """Make an input a constant, which is copied if others use it; its integer type stays."""
-    while len(node.inputs) <= slot:
-        node.resize_inputs(len(node.inputs) + 1)
-    old = node.inputs[slot]
-    dtype = np.int64 if old is None or old.dtype is None else old.dtype.numpy()
-    tensor = ir.tensor(value.astype(dtype))
-    alone = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
-    producer = old.producer() if old is not None else None
-    stored = (
-        producer.op_type == "Constant"
-        if producer is not None
-        else old is not None and old.is_initializer()
-    )
-    if old is not None and alone and stored:
-        store_tensor(old, tensor)
-    else:
-        name = f"{node.outputs[0].name}.input{slot}"
-        node.replace_input_with(slot, add_initializer(model, name, tensor))
 
 
 def become_gather(
@@ -147,7 +128,7 @@ def _correct_sizes(
     wanted = {
         name: shape
         for name, shape in edits.expected.items()
-        if name in by_output and UNKNOWN not in shape
+        if name in by_output
     }
     result, mismatches = read_expecting(model, wanted, input_shapes)
     for mismatch in mismatches:
@@ -156,58 +137,71 @@ def _correct_sizes(
     return read(model, input_shapes) if mismatches else result
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """How one entry of a size input is corrected: entry * factor / divisor + put."""
+
+    factor: int = 1
+    divisor: int = 1
+    put: int = 0
+
+
+_RIGHT, _INFERRED = _Entry(), _Entry(0, 1, -1)
+
+
 def _correct(
     model: ir.Model, node: ir.Node, operator: Operator, mismatch: SizeMismatch, target: Shape
 ) -> None:
-    """Replace the entries of a size input that come out wrong."""
-    entries: list[int | None] = []
+    """Correct the entries of a size input that come out wrong."""
     nominal, other = mismatch.nominal, mismatch.other
     if len(nominal) != len(target):
         raise RewriteError(f"{operator}: its sizes do not match the rank of its output")
-    for position, extent in enumerate(target):
-        current = (int(nominal[position]), int(other[position]))
-        passes = current == tuple(extent) or current == (-1, -1)
-        copies = current == (0, 0) and operator.op_type == "Reshape"
-        broadcasts = current == (1, 1) and operator.op_type == "Expand"
-        if passes or copies or broadcasts:
-            entries.append(None)
+    infers = operator.op_type == "Reshape" and -1 not in nominal
+    entries: list[_Entry] = []
+    for now, then, extent in zip(nominal.tolist(), other.tolist(), target, strict=True):
+        copies = (now, then) == (0, 0) and operator.op_type == "Reshape"
+        broadcasts = (now, then) == (1, 1) and operator.op_type == "Expand"
+        if (now, then) in (tuple(extent), (-1, -1)) or copies or broadcasts:
+            entries.append(_RIGHT)
         elif extent.static:
-            entries.append(extent.nominal)
+            entries.append(_Entry(0, 1, extent.nominal))
+        elif infers:
+            entries.append(_INFERRED)
+            infers = False
+        elif min(now, then) > 0 and now * extent.other == then * extent.nominal:
+            ratio = Fraction(extent.nominal, now)
+            entries.append(_Entry(ratio.numerator, ratio.denominator))
         else:
-            entries.append(-1)
-    if (
-        entries.count(-1)
-        + sum(e is None and n == -1 for e, n in zip(entries, nominal, strict=True))
-        > 1
-    ):
-        raise RewriteError(f"{operator}: more than one of its sizes is computed from a pruned axis")
-    _override(model, node, mismatch.slot, entries, not mismatch.computed, nominal)
+            raise RewriteError(
+                f"{operator}: more than one of its sizes is computed from a pruned axis"
+            )
+    _override(model, node, mismatch, entries)
 
 
 def _override(
-    model: ir.Model,
-    node: ir.Node,
-    slot: int,
-    entries: list[int | None],
-    constant: bool,
-    current: Ints,
+    model: ir.Model, node: ir.Node, mismatch: SizeMismatch, entries: list[_Entry]
 ) -> None:
-    if constant:
-        fixed = [int(c) if e is None else e for e, c in zip(entries, current, strict=True)]
-        set_constant(model, node, slot, np.array(fixed, np.int64))
+    """Put corrected sizes in: as a constant, or computed from what the network computes."""
+    factors, divisors, puts = (
+        np.array([getattr(entry, part) for entry in entries], np.int64)
+        for part in ("factor", "divisor", "put")
+    )
+    if not mismatch.computed:
+        set_constant(model, node, mismatch.slot, mismatch.nominal * factors // divisors + puts)
         return
-    # sizes * (1 where they are right) + (the right size elsewhere)
     name = fresh_name(model, f"{node.outputs[0].name}.sizes")
-    right = np.array([entry is None for entry in entries], np.int64)
-    values = np.array([entry or 0 for entry in entries], np.int64)
-    mask = add_initializer(model, f"{name}.mask", ir.tensor(right))
-    put = add_initializer(model, f"{name}.put", ir.tensor(values))
-    masked = ir.node("Mul", [node.inputs[slot], mask], name=fresh_name(model, f"{name}.masked"))
-    masked.outputs[0].name = masked.name
-    result = ir.node("Add", [masked.outputs[0], put], name=name)
-    result.outputs[0].name = name
-    model.graph.insert_before(node, [masked, result])
-    node.replace_input_with(slot, result.outputs[0])
+    sizes = node.inputs[mismatch.slot]
+    steps = [("Mul", "mask", factors), ("Div", "parts", divisors), ("Add", "put", puts)]
+    for op_type, label, values in steps:
+        if op_type == "Div" and (values == 1).all():
+            continue
+        constant = add_initializer(model, f"{name}.{label}", ir.tensor(values))
+        last = name if op_type == "Add" else fresh_name(model, f"{name}.{op_type.lower()}")
+        step = ir.node(op_type, [sizes, constant], name=last)
+        sizes = step.outputs[0]
+        sizes.name = last
+        model.graph.insert_before(node, step)
+    node.replace_input_with(mismatch.slot, sizes)
 
 
 def _check_shapes(result: Graph, expected: Mapping[str, Shape]) -> None:

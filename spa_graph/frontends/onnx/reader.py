@@ -12,7 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError
-from spa_graph.frontends.onnx.shapes import Probe, ShapeError, infer, tensor_type
+from spa_graph.frontends.onnx.fills import generated
+from spa_graph.frontends.onnx.shapes import Probe, ShapeError, captured, infer, tensor_type
 from spa_graph.frontends.onnx.sizes import (
     InputShapes,
     Sizes,
@@ -22,7 +23,7 @@ from spa_graph.frontends.onnx.sizes import (
     moved,
     third,
 )
-from spa_graph.graph import UNKNOWN, Extent, Graph, Known, Operator, Parameter, Shape
+from spa_graph.graph import Extent, Graph, Known, Operator, Parameter, Shape
 
 
 def read(model: ir.Model, input_shapes: InputShapes | None = None) -> Graph:
@@ -54,6 +55,7 @@ def read_expecting(
 
 
 Nodes = list[tuple[ir.Node, onnx.NodeProto]]
+_CONSTANTS = ("Constant", "ConstantOfShape")
 
 
 def _graph(
@@ -67,7 +69,7 @@ def _graph(
     computing = [
         position
         for position, (node, _) in enumerate(nodes)
-        if node.op_type != "Constant" or node.outputs[0].name not in constants
+        if node.op_type not in _CONSTANTS or node.outputs[0].name not in constants
     ]
     operators = [
         _operator(index, position, *nodes[position], opsets)
@@ -82,6 +84,7 @@ def _graph(
         inputs=tuple(value.name or "" for value in free_inputs(model)),
         outputs=tuple(value.name or "" for value in model.graph.outputs),
         dtypes=_dtypes(probes.nominal),
+        unsized=frozenset(probes.nominal.chosen | probes.other.chosen),
         unshaped=dict(probes.nominal.unshaped),
         samples=probes.samples,
     )
@@ -112,14 +115,16 @@ def _constants(graph: ir.Graph) -> Iterator[tuple[str, ir.TensorProtocol]]:
         if value.const_value is not None and value.dtype != ir.DataType.STRING:
             yield name, value.const_value
     for node in graph:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if node.op_type in _CONSTANTS and node.domain in ("", "ai.onnx"):
             tensor = constant_tensor(node)
             if tensor is not None and tensor.dtype != ir.DataType.STRING:
                 yield node.outputs[0].name or "", tensor
 
 
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """What a Constant node holds, in whichever attribute it is."""
+    """What a Constant node holds, in whichever attribute it is, or a ConstantOfShape makes."""
+    if node.op_type == "ConstantOfShape":
+        return generated(node)
     for key, attribute in node.attributes.items():
         if key == "value":
             return attribute.value  # as_tensor() checks its type, slowly
@@ -178,7 +183,7 @@ def _second_look(
     """Move every dynamic axis that the network lets move. A third batch size shows nothing new."""
     dynamic = dynamic_keys(inputs, given)
     if not dynamic:
-        return _Probes(nominal, nominal, [sizes], moved=True)
+        return _Probes(nominal, probe(sizes, 1), [sizes], moved=True)
     last = third(inputs, given, sizes)
     more = [last] if any(last[name][1:] != sizes[name][1:] for name in sizes) else []
     everything = moved(inputs, given, sizes, dynamic)
@@ -189,7 +194,7 @@ def _second_look(
     some = moved(inputs, given, sizes, movable)
     other = _attempt(probe, some)
     if other is None:
-        return _Probes(nominal, nominal, [sizes, *more], moved=False)
+        return _Probes(nominal, probe(sizes, 1), [sizes, *more], moved=False)
     return _Probes(nominal, other, [sizes, some, *more], moved=False)
 
 
@@ -210,7 +215,7 @@ def _probe_twice(
 
     def probe(sizes: Sizes, which: int) -> Probe:
         types = {v.name or "": tensor_type(int(v.dtype or 1), sizes[v.name or ""]) for v in inputs}
-        return infer(nodes, constants, types, opsets, declared, targets[which])
+        return infer(nodes, constants, types, opsets, declared, targets[which], which)
 
     failure: ShapeError | None = None
     for sizes in candidates(inputs, input_shapes):
@@ -258,41 +263,16 @@ def _operator(
         inputs=tuple(proto.input),
         outputs=tuple(proto.output),
         attributes={key: a.value for key, a in node.attributes.items() if not a.is_ref()},
-        captures=tuple(_captures(node)),
+        captures=tuple(captured(node)),
     )
-
-
-def _captures(node: ir.Node) -> Iterator[str]:
-    """Values of the outer graph that the node's subgraphs use."""
-    for attribute in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = tuple(attribute.as_graphs())
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (_name(v) for v in inner.inputs if _outside(v, node.graph))
-            yield from (_name(v) for v in graph.outputs if _outside(v, node.graph))
-
-
-def _name(value: ir.Value | None) -> str:
-    return (value.name if value is not None else None) or ""
-
-
-def _outside(value: ir.Value | None, outer: Any) -> bool:
-    return value is not None and value.graph is outer
 
 
 def _shapes(nominal: Probe, other: Probe) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for name in nominal.types:
-        first, second = nominal.dims(name), other.dims(name)
+        first, second = nominal.shape(name), other.shape(name)
         if first is not None and second is not None and len(first) == len(second):
-            pairs = zip(first, second, strict=True)
-            shapes[name] = tuple(
-                UNKNOWN if a is None or b is None else Extent(a, b) for a, b in pairs
-            )
+            shapes[name] = tuple(map(Extent, first, second))
         else:
             nominal.unshaped.setdefault(name, "its shape depends on data")
     return shapes

@@ -7,7 +7,7 @@ of that one operator. Weights are never read, and nothing is serialised but the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from spa_graph.frontends.onnx import contrib
+from spa_graph.frontends.onnx.unknown import branch_types, chosen
 
 KNOWN_LIMIT = 1 << 16
 """Values of more elements than this are not shape data."""
@@ -53,13 +54,22 @@ class ShapeError(Exception):
 
 @dataclass
 class Probe:
-    """What is known of each value under one choice of sizes."""
+    """What is known of each value under one choice of sizes.
 
+    which: the first look at the network (0) or the second (1).
+    chosen: the axes whose size depends on data, which therefore was chosen too.
+    uncertain: values behind them; an operator that rejects those doesn't reject the network's
+        inputs.
+    """
+
+    which: int = 0
     types: Types = field(default_factory=dict)
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
     origins: dict[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
     fills: set[str] = field(default_factory=set)
     unshaped: dict[str, str] = field(default_factory=dict)
+    chosen: set[tuple[str, int]] = field(default_factory=set)
+    uncertain: set[str] = field(default_factory=set)
     mismatches: dict[str, tuple[int, NDArray[Any]]] = field(default_factory=dict)
     """Outputs whose shape is not the wanted one: the input that names it, and what it says."""
 
@@ -93,6 +103,7 @@ def infer(
     opsets: Mapping[str, int],
     declared: Mapping[str, onnx.TypeProto],
     wanted: Mapping[str, tuple[int, ...]] | None = None,
+    which: int = 0,
 ) -> Probe:
     """Shapes and known values, given the types of the graph's inputs.
 
@@ -103,28 +114,72 @@ def infer(
     Raises:
         ShapeError: an operator rejects these sizes.
     """
-    probe = Probe(types=dict(inputs))
+    probe = Probe(types=dict(inputs), which=which)
     for name, tensor in constants.items():
         probe.types[name] = tensor_type(int(tensor.dtype), tensor.shape.numpy())
         if _is_shape_data(tensor):
             probe.values[name] = tensor.numpy()
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     for node, proto in nodes:
-        if proto.op_type == "Constant":
-            if proto.output[0] not in probe.types:
-                _unshaped(probe, proto, "it holds text or a sparse tensor")
+        if proto.op_type == "Constant" and proto.output[0] not in probe.types:
+            _unshaped(probe, proto, "it holds text or a sparse tensor")
+        if proto.op_type == "Constant" or proto.output[0] in constants:
             continue
         _look_at_few(probe, proto, constants)
         try:
             if not _evaluate(probe, node, proto, opsets):
                 _infer_types(probe, node, proto, opsets, imports, constants)
-        except ShapeError:
+        except ShapeError as error:
             if not (wanted and _told_shape(proto, wanted)):
-                raise
+                if not _uncertain(probe, node, proto):
+                    raise
+                _unshaped(probe, proto, f"sizes that depend on data are at odds: {error}")
         if wanted and _told_shape(proto, wanted):
             _note_mismatch(probe, proto, wanted)
         _use_declared(probe, proto, declared)
+        _choose_unknown(probe, node, proto)
     return probe
+
+
+def _uncertain(probe: Probe, node: ir.Node, proto: onnx.NodeProto) -> bool:
+    return not probe.uncertain.isdisjoint([*proto.input, *captured(node)])
+
+
+def captured(node: ir.Node) -> Iterator[str]:
+    """Values of the outer graph that the node's subgraphs use."""
+    for attribute in node.attributes.values():
+        graphs: Sequence[ir.Graph] = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = (attribute.as_graph(),)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = tuple(attribute.as_graphs())
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                yield from (_name(v) for v in inner.inputs if _outside(v, node.graph))
+            yield from (_name(v) for v in graph.outputs if _outside(v, node.graph))
+
+
+def _name(value: ir.Value | None) -> str:
+    return (value.name if value is not None else None) or ""
+
+
+def _outside(value: ir.Value | None, outer: Any) -> bool:
+    return value is not None and value.graph is outer
+
+
+def _choose_unknown(probe: Probe, node: ir.Node, proto: onnx.NodeProto) -> None:
+    """Choose a size for every axis of the outputs that has none: it depends on data."""
+    behind = _uncertain(probe, node, proto)
+    for name in filter(None, proto.output):
+        dims = probe.dims(name)
+        for axis, size in enumerate(dims or ()):
+            if size is None:
+                behind = True
+                chosen_size = chosen(probe.which, len(probe.chosen))
+                probe.types[name].tensor_type.shape.dim[axis].dim_value = chosen_size
+                probe.chosen.add((name, axis))
+    if behind:
+        probe.uncertain.update(filter(None, proto.output))
 
 
 # Operators that are told the shape of their output, and by which input.
@@ -293,7 +348,7 @@ def _infer_types(
         return
     try:
         if proto.domain in ("", "ai.onnx") and proto.op_type not in contrib.IN_ONNX_DOMAIN:
-            found = _standard_types(probe, proto, opsets, imports, constants)
+            found = _standard_types(probe, node, proto, opsets, imports, constants)
         else:
             found = _contrib_types(probe, node, proto, imports)
     except (
@@ -308,21 +363,29 @@ def _infer_types(
 
 def _standard_types(
     probe: Probe,
+    node: ir.Node,
     proto: onnx.NodeProto,
     opsets: Mapping[str, int],
     imports: list[onnx.OperatorSetIdProto],
     constants: Mapping[str, ir.TensorProtocol],
 ) -> Types:
     schema = onnx.defs.get_schema(proto.op_type, opsets[""], "")
-    captured = [a for a in proto.attribute if a.type in (onnx.AttributeProto.GRAPH,)]
-    if captured:
+    if proto.op_type == "If":
+        return branch_types(node, probe.types, probe.values, imports)
+    if any(a.type == onnx.AttributeProto.GRAPH for a in proto.attribute):
         raise ValueError("control flow")
     types = {name: probe.types[name] for name in proto.input if name}
     values = {name: probe.values[name] for name in proto.input if name in probe.values}
     if proto.op_type in _FLOAT_SETTINGS:
         values |= {name: constants[name].numpy() for name in proto.input if name in constants}
     data = {name: onnx.numpy_helper.from_array(np.asarray(v)) for name, v in values.items()}
-    return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, None, imports)
+    found: Types = onnx.shape_inference.infer_node_outputs(
+        schema, proto, types, data, None, imports
+    )
+    if proto.op_type == "Dropout":  # before opset 10, onnx says nothing about the mask's shape
+        for name in proto.output[1:]:
+            found[name].tensor_type.shape.CopyFrom(types[proto.input[0]].tensor_type.shape)
+    return found
 
 
 def _contrib_types(

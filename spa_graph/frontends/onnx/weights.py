@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.coupling.relations import Use
+from spa_graph.frontends.onnx.fills import FilledTensor
 from spa_graph.frontends.onnx.mapping import ComputedTensor
 from spa_graph.frontends.onnx.names import fresh_name
 from spa_graph.frontends.onnx.reader import constant_tensor
@@ -21,6 +22,8 @@ Transform = Callable[[ir.TensorProtocol, AxisIndices], ir.TensorProtocol]
 def sliced(tensor: ir.TensorProtocol, kept: AxisIndices) -> ir.TensorProtocol:
     """Only the kept positions of each axis."""
     sizes = [len(kept[axis]) if axis in kept else size for axis, size in enumerate(_sizes(tensor))]
+    if isinstance(tensor, FilledTensor):
+        return FilledTensor(tensor.fill, sizes, tensor.name)
 
     def rows(start: int, stop: int) -> NDArray[Any]:
         weights = tensor.numpy()
@@ -77,9 +80,9 @@ def transform_weights(
         for number, (kept, places) in enumerate(_distinct(uses)):
             new = transform(tensor, kept) if kept else tensor
             if number == 0:
-                store_tensor(value, new)
+                _store_weight(model, value, new)
                 continue
-            copy = add_initializer(model, f"{name}.pruned{number}", new)
+            copy = _add_weight(model, f"{name}.pruned{number}", new)
             for use in places:
                 nodes[use.operator].replace_input_with(use.slot, copy)
 
@@ -94,6 +97,34 @@ def _distinct(uses: list[tuple[Use, AxisIndices]]) -> list[tuple[AxisIndices, li
         else:
             same.append(use)
     return sorted(found, key=lambda entry: bool(entry[0]))
+
+
+def _store_weight(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Put another weight in place of one that is stored, or that a ConstantOfShape makes."""
+    node = value.producer()
+    if node is None or node.op_type != "ConstantOfShape":
+        return store_tensor(value, tensor)
+    if isinstance(tensor, FilledTensor):
+        set_constant(model, node, 0, np.array(_sizes(tensor), np.int64))
+        value.shape = tensor.shape
+        return
+    stored = add_initializer(model, f"{value.name}.stored", tensor)
+    ir.convenience.replace_all_uses_with(value, stored)
+    model.graph.remove(node, safe=True)
+
+
+def _add_weight(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer, or a ConstantOfShape for a weight of one repeated value."""
+    if not isinstance(tensor, FilledTensor):
+        return add_initializer(model, name, tensor)
+    sizes = add_initializer(model, f"{name}.shape", ir.tensor(np.array(_sizes(tensor), np.int64)))
+    name = fresh_name(model, name)
+    fill = [ir.AttrTensor("value", ir.tensor(tensor.fill.reshape(1)))]
+    node = ir.Node("", "ConstantOfShape", [sizes], fill, name=name)
+    value = node.outputs[0]
+    value.name, value.shape, value.type = name, tensor.shape, ir.TensorType(tensor.dtype)
+    model.graph.insert_before(model.graph[0], node)
+    return value
 
 
 def stored_tensor(value: ir.Value) -> ir.TensorProtocol:
@@ -115,6 +146,28 @@ def store_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> None:
         node.attributes["value"] = ir.AttrTensor("value", tensor)
     value.type = ir.TensorType(tensor.dtype)
     value.shape = ir.Shape(_sizes(tensor))
+
+
+def set_constant(model: ir.Model, node: ir.Node, slot: int, value: NDArray[np.int64]) -> None:
+    """Make an input a constant, which is copied if others use it; its type and rank 0 stay."""
+    while len(node.inputs) <= slot:
+        node.resize_inputs(len(node.inputs) + 1)
+    old = node.inputs[slot]
+    dtype = np.int64 if old is None or old.dtype is None else old.dtype.numpy()
+    scalar = old is not None and old.shape is not None and not len(old.shape)
+    tensor = ir.tensor(value.astype(dtype).reshape(() if scalar else value.shape))
+    alone = old is not None and len(old.uses()) == 1 and not old.is_graph_output()
+    producer = old.producer() if old is not None else None
+    stored = (
+        producer.op_type == "Constant"
+        if producer is not None
+        else old is not None and old.is_initializer()
+    )
+    if old is not None and alone and stored:
+        store_tensor(old, tensor)
+    else:
+        name = f"{node.outputs[0].name}.input{slot}"
+        node.replace_input_with(slot, add_initializer(model, name, tensor))
 
 
 def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
