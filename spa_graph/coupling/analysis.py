@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
-from spa_graph.coupling.exactness import Exactness, trace_zeros
+from spa_graph.coupling.exactness import Exactness
 from spa_graph.coupling.registry import find_rule, freezing_reason
 from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.scope import Facts, Scope
@@ -42,11 +42,16 @@ class ChannelGroup:
     start: int
     stop: int
     members: tuple[Member, ...]
-    exact: bool
+    exactness: Exactness
 
     @property
     def size(self) -> int:
         return self.stop - self.start
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing any of the channels equals zeroing its weights."""
+        return bool(self.exactness.exact[self.start : self.stop].all())
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +109,7 @@ def analyze(
     """
     relations, facts = Relations(graph), Facts()
     for operator in graph.operators:
-        _apply_rule(Scope(operator, relations, facts))
+        _apply_rule(operator, relations, facts)
     _freeze_interface(graph, relations)
     for name, reason in (exclude or {}).items():
         _freeze_parameter(relations, name, reason)
@@ -115,60 +120,63 @@ def analyze(
         for axis in use.axes
     }
     channels = solve(relations, of_parameter)
-    exactness = trace_zeros(graph, relations, facts, channels)
+    exactness = Exactness(graph, relations, facts, channels)
     if only_exact and not exactness.exact.all():
         channels = without(channels, ~exactness.exact)
-        exactness = trace_zeros(graph, relations, facts, channels)
+        exactness = Exactness(graph, relations, facts, channels)
     groups = _groups(relations, channels, exactness)
     return Coupling(graph, relations, facts, channels, exactness, groups)
 
 
-def _apply_rule(scope: Scope) -> None:
-    operator, graph = scope.operator, scope.relations.graph
-    _freeze_sizes_used_as_numbers(scope)
+def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
+    graph = relations.graph
     known = all(name in graph.known for name in operator.outputs if name)
     if known:
-        _freeze_known(scope)
+        _freeze_known(operator, relations)
         if all(graph.known[name].nominal.dtype.kind in "iub" for name in operator.outputs if name):
-            return _freeze_integers(scope)  # sizes and positions: no features pass here
+            return _freeze_integers(operator, relations, facts)  # no features pass here
+    else:
+        _freeze_sizes_used_as_numbers(operator, relations)
+    scope = Scope(operator, relations, facts)
     rule = find_rule(operator.domain, operator.op_type)
     reason = freezing_reason(operator.domain, operator.op_type)
     if rule is None or reason:
         if not known:  # else nothing to report: no features pass here
             scope.freeze_all(reason or f"no rule for {operator.kind}")
-    elif any(name in graph.unshaped for name in (*operator.inputs, *operator.outputs)):
-        name = next(n for n in (*operator.inputs, *operator.outputs) if n in graph.unshaped)
+    elif not graph.unshaped.keys().isdisjoint(operator.inputs + operator.outputs):
+        name = next(n for n in operator.inputs + operator.outputs if n in graph.unshaped)
         scope.freeze_all(f"unknown shape of `{name}` ({graph.unshaped[name]})")
     else:
         rule(scope)
-    _freeze_integers(scope)
+    _freeze_integers(operator, relations, facts)
     scope.freeze_unmentioned()
 
 
-def _freeze_integers(scope: Scope) -> None:
+def _freeze_integers(operator: Operator, relations: Relations, facts: Facts) -> None:
     """Integer constants are positions, sizes or codes, unless they are quantised weights.
 
     Those are narrow, or the rule gave them a role (the int32 bias of a quantised convolution).
     """
-    operator, roles = scope.operator, scope.facts.roles
     for slot, name in enumerate(operator.inputs):
-        parameter = scope.relations.graph.parameters.get(name)
+        parameter = relations.graph.parameters.get(name)
         if parameter is None or parameter.dtype.kind not in "biu":
             continue
         quantised = parameter.dtype.kind != "b" and parameter.dtype.itemsize < 4
-        if not quantised and roles.get((operator.index, slot), "table") == "table":
-            scope.freeze(scope.input(slot) or (), "holds positions or sizes")
+        if not quantised and facts.roles.get((operator.index, slot), "table") == "table":
+            axes = relations.operand(operator, slot) or ()
+            relations.freeze(axes, operator, "holds positions or sizes")
 
 
-def _freeze_known(scope: Scope) -> None:
+def _freeze_known(operator: Operator, relations: Relations) -> None:
     """Values that follow from shapes are data about axes, not features.
 
     One repeated value (zeros, ones) can still take any size that its consumers need; the operator's
     rule says how that size comes about.
     """
-    for name in filter(None, scope.operator.outputs):
-        if not scope.relations.graph.known[name].uniform:
-            scope.freeze(scope.relations.value(name) or (), "is computed from sizes and constants")
+    for name in filter(None, operator.outputs):
+        if not relations.graph.known[name].uniform:
+            axes = relations.value(name) or ()
+            relations.freeze(axes, operator, "is computed from sizes and constants")
 
 
 # Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.
@@ -178,16 +186,12 @@ SIZE_SLOTS = {
 }  # fmt: skip
 
 
-def _freeze_sizes_used_as_numbers(scope: Scope) -> None:
+def _freeze_sizes_used_as_numbers(operator: Operator, relations: Relations) -> None:
     """`x / sqrt(x.shape[1])` computes with a size: removing channels would change its value."""
-    operator, graph = scope.operator, scope.relations.graph
-    if all(name in graph.known for name in operator.outputs if name):
-        return
     for slot, name in enumerate(operator.inputs):
-        known: Known | None = graph.known.get(name)
+        known: Known | None = relations.graph.known.get(name)
         if known is not None and slot not in SIZE_SLOTS.get(operator.op_type, ()):
-            reason = f"{operator}: computes with the size of this axis"
-            _freeze_origins(scope.relations, known, reason)
+            _freeze_origins(relations, known, operator, "computes with the size of this axis")
 
 
 def _freeze_interface(graph: Graph, relations: Relations) -> None:
@@ -209,7 +213,7 @@ def _freeze_value(relations: Relations, name: str, reason: str) -> None:
     _freeze_parameter(relations, name, reason)
 
 
-def _freeze_origins(relations: Relations, known: Known, reason: str) -> None:
+def _freeze_origins(relations: Relations, known: Known, *why: object) -> None:
     """The axes whose sizes a number was computed from."""
     if known.fill:
         return
@@ -218,7 +222,7 @@ def _freeze_origins(relations: Relations, known: Known, reason: str) -> None:
             axes = [use.axes[position] for use in relations.uses if use.parameter == name]
         else:
             axes = [(relations.value(name) or ())[position]]
-        relations.freeze(axes, reason)
+        relations.freeze(axes, *why)
 
 
 def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:
@@ -243,7 +247,7 @@ def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> l
             start=bounds[group],
             stop=bounds[group + 1],
             members=tuple(own),
-            exact=bool(exactness.exact[bounds[group] : bounds[group + 1]].all()),
+            exactness=exactness,
         )
         for group, own in enumerate(members)
     ]

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from spa_graph.coupling.relations import Axis, IndexMap, Product, Relation, Relations, Segment
+from spa_graph.coupling.relations import (
+    Axis,
+    IndexMap,
+    Product,
+    Relation,
+    Relations,
+    Segment,
+    Why,
+)
 
 Ints = NDArray[np.int64]
 
@@ -62,22 +70,24 @@ def _unify_products(relations: Relations) -> None:
     `(batch x heads, d) -> (batch, heads, d)` and `(batch, heads x d) -> (batch x heads, d)` meet
     in heads only through their common whole.
     """
-    products = [item for item in relations.items if isinstance(item, Product)]
-    changed = True
-    while changed:
-        changed = False
+    products = [
+        (item, tuple(map(relations.extent, item.factors)))
+        for item in relations.items
+        if isinstance(item, Product)
+    ]
+    apart: list[tuple[Axis, Axis]] | None = None
+    while products and apart != []:
+        dim = relations.dims()
         by_whole: dict[tuple[object, ...], Product] = {}
         by_factors: dict[tuple[object, ...], Product] = {}
-        for item in products:
-            sizes = tuple(relations.extent(axis) for axis in item.factors)
-            first = by_whole.setdefault((relations.dim(item.whole), sizes), item)
-            pairs = list(zip(first.factors, item.factors, strict=True))
-            dims = tuple(relations.dim(axis) for axis in item.factors)
-            pairs.append((by_factors.setdefault(dims, item).whole, item.whole))
-            for a, b in pairs:
-                if relations.dim(a) != relations.dim(b):
-                    relations.same(a, b, "reshape")
-                    changed = True
+        pairs: list[tuple[Axis, Axis]] = []
+        for item, sizes in products:
+            first = by_whole.setdefault((dim[item.whole], sizes), item)
+            pairs += zip(first.factors, item.factors, strict=True)
+            factors = tuple([dim[axis] for axis in item.factors])
+            pairs.append((by_factors.setdefault(factors, item).whole, item.whole))
+        apart = [(a, b) for a, b in pairs if dim[a] != dim[b]]
+        relations.same(apart, "reshape")
 
 
 def _settle(relations: Relations) -> dict[int, Axis]:
@@ -95,11 +105,9 @@ def _settle(relations: Relations) -> dict[int, Axis]:
     )
     while pending or undecided:
         while pending:
-            for axis, reason in _consequences(
-                relations, relations.items[pending.popleft()], covered
-            ):
-                if relations.reason(axis) is None:
-                    relations.freeze((axis,), reason)
+            for axis, why in _consequences(relations, relations.items[pending.popleft()], covered):
+                if relations.why(axis) is None:
+                    relations.freeze((axis,), *why)
                     pending.extend(touching.get(relations.dim(axis), ()))
         if not undecided:
             break
@@ -108,10 +116,10 @@ def _settle(relations: Relations) -> dict[int, Axis]:
         if carrier is not None:
             carrying[position] = carrier
         for axis in losers:
-            reason = f"merged axis is pruned along {relations.label(carrier or axis)} instead"
-            relations.freeze((axis,), reason)
+            along = relations.label(axis if carrier is None else carrier)
+            relations.freeze((axis,), f"merged axis is pruned along {along} instead")
             pending.extend(touching.get(relations.dim(axis), ()))
-    return {position: axis for position, axis in carrying.items() if not relations.reason(axis)}
+    return {position: axis for position, axis in carrying.items() if not relations.why(axis)}
 
 
 def _axes(item: Relation) -> tuple[Axis, ...]:
@@ -132,37 +140,37 @@ def _parts_by_whole(relations: Relations) -> dict[Axis, list[Segment]]:
 
 def _consequences(
     relations: Relations, item: Relation, covered: dict[Axis, list[Segment]]
-) -> list[tuple[Axis, str]]:
+) -> list[tuple[Axis, Why]]:
     """Dims that a relation freezes as a whole because Dims beside them are frozen."""
     if isinstance(item, Segment):
-        whole = relations.reason(item.whole)
+        whole = relations.why(item.whole)
         if whole:
             return [(item.part, whole)]
-        if relations.reason(item.part) and _all_frozen(relations, item.whole, covered):
-            return [(item.whole, relations.reason(item.part) or "")]
+        if relations.why(item.part) and _all_frozen(relations, item.whole, covered):
+            return [(item.whole, relations.why(item.part) or ())]
         return []
     if isinstance(item, IndexMap):
-        source, out = relations.reason(item.source), relations.reason(item.out)
+        source, out = relations.why(item.source), relations.why(item.out)
         if source:
             return [(item.out, source)]
         if out and len(np.unique(item.index[item.index >= 0])) == relations.extent(item.source)[0]:
             return [(item.source, out)]
         return []
-    whole = relations.reason(item.whole)
+    whole = relations.why(item.whole)
     if whole:
         return [(axis, whole) for axis in item.factors]
-    if not all(relations.reason(axis) for axis in item.factors):
+    if not all(relations.why(axis) for axis in item.factors):
         return []
     blocks = [axis for axis in item.factors if relations.dim(axis) in relations.blocks]
     wanted = max(blocks or item.factors[::-1], key=lambda axis: relations.extent(axis).nominal)
-    return [(item.whole, relations.reason(wanted) or "")]
+    return [(item.whole, relations.why(wanted) or ())]
 
 
 def _all_frozen(relations: Relations, whole: Axis, covered: dict[Axis, list[Segment]]) -> bool:
     """Whether frozen parts cover every element of the whole."""
     segments = covered[relations.dim(whole)]
     frozen = {
-        (s.offset, relations.extent(s.part).nominal) for s in segments if relations.reason(s.part)
+        (s.offset, relations.extent(s.part).nominal) for s in segments if relations.why(s.part)
     }
     reach = 0
     for offset, size in sorted(frozen):
@@ -183,7 +191,7 @@ def _choose(relations: Relations, item: Relation) -> tuple[Axis | None, list[Axi
     else the largest factor.
     """
     factors = _axes(item)[1:]
-    free = [axis for axis in factors if not relations.reason(axis)]
+    free = [axis for axis in factors if not relations.why(axis)]
     if not free:
         return None, []
     whole_is_blocks = relations.dim(_axes(item)[0]) in relations.blocks  # then so is each factor

@@ -29,9 +29,7 @@ def affine(scope: Scope, slots: tuple[int, int, int], exact_slots: tuple[int, ..
         return scope.freeze_all("an operand has no known shape")
     m, k = a[::-1] if scope.attribute("transA", 0) else a
     k2, n = b[::-1] if scope.attribute("transB", 0) else b
-    scope.same(k, k2)
-    scope.same(m, out[0])
-    scope.same(n, out[1])
+    scope.align(((k, k2), (m, out[0]), (n, out[1])))
     scope.contract(k, slots=exact_slots)
     bias = scope.input(slots[2])
     if bias is None:
@@ -64,8 +62,7 @@ def multiply(
     rows = [a[-2]] if len(a) > 1 else []
     columns = [b[-1]] if len(b) > 1 else []
     batch = out[: len(out) - len(rows) - len(columns)]
-    for axis, mine in zip(out[len(batch) :], rows + columns, strict=True):
-        scope.same(axis, mine)
+    scope.align(zip(out[len(batch) :], rows + columns, strict=True))
     broadcast(scope, a[:-2], batch)
     broadcast(scope, b[:-2], batch)
     _prefer_blocks(scope, a[:-2], b[:-2], batch)
@@ -81,11 +78,10 @@ def _prefer_blocks(scope: Scope, a: Axes, b: Axes, batch: Axes) -> None:
 
 def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
     """Tie an operand's axes to those of the result that it is broadcast to, from the right."""
-    for position in range(1, len(axes) + 1):
-        if position > len(out):
-            scope.freeze((axes[-position],), "has no counterpart in the output")
-        elif scope.extent(axes[-position]) != ONE or scope.extent(out[-position]) == ONE:
-            scope.same(out[-position], axes[-position])
+    extent = scope.extent
+    both = zip(reversed(out), reversed(axes), strict=False)
+    scope.align([(o, a) for o, a in both if extent(a) != ONE or extent(o) == ONE])
+    scope.freeze(axes[: max(len(axes) - len(out), 0)], "has no counterpart in the output")
 
 
 @rule("Einsum")

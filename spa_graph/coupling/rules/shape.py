@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from spa_graph.coupling.registry import rule
-from spa_graph.coupling.relations import Axes, Axis, product_of
+from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope
 from spa_graph.graph import ONE, UNKNOWN, Extent
@@ -28,34 +28,31 @@ def reshape(scope: Scope) -> None:
 def regroup(scope: Scope, source: Axes, out: Axes) -> None:
     """Relate the axes of a tensor before and after a reshape."""
     extents = [scope.extent(axis) for axis in (*source, *out)]
-    if any(min(extent) < 1 for extent in extents):
+    if min(map(min, extents), default=1) < 1:
         return scope.freeze((*source, *out), "reshapes a tensor that is empty or of unknown size")
     left = [axis for axis in source if scope.extent(axis) != ONE]
     right = [axis for axis in out if scope.extent(axis) != ONE]
     while left and right:
         a, b = _block(scope, left, right)
         if not a:
-            return scope.freeze((*left, *right), "reshapes to sizes that do not line up")
+            break
         _relate_block(scope, left[:a], right[:b])
         left, right = left[a:], right[b:]
     scope.freeze((*left, *right), "reshapes to sizes that do not line up")
 
 
 def _block(scope: Scope, left: list[Axis], right: list[Axis]) -> tuple[int, int]:
-    """How many axes of each side make up the shortest block of equal product."""
+    """How many axes of each side make up the shortest block of equal product; 0 if none do."""
     a, b = 1, 1
-    while a <= len(left) and b <= len(right):
-        first = product_of([scope.extent(axis) for axis in left[:a]])
-        second = product_of([scope.extent(axis) for axis in right[:b]])
-        if first == second:
-            return a, b
-        if first.nominal < second.nominal or (
-            first.nominal == second.nominal and first.other < second.other
-        ):
-            a += 1
+    first, second = scope.extent(left[0]), scope.extent(right[0])
+    while first != second:
+        if first < second and a < len(left):
+            first, a = first * scope.extent(left[a]), a + 1
+        elif first > second and b < len(right):
+            second, b = second * scope.extent(right[b]), b + 1
         else:
-            b += 1
-    return 0, 0
+            return 0, 0
+    return a, b
 
 
 def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
@@ -101,8 +98,7 @@ def transpose(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     order = scope.attribute("perm") or range(len(x))[::-1]
-    for position, source in enumerate(order):
-        scope.same(x[source], out[position])
+    scope.align(zip((x[source] for source in order), out, strict=True))
     scope.zero("move")
 
 
