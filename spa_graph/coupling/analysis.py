@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,7 @@ from spa_graph.graph import Graph, Known, Operator
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
+class Member(NamedTuple):
     """One parameter axis of a channel group.
 
     `index[c]` are the positions along `axis` that go with channel c: shape (channels, k).
@@ -232,39 +233,46 @@ def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:
 
 
 def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> list[ChannelGroup]:
-    index = {dim: _index_matrices(own, channels.bounds) for dim, own in channels.of_element.items()}
+    index = _index_matrices(channels)
     members: list[list[Member]] = [[] for _ in range(len(channels.bounds) - 1)]
     for use in sorted(relations.uses, key=lambda use: (use.operator, use.slot)):
         for position, axis in enumerate(use.axes):
-            for group, matrix in index.get(relations.dim(axis), {}).items():
+            for group, matrix in index.get(relations.dim(axis), ()):
                 member = Member(use.parameter, use.operator, use.slot, position, matrix)
                 members[group].append(member)
-    bounds = channels.bounds.tolist()
     names = _group_names(members, relations.graph.operators)
+    bounds = pairwise(channels.bounds.tolist())
     return [
-        ChannelGroup(
-            name=names[group],
-            start=bounds[group],
-            stop=bounds[group + 1],
-            members=tuple(own),
-            exactness=exactness,
-        )
-        for group, own in enumerate(members)
+        ChannelGroup(name, start, stop, tuple(own), exactness)
+        for name, (start, stop), own in zip(names, bounds, members, strict=True)
     ]
 
 
-def _index_matrices(channel: Ints, bounds: Ints) -> dict[int, Ints]:
-    """For each group that a Dim has elements of: the elements of each channel, (channels, k)."""
-    order = np.argsort(channel, kind="stable")
+def _index_matrices(channels: Channels) -> dict[Axis, list[tuple[int, Ints]]]:
+    """For each Dim: its groups, with the elements of each channel, (channels, k).
+
+    The elements of all Dims are sorted by Dim and channel, and cut where Dim or group change.
+    """
+    if not channels.of_element:
+        return {}
+    dims = list(channels.of_element)
+    sizes = [len(own) for own in channels.of_element.values()]
+    channel = np.concatenate(list(channels.of_element.values()))
+    element = np.concatenate([np.arange(size) for size in sizes])
+    dim = np.repeat(np.arange(len(dims)), sizes)
+    order = np.argsort(dim * (channels.bounds[-1] + 1) + channel, kind="stable")
     order = order[channel[order] >= 0]
-    group = np.searchsorted(bounds, channel[order], side="right") - 1
-    # channels of one group follow one another, so the sorted elements only have to be cut
-    cuts = np.flatnonzero(np.diff(group)) + 1
-    return {
-        int(own[0]): elements.reshape(int(bounds[own[0] + 1] - bounds[own[0]]), -1)
-        for own, elements in zip(np.split(group, cuts), np.split(order, cuts), strict=True)
-        if len(own)
-    }
+    widths = np.diff(channels.bounds)
+    group = np.repeat(np.arange(len(widths)), widths)[channel[order]]
+    place = dim[order] * len(widths) + group
+    cuts = np.flatnonzero(np.diff(place, prepend=-1, append=-1))
+    element = element[order]
+    found: dict[Axis, list[tuple[int, Ints]]] = {}
+    for start, stop in pairwise(cuts.tolist()):
+        at, own = divmod(int(place[start]), len(widths))
+        matrix = element[start:stop].reshape(widths[own], -1)
+        found.setdefault(dims[at], []).append((own, matrix))
+    return found
 
 
 def _group_names(members: list[list[Member]], operators: list[Operator]) -> list[str]:

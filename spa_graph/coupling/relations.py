@@ -158,6 +158,12 @@ class Relations:
             parent[axis] = parent[above]
         return parent.copy()
 
+    def free_dims(self) -> list[Axis]:
+        """The Dims that may change their size and have one."""
+        extent, why = self._extent, self._why
+        axes = enumerate(self._parent)
+        return [a for a, above in axes if a == above and a not in why and extent[a].nominal > 0]
+
     def same(self, pairs: Iterable[tuple[Axis, Axis]], where: object) -> None:
         """The axes of a pair are one index space. If their sizes differ, both are frozen."""
         parent, extent, why = self._parent, self._extent, self._why

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -49,8 +50,7 @@ def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
     """Find the coupled channels; `reaches_parameter` are the Dims that a stored weight has."""
     _unify_products(relations)
     carrying = _settle(relations)
-    free = [a for a in range(relations.count) if relations.dim(a) == a and not relations.reason(a)]
-    return _Elements(relations, free).components(carrying, reaches_parameter)
+    return _Elements(relations).components(carrying, reaches_parameter)
 
 
 def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
@@ -209,33 +209,38 @@ def _choose(relations: Relations, item: Relation) -> tuple[Axis | None, list[Axi
 class _Elements:
     """The elements of all free Dims in one array."""
 
-    def __init__(self, relations: Relations, free: list[Axis]) -> None:
+    def __init__(self, relations: Relations) -> None:
         self.relations = relations
-        sizes = np.array([relations.extent(a).nominal for a in free], np.int64)
-        self.dims = free
-        self.starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-        self.start_of = {axis: int(start) for axis, start in zip(free, self.starts, strict=False)}
-        self.frozen = np.zeros(int(self.starts[-1]), bool)
+        self.dims = relations.free_dims()
+        self.sizes = np.array([self._size(dim) for dim in self.dims], np.int64)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.start_of = dict(zip(self.dims, self.starts.tolist(), strict=True))
+        self.frozen = np.zeros(int(self.sizes.sum()), bool)
         self.edges: list[tuple[Ints, Ints]] = []
+        self.stated: set[tuple[int | None, int | None, int]] = set()
 
     def components(self, carrying: dict[int, Axis], reaches_parameter: set[Axis]) -> Channels:
         for position, item in enumerate(self.relations.items):
             self._connect(item, carrying.get(position))
-        total = len(self.frozen)
-        rows = np.concatenate([a for a, _ in self.edges]) if self.edges else np.zeros(0, np.int64)
-        cols = np.concatenate([b for _, b in self.edges]) if self.edges else np.zeros(0, np.int64)
-        graph = coo_array((np.ones(len(rows), bool), (rows, cols)), shape=(total, total))
-        count, labels = connected_components(graph, directed=False)
-        alive = np.zeros(count, bool)
-        for dim, start, stop in self._ranges():
-            if dim in reaches_parameter:
-                alive[labels[start:stop]] = True
+        labels = self._labels()
+        alive = np.zeros(len(labels), bool)
+        reached = [dim in reaches_parameter for dim in self.dims]
+        alive[labels[np.repeat(np.array(reached, bool), self.sizes)]] = True
         alive[labels[self.frozen]] = False
-        return self._number(labels.astype(np.int64), alive)
+        return self._number(labels, alive)
 
-    def _ranges(self) -> list[tuple[Axis, int, int]]:
-        bounds = self.starts.tolist()
-        return [(dim, bounds[i], bounds[i + 1]) for i, dim in enumerate(self.dims)]
+    def _labels(self) -> Ints:
+        """For each element, the first element of its component."""
+        every = np.arange(len(self.frozen))
+        if not self.edges:
+            return every
+        edges = tuple(np.concatenate(ends) for ends in zip(*self.edges, strict=True))
+        shape = (len(every), len(every))
+        matrix = coo_array((np.ones(len(edges[0]), bool), edges), shape=shape)
+        count, labels = connected_components(matrix, directed=False)
+        first = np.zeros(count, np.int64)
+        first[labels[::-1]] = every[::-1]
+        return first[labels]
 
     def _at(self, axis: Axis) -> int | None:
         """Where the axis's Dim starts in the array, or None if it is frozen."""
@@ -254,10 +259,13 @@ class _Elements:
             self._tie(item.out, np.flatnonzero(taken), item.source, item.index[taken])
         elif carrier is not None:
             sizes = [self._size(axis) for axis in item.factors]
-            at = next(i for i, axis in enumerate(item.factors) if axis is carrier)
-            inner = int(np.prod(sizes[at + 1 :], dtype=np.int64))
-            every = np.arange(self._size(item.whole))
-            self._tie(item.whole, every, carrier, every // inner % sizes[at])
+            at = item.factors.index(carrier)
+            inner = math.prod(sizes[at + 1 :])
+            statement = (self._at(item.whole), self._at(carrier), inner)
+            if statement not in self.stated:  # a network repeats itself
+                self.stated.add(statement)
+                every = np.arange(self._size(item.whole))
+                self._tie(item.whole, every, carrier, every // inner % sizes[at])
         elif self._at(item.whole) is not None:
             self._freeze(item.whole, np.arange(self._size(item.whole)))
 
@@ -276,23 +284,21 @@ class _Elements:
             self.frozen[start + index] = True
 
     def _number(self, labels: Ints, alive: NDArray[np.bool_]) -> Channels:
-        """Number the living components, those of the same signature next to each other."""
-        signature = np.zeros(len(alive), np.uint64)
-        weights = np.random.default_rng(0).integers(1, 2**63, len(self.dims), np.uint64)
-        first_seen = np.full(len(alive), len(labels), np.int64)
-        np.minimum.at(first_seen, labels, np.arange(len(labels)))
-        np.add.at(signature, labels, np.repeat(weights, np.diff(self.starts)))
+        """Number the living components, those of the same signature next to each other.
+
+        Sums of the same random weights in the same order are equal, others are not.
+        """
+        weights = np.random.default_rng(0).random(len(self.dims))
+        sums = np.bincount(labels, np.repeat(weights, self.sizes), len(labels))
         living = np.flatnonzero(alive)
-        _, group = np.unique(signature[living], return_inverse=True)
-        group_seen = np.full(group.max(initial=-1) + 1, len(labels), np.int64)
-        np.minimum.at(group_seen, group, first_seen[living])
-        order = np.lexsort((first_seen[living], group_seen[group]))
-        channel = np.full(len(alive), -1, np.int64)
-        channel[living[order]] = np.arange(len(living))
-        bounds = np.flatnonzero(np.diff(group_seen[group[order]], prepend=-1))
-        of_element = {}
-        for dim, start, stop in self._ranges():
-            own = channel[labels[start:stop]]
-            if (own >= 0).any():
-                of_element[dim] = own
-        return Channels(of_element, np.append(bounds, len(living)).astype(np.int64))
+        sums = sums[living]
+        runs = np.flatnonzero(np.diff(sums, prepend=-1.0))
+        numbers: dict[float, int] = {}
+        of_run = [numbers.setdefault(total, len(numbers)) for total in sums[runs].tolist()]
+        group = np.repeat(np.array(of_run, np.int64), np.diff(runs, append=len(living)))
+        channel = np.full(len(labels), -1, np.int64)
+        channel[living[np.argsort(group, kind="stable")]] = np.arange(len(living))
+        bounds = np.append(0, np.cumsum(np.bincount(group, minlength=len(numbers))))
+        of_element = np.split(channel[labels], self.starts[1:])
+        found = zip(self.dims, of_element, strict=True)
+        return Channels({dim: own for dim, own in found if own.max() >= 0}, bounds)
