@@ -131,10 +131,11 @@ def analyze(
 
 def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
     graph = relations.graph
-    known = all(name in graph.known for name in operator.outputs if name)
+    outputs = [name for name in operator.outputs if name]
+    known = all(map(graph.known.__contains__, outputs))
     if known:
         _freeze_known(operator, relations)
-        if all(graph.known[name].nominal.dtype.kind in "iub" for name in operator.outputs if name):
+        if all(graph.known[name].nominal.dtype.kind in "iub" for name in outputs):
             return _freeze_integers(operator, relations, facts)  # no features pass here
     else:
         _freeze_sizes_used_as_numbers(operator, relations)

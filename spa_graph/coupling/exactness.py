@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from functools import cached_property
+from itertools import chain, starmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,8 @@ class _Tracer:
     def _ties(self, operator: Operator) -> dict[Axis, Axis]:
         """For each axis that the operator itself ties to others: one that stands for all."""
         root: dict[Axis, Axis] = {}
-        for one, other in self.facts.ties.get(operator.index, ()):
+        ties = self.facts.ties.get(operator.index, ())
+        for one, other in chain.from_iterable(starmap(zip, ties)):
             first, second = root.setdefault(one, one), root.setdefault(other, other)
             if second != first:
                 root.update({tied: first for tied, old in root.items() if old == second})

@@ -77,7 +77,7 @@ class Relations:
         self.uses: list[Use] = []
         self.blocks: set[Axis] = set()
         self._parent: list[Axis] = []
-        self._extent: list[Extent] = []
+        self.extents: list[Extent] = []
         self._owner: list[str] = []
         self._place: list[int | str] = []
         self._why: dict[Axis, Why] = {}
@@ -112,12 +112,12 @@ class Relations:
         first, rank = len(self._parent), len(shape)
         axes = tuple(range(first, first + rank))
         self._parent += axes
-        self._extent += shape
+        self.extents += shape
         self._owner += [name] * rank
         self._place += range(rank)
         for extent, why in _SIZES_THAT_FREEZE:
             if extent in shape:
-                self.freeze((a for a in axes if self._extent[a] == extent), why)
+                self.freeze((a for a in axes if self.extents[a] == extent), why)
         return axes
 
     def value(self, name: str) -> Axes | None:
@@ -132,8 +132,12 @@ class Relations:
         own = self._own_axes.get((operator.index, slot))
         return own if own is not None else self.value(operator.inputs[slot])
 
+    def operands(self, operator: Operator) -> list[Axes | None]:
+        """The axes of all inputs."""
+        return [self.operand(operator, slot) for slot in range(len(operator.inputs))]
+
     def extent(self, axis: Axis) -> Extent:
-        return self._extent[axis]
+        return self.extents[axis]
 
     def label(self, axis: Axis) -> str:
         return f"{self._owner[axis]}:{self._place[axis]}"
@@ -160,14 +164,15 @@ class Relations:
 
     def free_dims(self) -> list[Axis]:
         """The Dims that may change their size and have one."""
-        extent, why = self._extent, self._why
+        extent, why = self.extents, self._why
         axes = enumerate(self._parent)
         return [a for a, above in axes if a == above and a not in why and extent[a].nominal > 0]
 
-    def same(self, pairs: Iterable[tuple[Axis, Axis]], where: object) -> None:
-        """The axes of a pair are one index space. If their sizes differ, both are frozen."""
-        parent, extent, why = self._parent, self._extent, self._why
-        for a, b in pairs:
+    def same(self, axes: Iterable[Axis], others: Iterable[Axis], where: object) -> None:
+        """Each axis is one index space with the other in its place. Axes of different sizes can't
+        be: both are frozen."""
+        parent, extent, why = self._parent, self.extents, self._why
+        for a, b in zip(axes, others, strict=True):
             while parent[a] != a:  # `dim`, twice, in its place: nothing is called as often
                 parent[a] = a = parent[parent[a]]
             while parent[b] != b:

@@ -83,8 +83,8 @@ class Code:
 class Facts:
     """Everything that the rules said about the operators (the relations are kept apart).
 
-    `ties`: per operator, the pairs of axes that it makes one itself. Others may be one Dim because
-    of the rest of the network: both axes of a covariance matrix.
+    `ties`: per operator, the axes that it makes one itself with those in their place. Others may be
+    one Dim because of the rest of the network: both axes of a covariance matrix.
     """
 
     costs: list[Cost] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Facts:
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
     codes: dict[tuple[int, int], Code] = field(default_factory=dict)
     zeros: dict[int, Zeros] = field(default_factory=dict)
-    ties: dict[int, list[tuple[Axis, Axis]]] = field(default_factory=dict)
+    ties: dict[int, list[tuple[Sequence[Axis], Sequence[Axis]]]] = field(default_factory=dict)
     covering: dict[tuple[int, Axis], Axis] = field(default_factory=dict)
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
@@ -108,7 +108,7 @@ class Scope:
         self.operator = operator
         self.relations = relations
         self.facts = facts
-        self._inputs = [relations.operand(operator, i) for i in range(len(operator.inputs))]
+        self._inputs = relations.operands(operator)
         self._outputs = [relations.value(name) for name in operator.outputs]
         self._mentioned: set[Axis] = set()
         self._ties = facts.ties[operator.index] = []
@@ -136,7 +136,7 @@ class Scope:
         return self.operator.attributes.get(name, default)
 
     def extent(self, axis: Axis) -> Extent:
-        return self.relations.extent(axis)
+        return self.relations.extents[axis]
 
     def known(self, slot: int) -> Known | None:
         """The value of an input, if it follows from shapes and constants alone."""
@@ -158,14 +158,14 @@ class Scope:
 
     def same(self, first: Axis, *others: Axis) -> None:
         """The axes are one index space."""
-        self.align([(first, other) for other in others or (first,)])
+        self._mentioned.add(first)
+        self.align((first,) * len(others), others)
 
-    def align(self, pairs: Iterable[tuple[Axis, Axis]]) -> None:
-        """The axes of each pair are one index space."""
-        pairs = tuple(pairs)
-        self._mentioned.update(*pairs)
-        self._ties += pairs
-        self.relations.same(pairs, self.operator)
+    def align(self, axes: Sequence[Axis], others: Sequence[Axis]) -> None:
+        """Each axis is one index space with the other in its place."""
+        self._mentioned.update(axes, others)
+        self._ties.append((axes, others))
+        self.relations.same(axes, others, self.operator)
 
     def freeze(self, axes: Iterable[Axis], why: str) -> None:
         axes = tuple(axes)
@@ -179,8 +179,9 @@ class Scope:
 
     def freeze_unmentioned(self) -> None:
         """Freeze the axes that the rule said nothing about: unknown is frozen."""
-        axes = set().union(*self.inputs(), *self.outputs())
-        self.freeze(axes - self._mentioned, "needs it at this size")
+        for axes in self._inputs + self._outputs:
+            if axes and not self._mentioned.issuperset(axes):
+                self.freeze({*axes} - self._mentioned, "needs it at this size")
 
     def freeze_all(self, why: str) -> None:
         """Freeze everything the operator touches, and report the operator."""

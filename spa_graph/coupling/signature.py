@@ -67,7 +67,8 @@ def apply(scope: Scope, signature: Signature) -> dict[str, Axis]:
             return bound
         named = list(zip(axes, tokens, strict=True))
         scope.freeze([axis for axis, token in named if token == "_"], "works along this axis")
-        scope.align([(bound.setdefault(t, axis), axis) for axis, t in named if t != "_"])
+        passed = [(axis, token) for axis, token in named if token != "_"]
+        scope.align([bound.setdefault(t, axis) for axis, t in passed], [a for a, _ in passed])
     return bound
 
 

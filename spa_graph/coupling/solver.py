@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from spa_graph.coupling.relations import (
 )
 
 Ints = NDArray[np.int64]
+AnyRelation = TypeVar("AnyRelation", bound=Relation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,9 @@ class Channels:
 def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
     """Find the coupled channels; `reaches_parameter` are the Dims that a stored weight has."""
     _unify_products(relations)
-    carrying = _settle(relations)
-    return _Elements(relations).components(carrying, reaches_parameter)
+    items = _distinct(relations.items, relations.dims())
+    carrying = _settle(relations, items)
+    return _Elements(relations).components(items, carrying, reaches_parameter)
 
 
 def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
@@ -70,49 +73,60 @@ def _unify_products(relations: Relations) -> None:
     `(batch x heads, d) -> (batch, heads, d)` and `(batch, heads x d) -> (batch x heads, d)` meet
     in heads only through their common whole.
     """
-    products = [
-        (item, tuple(map(relations.extent, item.factors)))
-        for item in relations.items
-        if isinstance(item, Product)
-    ]
-    apart: list[tuple[Axis, Axis]] | None = None
-    while products and apart != []:
+    products = [item for item in relations.items if isinstance(item, Product)]
+    apart = bool(products)
+    while apart:
         dim = relations.dims()
+        products = _distinct(products, dim)
         by_whole: dict[tuple[object, ...], Product] = {}
         by_factors: dict[tuple[object, ...], Product] = {}
         pairs: list[tuple[Axis, Axis]] = []
-        for item, sizes in products:
+        for item in products:
+            sizes = tuple([relations.extent(axis) for axis in item.factors])
             first = by_whole.setdefault((dim[item.whole], sizes), item)
             pairs += zip(first.factors, item.factors, strict=True)
             factors = tuple([dim[axis] for axis in item.factors])
             pairs.append((by_factors.setdefault(factors, item).whole, item.whole))
-        apart = [(a, b) for a, b in pairs if dim[a] != dim[b]]
-        relations.same(apart, "reshape")
+        relations.same(*zip(*pairs, strict=True), "reshape")
+        apart = any(dim[a] != dim[b] for a, b in pairs)
 
 
-def _settle(relations: Relations) -> dict[int, Axis]:
-    """Freeze what must freeze; the carrying factor of each product, by its position in `items`."""
+def _distinct(items: list[AnyRelation], dim: list[Axis]) -> list[AnyRelation]:
+    """One of those that relate the same Dims in the same way: a network repeats itself."""
+    found: dict[object, AnyRelation] = {}
+    for item in items:
+        key: object = id(item)
+        if isinstance(item, Segment):
+            key = dim[item.whole], item.offset, dim[item.part]
+        elif isinstance(item, Product):
+            key = dim[item.whole], tuple([dim[axis] for axis in item.factors])
+        found.setdefault(key, item)
+    return list(found.values())
+
+
+def _settle(relations: Relations, items: list[Relation]) -> dict[int, Axis]:
+    """Freeze what must freeze; the carrying factor of each product, by its position."""
     touching: dict[Axis, list[int]] = {}
-    for position, item in enumerate(relations.items):
+    for position, item in enumerate(items):
         for axis in _axes(item):
             touching.setdefault(relations.dim(axis), []).append(position)
-    covered = _parts_by_whole(relations)
+    covered = _parts_by_whole(relations, items)
     carrying: dict[int, Axis] = {}
-    pending = deque(range(len(relations.items)))
+    pending = deque(range(len(items)))
     undecided = sorted(
-        (i for i, item in enumerate(relations.items) if isinstance(item, Product)),
-        key=lambda i: not _has_blocks(relations, relations.items[i]),
+        (i for i, item in enumerate(items) if isinstance(item, Product)),
+        key=lambda i: not _has_blocks(relations, items[i]),
     )
     while pending or undecided:
         while pending:
-            for axis, why in _consequences(relations, relations.items[pending.popleft()], covered):
+            for axis, why in _consequences(relations, items[pending.popleft()], covered):
                 if relations.why(axis) is None:
                     relations.freeze((axis,), *why)
                     pending.extend(touching.get(relations.dim(axis), ()))
         if not undecided:
             break
         position = undecided.pop(0)
-        carrier, losers = _choose(relations, relations.items[position])
+        carrier, losers = _choose(relations, items[position])
         if carrier is not None:
             carrying[position] = carrier
         for axis in losers:
@@ -130,9 +144,9 @@ def _axes(item: Relation) -> tuple[Axis, ...]:
     return (item.whole, *item.factors)
 
 
-def _parts_by_whole(relations: Relations) -> dict[Axis, list[Segment]]:
+def _parts_by_whole(relations: Relations, items: list[Relation]) -> dict[Axis, list[Segment]]:
     parts: dict[Axis, list[Segment]] = {}
-    for item in relations.items:
+    for item in items:
         if isinstance(item, Segment):
             parts.setdefault(relations.dim(item.whole), []).append(item)
     return parts
@@ -217,10 +231,11 @@ class _Elements:
         self.start_of = dict(zip(self.dims, self.starts.tolist(), strict=True))
         self.frozen = np.zeros(int(self.sizes.sum()), bool)
         self.edges: list[tuple[Ints, Ints]] = []
-        self.stated: set[tuple[int | None, int | None, int]] = set()
 
-    def components(self, carrying: dict[int, Axis], reaches_parameter: set[Axis]) -> Channels:
-        for position, item in enumerate(self.relations.items):
+    def components(
+        self, items: list[Relation], carrying: dict[int, Axis], reaches_parameter: set[Axis]
+    ) -> Channels:
+        for position, item in enumerate(items):
             self._connect(item, carrying.get(position))
         labels = self._labels()
         alive = np.zeros(len(labels), bool)
@@ -261,11 +276,8 @@ class _Elements:
             sizes = [self._size(axis) for axis in item.factors]
             at = item.factors.index(carrier)
             inner = math.prod(sizes[at + 1 :])
-            statement = (self._at(item.whole), self._at(carrier), inner)
-            if statement not in self.stated:  # a network repeats itself
-                self.stated.add(statement)
-                every = np.arange(self._size(item.whole))
-                self._tie(item.whole, every, carrier, every // inner % sizes[at])
+            every = np.arange(self._size(item.whole))
+            self._tie(item.whole, every, carrier, every // inner % sizes[at])
         elif self._at(item.whole) is not None:
             self._freeze(item.whole, np.arange(self._size(item.whole)))
 

@@ -85,8 +85,8 @@ def gather(scope: Scope) -> None:
     if x is None or index is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     along = scope.attribute("axis", 0) % len(x)
-    scope.align(zip(x[:along], out[:along], strict=True))
-    scope.align(zip(x[along + 1 :], out[along + len(index) :], strict=True))
+    scope.align(x[:along], out[:along])
+    scope.align(x[along + 1 :], out[along + len(index) :])
     positions = scope.constant(1)
     picked = out[along : along + len(index)]
     if positions is not None and positions.ndim == 1 and scope.extent(x[along]).static:
@@ -96,7 +96,7 @@ def gather(scope: Scope) -> None:
         scope.input_index(1, picked[0], x[along], positions)
     else:
         scope.freeze((x[along],), "is looked up by position")
-        scope.align(zip(index, picked, strict=True))
+        scope.align(index, picked)
         if scope.known(1) is not None:
             scope.freeze(picked, "holds elements chosen by position")
         elif scope.is_parameter(0):
@@ -121,7 +121,7 @@ def gather_nd(scope: Scope) -> None:
     rest = batch + scope.extent(positions[-1]).nominal
     scope.freeze(data[:rest], BY_POSITION)
     scope.freeze((*positions, *out[: len(positions) - 1]), BY_POSITION)
-    scope.align(zip(data[rest:], out[len(positions) - 1 :], strict=True))
+    scope.align(data[rest:], out[len(positions) - 1 :])
     scope.zero("all", (0,))
 
 

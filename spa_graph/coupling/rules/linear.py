@@ -29,7 +29,7 @@ def affine(scope: Scope, slots: tuple[int, int, int], exact_slots: tuple[int, ..
         return scope.freeze_all("an operand has no known shape")
     m, k = a[::-1] if scope.attribute("transA", 0) else a
     k2, n = b[::-1] if scope.attribute("transB", 0) else b
-    scope.align(((k, k2), (m, out[0]), (n, out[1])))
+    scope.align((k, m, n), (k2, *out))
     scope.contract(k, slots=exact_slots)
     bias = scope.input(slots[2])
     if bias is None:
@@ -62,7 +62,7 @@ def multiply(
     rows = [a[-2]] if len(a) > 1 else []
     columns = [b[-1]] if len(b) > 1 else []
     batch = out[: len(out) - len(rows) - len(columns)]
-    scope.align(zip(out[len(batch) :], rows + columns, strict=True))
+    scope.align(out[len(batch) :], rows + columns)
     broadcast(scope, a[:-2], batch)
     broadcast(scope, b[:-2], batch)
     _prefer_blocks(scope, a[:-2], b[:-2], batch)
@@ -78,10 +78,16 @@ def _prefer_blocks(scope: Scope, a: Axes, b: Axes, batch: Axes) -> None:
 
 def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
     """Tie an operand's axes to those of the result that it is broadcast to, from the right."""
-    extent = scope.extent
-    both = zip(reversed(out), reversed(axes), strict=False)
-    scope.align([(o, a) for o, a in both if extent(a) != ONE or extent(o) == ONE])
-    scope.freeze(axes[: max(len(axes) - len(out), 0)], "has no counterpart in the output")
+    surplus = len(axes) - len(out)
+    if surplus > 0:
+        scope.freeze(axes[:surplus], "has no counterpart in the output")
+        axes = axes[surplus:]
+    out = out[-surplus:] if surplus < 0 else out
+    if ONE in map(scope.extent, axes):
+        pairs = zip(out, axes, strict=True)
+        tied = [(o, a) for o, a in pairs if scope.extent(a) != ONE or scope.extent(o) == ONE]
+        out, axes = zip(*tied, strict=True) if tied else ((), ())
+    scope.align(out, axes)
 
 
 @rule("Einsum")

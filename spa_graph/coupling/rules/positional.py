@@ -170,7 +170,7 @@ def det(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
     scope.freeze(x[-2:], "holds matrices")
-    scope.align(zip(x[:-2], out, strict=True))
+    scope.align(x[:-2], out)
     scope.zero("all")
 
 
@@ -182,5 +182,5 @@ def one_hot(scope: Scope) -> None:
         return scope.freeze_all(UNKNOWN)
     new = scope.attribute("axis", -1) % len(out)
     scope.freeze((out[new],), "is told by position")
-    scope.align(zip(x, (*out[:new], *out[new + 1 :]), strict=True))
+    scope.align(x, (*out[:new], *out[new + 1 :]))
     scope.zero("never")

@@ -32,12 +32,18 @@ def regroup(scope: Scope, source: Axes, out: Axes) -> None:
         return scope.freeze((*source, *out), "reshapes a tensor that is empty or of unknown size")
     left = [axis for axis in source if scope.extent(axis) != ONE]
     right = [axis for axis in out if scope.extent(axis) != ONE]
+    same: tuple[list[Axis], list[Axis]] = [], []
     while left and right:
         a, b = _block(scope, left, right)
-        if not a:
+        if a == b == 1:
+            same[0].append(left[0])
+            same[1].append(right[0])
+        elif a:
+            _relate_block(scope, left[:a], right[:b])
+        else:
             break
-        _relate_block(scope, left[:a], right[:b])
         left, right = left[a:], right[b:]
+    scope.align(*same)
     scope.freeze((*left, *right), "reshapes to sizes that do not line up")
 
 
@@ -98,7 +104,7 @@ def transpose(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     order = scope.attribute("perm") or range(len(x))[::-1]
-    scope.align(zip((x[source] for source in order), out, strict=True))
+    scope.align([x[source] for source in order], out)
     scope.zero("move")
 
 
