@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,8 @@ from spa_graph.graph import Graph, Known, Operator
 Ints = NDArray[np.int64]
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
     """One parameter axis of a channel group.
 
     `index[c]` are the positions along `axis` that go with channel c: shape (channels, k).

@@ -10,7 +10,7 @@ normalises over the channels (LayerNorm, mean), leaving them out changes the res
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain, starmap
 
@@ -37,9 +37,9 @@ class Exactness:
         return self._traced.exact
 
     @property
-    def compact(self) -> Set[int]:
+    def compact(self) -> frozenset[int]:
         """The operators that the masked reference network runs compactly."""
-        return self._traced.compact
+        return frozenset(self._traced.compact)
 
     @cached_property
     def _traced(self) -> _Tracer:

@@ -129,12 +129,15 @@ class Relations:
 
     def operand(self, operator: Operator, slot: int) -> Axes | None:
         """The axes of an operator's input, its own where it uses a parameter."""
-        own = self._own_axes.get((operator.index, slot))
-        return own if own is not None else self.value(operator.inputs[slot])
+        return self._own_axes.get((operator.index, slot)) or self.value(operator.inputs[slot])
 
     def operands(self, operator: Operator) -> list[Axes | None]:
         """The axes of all inputs."""
-        return [self.operand(operator, slot) for slot in range(len(operator.inputs))]
+        own = self._own_axes.get
+        return [
+            own((operator.index, slot)) or self.value(name)
+            for slot, name in enumerate(operator.inputs)
+        ]
 
     def extent(self, axis: Axis) -> Extent:
         return self.extents[axis]
@@ -154,19 +157,6 @@ class Relations:
         while parent[axis] != axis:
             parent[axis] = axis = parent[parent[axis]]
         return axis
-
-    def dims(self) -> list[Axis]:
-        """The Dim of every axis."""
-        parent = self._parent
-        for axis, above in enumerate(parent):  # which comes first, so it is done
-            parent[axis] = parent[above]
-        return parent.copy()
-
-    def free_dims(self) -> list[Axis]:
-        """The Dims that may change their size and have one."""
-        extent, why = self.extents, self._why
-        axes = enumerate(self._parent)
-        return [a for a, above in axes if a == above and a not in why and extent[a].nominal > 0]
 
     def same(self, axes: Iterable[Axis], others: Iterable[Axis], where: object) -> None:
         """Each axis is one index space with the other in its place. Axes of different sizes can't

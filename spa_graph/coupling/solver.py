@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from spa_graph.coupling.relations import (
@@ -51,9 +52,12 @@ class Channels:
 def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
     """Find the coupled channels; `reaches_parameter` are the Dims that a stored weight has."""
     _unify_products(relations)
-    items = _distinct(relations.items, relations.dims())
+    items = _distinct(relations.items, relations.dim)
     carrying = _settle(relations, items)
-    return _Elements(relations).components(items, carrying, reaches_parameter)
+    reached = set(map(relations.dim, reaches_parameter))
+    related = {relations.dim(axis) for item in items for axis in _axes(item)}
+    free = sorted(dim for dim in reached | related if not relations.why(dim))
+    return _Elements(relations, free).components(items, carrying, reached)
 
 
 def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
@@ -73,33 +77,36 @@ def _unify_products(relations: Relations) -> None:
     `(batch x heads, d) -> (batch, heads, d)` and `(batch, heads x d) -> (batch x heads, d)` meet
     in heads only through their common whole.
     """
+    dim = relations.dim
     products = [item for item in relations.items if isinstance(item, Product)]
-    apart = bool(products)
+    apart = True
     while apart:
-        dim = relations.dims()
         products = _distinct(products, dim)
         by_whole: dict[tuple[object, ...], Product] = {}
-        by_factors: dict[tuple[object, ...], Product] = {}
+        by_factors: dict[tuple[Axis, ...], Product] = {}
         pairs: list[tuple[Axis, Axis]] = []
         for item in products:
-            sizes = tuple([relations.extent(axis) for axis in item.factors])
-            first = by_whole.setdefault((dim[item.whole], sizes), item)
-            pairs += zip(first.factors, item.factors, strict=True)
-            factors = tuple([dim[axis] for axis in item.factors])
-            pairs.append((by_factors.setdefault(factors, item).whole, item.whole))
-        relations.same(*zip(*pairs, strict=True), "reshape")
-        apart = any(dim[a] != dim[b] for a, b in pairs)
+            sizes = tuple(map(relations.extent, item.factors))
+            first = by_whole.setdefault((dim(item.whole), sizes), item)
+            if first is not item:
+                pairs += zip(first.factors, item.factors, strict=True)
+            first = by_factors.setdefault(tuple(map(dim, item.factors)), item)
+            if first is not item:
+                pairs.append((first.whole, item.whole))
+        apart = any(dim(a) != dim(b) for a, b in pairs)
+        for a, b in pairs:
+            relations.same((a,), (b,), "reshape")
 
 
-def _distinct(items: list[AnyRelation], dim: list[Axis]) -> list[AnyRelation]:
+def _distinct(items: list[AnyRelation], dim: Callable[[Axis], Axis]) -> list[AnyRelation]:
     """One of those that relate the same Dims in the same way: a network repeats itself."""
     found: dict[object, AnyRelation] = {}
     for item in items:
-        key: object = id(item)
+        key: tuple[object, ...] = (id(item),)
         if isinstance(item, Segment):
-            key = dim[item.whole], item.offset, dim[item.part]
+            key = Segment, dim(item.whole), item.offset, dim(item.part)
         elif isinstance(item, Product):
-            key = dim[item.whole], tuple([dim[axis] for axis in item.factors])
+            key = Product, dim(item.whole), *map(dim, item.factors)
         found.setdefault(key, item)
     return list(found.values())
 
@@ -223,9 +230,9 @@ def _choose(relations: Relations, item: Relation) -> tuple[Axis | None, list[Axi
 class _Elements:
     """The elements of all free Dims in one array."""
 
-    def __init__(self, relations: Relations) -> None:
+    def __init__(self, relations: Relations, free: list[Axis]) -> None:
         self.relations = relations
-        self.dims = relations.free_dims()
+        self.dims = [dim for dim in free if self._size(dim) > 0]
         self.sizes = np.array([self._size(dim) for dim in self.dims], np.int64)
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.start_of = dict(zip(self.dims, self.starts.tolist(), strict=True))
@@ -251,7 +258,7 @@ class _Elements:
             return every
         edges = tuple(np.concatenate(ends) for ends in zip(*self.edges, strict=True))
         shape = (len(every), len(every))
-        matrix = coo_array((np.ones(len(edges[0]), bool), edges), shape=shape)
+        matrix = csr_array((np.ones(len(edges[0])), edges), shape=shape)
         count, labels = connected_components(matrix, directed=False)
         first = np.zeros(count, np.int64)
         first[labels[::-1]] = every[::-1]
@@ -311,6 +318,7 @@ class _Elements:
         channel = np.full(len(labels), -1, np.int64)
         channel[living[np.argsort(group, kind="stable")]] = np.arange(len(living))
         bounds = np.append(0, np.cumsum(np.bincount(group, minlength=len(numbers))))
-        of_element = np.split(channel[labels], self.starts[1:])
-        found = zip(self.dims, of_element, strict=True)
-        return Channels({dim: own for dim, own in found if own.max() >= 0}, bounds)
+        channel = channel[labels]
+        ranges = zip(self.dims, self.starts.tolist(), self.sizes.tolist(), strict=True)
+        of_element = {dim: channel[start : start + size] for dim, start, size in ranges}
+        return Channels({dim: own for dim, own in of_element.items() if own.max() >= 0}, bounds)
