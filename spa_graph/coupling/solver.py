@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -307,7 +308,8 @@ class _Elements:
 
         Sums of the same random weights in the same order are equal, others are not.
         """
-        weights = np.random.default_rng(0).random(len(self.dims))
+        generator = random.Random(0)
+        weights = [generator.random() for _ in self.dims]
         sums = np.bincount(labels, np.repeat(weights, self.sizes), len(labels))
         living = np.flatnonzero(alive)
         sums = sums[living]
