@@ -6,7 +6,7 @@ import numpy as np
 
 from spa_graph import analyze
 from spa_graph.edits import Edits
-from spa_graph.passes.decisions import find_decisions, tipped
+from spa_graph.passes.decisions import Tipped, find_decisions, tipped
 from spa_graph.passes.rewrite import plan_edits
 from tests.models import network
 
@@ -43,12 +43,12 @@ def test_what_follows_a_tipped_decision_is_told_apart() -> None:
     graph, edits = analyze(network(CHOICE)).graph, _half(CHOICE)
     decisions = find_decisions(graph, edits)
     first, second = {"where": np.array([[0, 1]])}, {"where": np.array([[1, 0]])}
-    assert tipped(graph, edits, decisions, first, second) == {"best", "where"}
-    assert tipped(graph, edits, decisions, first, first) == set()
+    assert tipped(graph, edits, decisions, first, second) == Tipped({"best", "where"}, hides=False)
+    assert tipped(graph, edits, decisions, first, first) == Tipped(set(), hides=False)
 
 
 def test_pruned_weights_behind_a_tipped_decision_leave_no_proof() -> None:
     graph, edits = analyze(network(BEHIND)).graph, _half(BEHIND)
     decisions = find_decisions(graph, edits)
     outcomes = {"i": np.array([[0]]), "f": np.array([[0.0]])}
-    assert tipped(graph, edits, decisions, outcomes, {"i": np.array([[1]])}) is None
+    assert tipped(graph, edits, decisions, outcomes, {"i": np.array([[1]])}).hides

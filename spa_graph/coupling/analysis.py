@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
-from spa_graph.coupling.exactness import Exactness, trace_zeros
+from spa_graph.coupling.exactness import Exactness
 from spa_graph.coupling.registry import find_rule, freezing_reason
 from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.rules.shape import copied_axes
@@ -43,11 +44,16 @@ class ChannelGroup:
     start: int
     stop: int
     members: tuple[Member, ...]
-    exact: bool
+    exactness: Exactness
 
     @property
     def size(self) -> int:
         return self.stop - self.start
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing any of the channels equals zeroing its weights."""
+        return bool(self.exactness.exact[self.start : self.stop].all())
 
 
 @dataclass(slots=True, eq=False)
@@ -116,10 +122,10 @@ def analyze(
         if not tied:
             break
         inseparable |= tied
-    exactness = trace_zeros(graph, relations, facts, channels)
+    exactness = Exactness(graph, relations, facts, channels)
     if only_exact and not exactness.exact.all():
         channels = without(channels, ~exactness.exact)
-        exactness = trace_zeros(graph, relations, facts, channels)
+        exactness = Exactness(graph, relations, facts, channels)
     groups = _groups(relations, channels, exactness)
     return Coupling(graph, relations, facts, channels, exactness, groups)
 
@@ -130,7 +136,7 @@ def _relate(
     """What the rules say of every operator, and what is frozen besides."""
     relations, facts = Relations(graph), Facts()
     for operator in graph.operators:
-        _apply_rule(Scope(operator, relations, facts))
+        _apply_rule(operator, relations, facts)
     _freeze_but_experts(relations, facts)
     _freeze_interface(graph, relations)
     for name, reason in exclude.items():
@@ -169,60 +175,66 @@ def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
     experts = {relations.dim(axis) for block, axis in facts.blocks if block == "experts"}
     for axis, reason in facts.only_experts:
         if relations.dim(axis) not in experts:
-            relations.freeze((axis,), reason)
+            relations.freeze((axis,), *reason)
 
 
-def _apply_rule(scope: Scope) -> None:
-    operator, graph = scope.operator, scope.relations.graph
-    _freeze_sizes_used_as_numbers(scope)
-    known = all(name in graph.known for name in operator.outputs if name)
+def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
+    graph = relations.graph
+    outputs = [name for name in operator.outputs if name]
+    known = all(map(graph.known.__contains__, outputs))
     if known:
-        _freeze_known(scope)
-        if all(graph.known[name].nominal.dtype.kind in "iub" for name in operator.outputs if name):
-            return _freeze_integers(scope)  # sizes and positions: no features pass here
+        _freeze_known(operator, relations)
+        if all(graph.known[name].nominal.dtype.kind in "iub" for name in outputs):
+            return _freeze_integers(operator, relations, facts)  # no features pass here
+    else:
+        _freeze_sizes_used_as_numbers(operator, relations)
+    scope = Scope(operator, relations, facts)
     rule = find_rule(operator.domain, operator.op_type)
     reason = freezing_reason(operator.domain, operator.op_type)
     if rule is None or reason:
         if not known:  # else nothing to report: no features pass here
             scope.freeze_all(reason or f"no rule for {operator.kind}")
-    elif any(name in graph.unshaped for name in (*operator.inputs, *operator.outputs)):
-        name = next(n for n in (*operator.inputs, *operator.outputs) if n in graph.unshaped)
+    elif not graph.unshaped.keys().isdisjoint(operator.inputs + operator.outputs):
+        name = next(n for n in operator.inputs + operator.outputs if n in graph.unshaped)
         scope.freeze_all(f"unknown shape of `{name}` ({graph.unshaped[name]})")
     else:
         rule(scope)
-    _freeze_integers(scope)
+    _freeze_integers(operator, relations, facts)
     scope.freeze_unmentioned()
 
 
-def _freeze_integers(scope: Scope) -> None:
+def _freeze_integers(operator: Operator, relations: Relations, facts: Facts) -> None:
     """Integer constants are positions, sizes or codes, unless they are quantised weights.
 
     Those are narrow, or the rule gave them a role (the int32 bias of a quantised convolution).
     """
-    operator, roles = scope.operator, scope.facts.roles
     for slot, name in enumerate(operator.inputs):
-        parameter = scope.relations.graph.parameters.get(name)
+        parameter = relations.graph.parameters.get(name)
         if parameter is None or parameter.dtype.kind not in "biu":
             continue
         quantised = parameter.dtype.kind != "b" and parameter.dtype.itemsize < 4
-        if not quantised and roles.get((operator.index, slot), "table") == "table":
-            scope.freeze(scope.input(slot) or (), "holds positions or sizes")
+        if not quantised and facts.roles.get((operator.index, slot), "table") == "table":
+            axes = relations.operand(operator, slot) or ()
+            relations.freeze(axes, operator, "holds positions or sizes")
 
 
-def _freeze_known(scope: Scope) -> None:
+def _freeze_known(operator: Operator, relations: Relations) -> None:
     """Values that follow from shapes are data about axes, not features.
 
     One repeated value (zeros, ones) can still take any size that its consumers need; the operator's
     rule says how that size comes about. So can an axis that repeats a value.
     """
-    why = "is computed from sizes and constants"
-    for name in filter(None, scope.operator.outputs):
-        if not scope.relations.graph.known[name].uniform:
-            free = copied_axes(scope) if scope.operator.op_type == "Expand" else ()
-            axes = scope.relations.value(name) or ()
-            scope.freeze([axis for axis in axes if axis not in free], why)
-            if scope.operator.op_type not in ("Shape", "Size"):
-                scope.freeze([axis for axes in scope.inputs() for axis in axes], why)
+    for name in filter(None, operator.outputs):
+        if not relations.graph.known[name].uniform:
+            why = (operator, "is computed from sizes and constants")
+            axes = relations.value(name) or ()
+            inputs = relations.operands(operator)
+            copies = operator.op_type == "Expand"
+            free = copied_axes(relations, inputs[0] or (), axes) if copies else ()
+            relations.freeze([axis for axis in axes if axis not in free], *why)
+            if operator.op_type not in ("Shape", "Size"):
+                for operand in inputs:
+                    relations.freeze(operand or (), *why)
 
 
 # Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.
@@ -232,16 +244,12 @@ SIZE_SLOTS = {
 }  # fmt: skip
 
 
-def _freeze_sizes_used_as_numbers(scope: Scope) -> None:
+def _freeze_sizes_used_as_numbers(operator: Operator, relations: Relations) -> None:
     """`x / sqrt(x.shape[1])` computes with a size: removing channels would change its value."""
-    operator, graph = scope.operator, scope.relations.graph
-    if all(name in graph.known for name in operator.outputs if name):
-        return
     for slot, name in enumerate(operator.inputs):
-        known: Known | None = graph.known.get(name)
+        known: Known | None = relations.graph.known.get(name)
         if known is not None and slot not in SIZE_SLOTS.get(operator.op_type, ()):
-            reason = f"{operator}: computes with the size of this axis"
-            _freeze_origins(scope.relations, known, reason)
+            _freeze_origins(relations, known, operator, "computes with the size of this axis")
 
 
 def _freeze_interface(graph: Graph, relations: Relations) -> None:
@@ -263,7 +271,7 @@ def _freeze_value(relations: Relations, name: str, reason: str) -> None:
     _freeze_parameter(relations, name, reason)
 
 
-def _freeze_origins(relations: Relations, known: Known, reason: str) -> None:
+def _freeze_origins(relations: Relations, known: Known, *why: object) -> None:
     """The axes whose sizes a number was computed from."""
     if known.fill:
         return
@@ -272,7 +280,7 @@ def _freeze_origins(relations: Relations, known: Known, reason: str) -> None:
             axes = [use.axes[position] for use in relations.uses if use.parameter == name]
         else:
             axes = [(relations.value(name) or ())[position]]
-        relations.freeze(axes, reason)
+        relations.freeze(axes, *why)
 
 
 def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:
@@ -282,39 +290,46 @@ def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:
 
 
 def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> list[ChannelGroup]:
-    index = {dim: _index_matrices(own, channels.bounds) for dim, own in channels.of_element.items()}
+    index = _index_matrices(channels)
     members: list[list[Member]] = [[] for _ in range(len(channels.bounds) - 1)]
     for use in sorted(relations.uses, key=lambda use: (use.operator, use.slot)):
         for position, axis in enumerate(use.axes):
-            for group, matrix in index.get(relations.dim(axis), {}).items():
+            for group, matrix in index.get(relations.dim(axis), ()):
                 member = Member(use.parameter, use.operator, use.slot, position, matrix)
                 members[group].append(member)
-    bounds = channels.bounds.tolist()
     names = _group_names(members, relations.graph.operators)
+    bounds = pairwise(channels.bounds.tolist())
     return [
-        ChannelGroup(
-            name=names[group],
-            start=bounds[group],
-            stop=bounds[group + 1],
-            members=tuple(own),
-            exact=bool(exactness.exact[bounds[group] : bounds[group + 1]].all()),
-        )
-        for group, own in enumerate(members)
+        ChannelGroup(name, start, stop, tuple(own), exactness)
+        for name, (start, stop), own in zip(names, bounds, members, strict=True)
     ]
 
 
-def _index_matrices(channel: Ints, bounds: Ints) -> dict[int, Ints]:
-    """For each group that a Dim has elements of: the elements of each channel, (channels, k)."""
-    order = np.argsort(channel, kind="stable")
+def _index_matrices(channels: Channels) -> dict[Axis, list[tuple[int, Ints]]]:
+    """For each Dim: its groups, with the elements of each channel, (channels, k).
+
+    The elements of all Dims are sorted by Dim and channel, and cut where Dim or group change.
+    """
+    if not channels.of_element:
+        return {}
+    dims = list(channels.of_element)
+    sizes = [len(own) for own in channels.of_element.values()]
+    channel = np.concatenate(list(channels.of_element.values()))
+    element = np.concatenate([np.arange(size) for size in sizes])
+    dim = np.repeat(np.arange(len(dims)), sizes)
+    order = np.argsort(dim * (channels.bounds[-1] + 1) + channel, kind="stable")
     order = order[channel[order] >= 0]
-    group = np.searchsorted(bounds, channel[order], side="right") - 1
-    # channels of one group follow one another, so the sorted elements only have to be cut
-    cuts = np.flatnonzero(np.diff(group)) + 1
-    return {
-        int(own[0]): elements.reshape(int(bounds[own[0] + 1] - bounds[own[0]]), -1)
-        for own, elements in zip(np.split(group, cuts), np.split(order, cuts), strict=True)
-        if len(own)
-    }
+    widths = np.diff(channels.bounds)
+    group = np.repeat(np.arange(len(widths)), widths)[channel[order]]
+    place = dim[order] * len(widths) + group
+    cuts = np.flatnonzero(np.diff(place, prepend=-1, append=-1))
+    element = element[order]
+    found: dict[Axis, list[tuple[int, Ints]]] = {}
+    for start, stop in pairwise(cuts.tolist()):
+        at, own = divmod(int(place[start]), len(widths))
+        matrix = element[start:stop].reshape(widths[own], -1)
+        found.setdefault(dims[at], []).append((own, matrix))
+    return found
 
 
 def _group_names(members: list[list[Member]], operators: list[Operator]) -> list[str]:

@@ -11,7 +11,8 @@ normalises over the channels (LayerNorm, mean), leaving them out changes the res
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, starmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +23,29 @@ from spa_graph.coupling.solver import Channels
 from spa_graph.graph import Graph, Operator
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Exactness:
-    """Per channel, whether removing equals zeroing; and the operators to run compactly."""
+    """Zeroed channels, followed through the network when somebody asks."""
 
-    exact: NDArray[np.bool_]
-    compact: frozenset[int]
+    def __init__(
+        self, graph: Graph, relations: Relations, facts: Facts, channels: Channels
+    ) -> None:
+        self._given = graph, relations, facts, channels
 
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """Per channel, whether removing equals zeroing."""
+        return self._traced.exact
 
-def trace_zeros(graph: Graph, relations: Relations, facts: Facts, channels: Channels) -> Exactness:
-    """Follow zeroed channels through the network."""
-    tracer = _Tracer(graph, relations, facts, channels)
-    return tracer.trace()
+    @property
+    def compact(self) -> frozenset[int]:
+        """The operators that the masked reference network runs compactly."""
+        return frozenset(self._traced.compact)
+
+    @cached_property
+    def _traced(self) -> _Tracer:
+        tracer = _Tracer(*self._given)
+        tracer.trace()
+        return tracer
 
 
 class _Tracer:
@@ -53,7 +65,7 @@ class _Tracer:
         self.operands: list[tuple[int, int, Axis, bool]] = []
         self.tied: dict[Axis, Axis] = {}
 
-    def trace(self) -> Exactness:
+    def trace(self) -> None:
         contracted: dict[int, list[tuple[Axis, Slots]]] = {}
         for index, axis, slots in self.facts.contracted:
             contracted.setdefault(index, []).append((axis, slots))
@@ -68,7 +80,6 @@ class _Tracer:
             for axis in renormalised.get(operator.index, []):
                 self._inexact(operator, axis)
             self._outputs(operator)
-        return Exactness(self.exact, frozenset(self.compact))
 
     def _prunable(self, axis: Axis) -> bool:
         return axis < len(self.prunable) and self.prunable[axis]
@@ -76,12 +87,11 @@ class _Tracer:
     def _ties(self, operator: Operator) -> dict[Axis, Axis]:
         """For each axis that the operator itself ties to others: one that stands for all."""
         root: dict[Axis, Axis] = {}
-        for axes in self.facts.ties.get(operator.index, ()):
-            first = root.setdefault(axes[0], axes[0])
-            for axis in axes[1:]:
-                second = root.setdefault(axis, axis)
-                if second != first:
-                    root.update({tied: first for tied, other in root.items() if other == second})
+        ties = self.facts.ties.get(operator.index, ())
+        for one, other in chain.from_iterable(starmap(zip, ties)):
+            first, second = root.setdefault(one, one), root.setdefault(other, other)
+            if second != first:
+                root.update({tied: first for tied, old in root.items() if old == second})
         return root
 
     def _inexact(self, operator: Operator, axis: Axis) -> None:

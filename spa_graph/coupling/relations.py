@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ Axis = int
 Axes = tuple[Axis, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """`whole[offset + i] ~ part[i]`: Concat, Split, contiguous Slice."""
 
     whole: Axis
@@ -42,8 +42,7 @@ class IndexMap:
     index: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+class Product(NamedTuple):
     """`whole` enumerates the combinations of `factors`, the last one running fastest."""
 
     whole: Axis
@@ -53,8 +52,7 @@ class Product:
 Relation = Segment | IndexMap | Product
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """One operator's use of one parameter."""
 
     parameter: str
@@ -63,6 +61,7 @@ class Use:
     axes: Axes
 
 
+Why = tuple[object, ...]
 class Relations:
     """Collects what the rules say; `coupling.solver` turns it into channel groups."""
 
@@ -72,63 +71,74 @@ class Relations:
         self.uses: list[Use] = []
         self.blocks: set[Axis] = set()
         self._parent: list[Axis] = []
-        self._extent: list[Extent] = []
-        self._label: list[str] = []
-        self._reason: dict[Axis, str] = {}
+        self.extents: list[Extent] = []
+        self._owner: list[str] = []
+        self._place: list[int | str] = []
+        self._why: dict[Axis, Why] = {}
         self._values: dict[str, Axes] = {}
         self._own_axes: dict[tuple[int, int], Axes] = {}
         self._enter_parameters()
 
     def _enter_parameters(self) -> None:
-        uses = self.graph.uses()
+        places: dict[str, list[tuple[int, int]]] = {name: [] for name in self.graph.parameters}
+        for operator in self.graph.operators:
+            for slot, name in enumerate(operator.inputs):
+                if name in places:
+                    places[name].append((operator.index, slot))
         for name, parameter in self.graph.parameters.items():
-            places = uses.get(name, [])
-            shared = len(places) > 1 and tied_on_purpose(parameter)
-            common = self.new_axes(name, parameter.shape) if shared else None
-            for operator, slot in places:
-                axes = common or self.new_axes(name, parameter.shape)
-                self._own_axes[operator.index, slot] = axes
-                self.uses.append(Use(name, operator.index, slot, axes))
+            shape = [Extent(size, size) for size in parameter.shape]
+            shared = len(places[name]) > 1 and tied_on_purpose(parameter)
+            common = self._new_axes(name, shape) if shared else None
+            for place in places[name]:
+                axes = common or self._new_axes(name, shape)
+                self._own_axes[place] = axes
+                self.uses.append(Use(name, *place, axes))
 
     # --- axes ---------------------------------------------------------------------------------
 
-    def new_axis(self, extent: Extent, label: str) -> Axis:
+    def new_axis(self, extent: Extent, owner: str, label: str) -> Axis:
         """An axis of no value in particular, such as the number of groups of a convolution."""
-        axis = len(self._parent)
-        self._parent.append(axis)
-        self._extent.append(extent)
-        self._label.append(label)
-        if extent == ONE:
-            self._reason[axis] = "has a single element"
+        (axis,) = self._new_axes(owner, (extent,))
+        self._place[axis] = label
         return axis
 
-    def new_axes(self, name: str, shape: Iterable[int]) -> Axes:
-        return tuple(
-            self.new_axis(Extent(size, size), f"{name}:{i}") for i, size in enumerate(shape)
-        )
+    def _new_axes(self, name: str, shape: Sequence[Extent]) -> Axes:
+        first, rank = len(self._parent), len(shape)
+        axes = tuple(range(first, first + rank))
+        self._parent += axes
+        self.extents += shape
+        self._owner += [name] * rank
+        self._place += range(rank)
+        if ONE in shape:
+            self.freeze((a for a in axes if self.extents[a] == ONE), "has a single element")
+        return axes
 
     def value(self, name: str) -> Axes | None:
         """The axes of a value, or None if its shape is unknown."""
-        if name not in self._values:
-            shape = self.graph.shapes.get(name)
-            if shape is None:
-                return None
-            axes = [self.new_axis(extent, f"{name}:{i}") for i, extent in enumerate(shape)]
-            self._values[name] = tuple(axes)
+        axes = self._values.get(name)
+        if axes is None and name in self.graph.shapes:
+            axes = self._values[name] = self._new_axes(name, self.graph.shapes[name])
             unsized = [a for i, a in enumerate(axes) if (name, i) in self.graph.unsized]
             self.freeze(unsized, "has a size that depends on data")
-        return self._values[name]
+        return axes
 
     def operand(self, operator: Operator, slot: int) -> Axes | None:
         """The axes of an operator's input, its own where it uses a parameter."""
-        own = self._own_axes.get((operator.index, slot))
-        return own if own is not None else self.value(operator.inputs[slot])
+        return self._own_axes.get((operator.index, slot)) or self.value(operator.inputs[slot])
+
+    def operands(self, operator: Operator) -> list[Axes | None]:
+        """The axes of all inputs."""
+        own = self._own_axes.get
+        return [
+            own((operator.index, slot)) or self.value(name)
+            for slot, name in enumerate(operator.inputs)
+        ]
 
     def extent(self, axis: Axis) -> Extent:
-        return self._extent[axis]
+        return self.extents[axis]
 
     def label(self, axis: Axis) -> str:
-        return self._label[axis]
+        return f"{self._owner[axis]}:{self._place[axis]}"
 
     @property
     def count(self) -> int:
@@ -137,36 +147,47 @@ class Relations:
     # --- what rules say -----------------------------------------------------------------------
 
     def dim(self, axis: Axis) -> Axis:
-        """The representative of the axis's Dim."""
+        """The representative of the axis's Dim: its first axis."""
         parent = self._parent
         while parent[axis] != axis:
-            parent[axis] = parent[parent[axis]]
-            axis = parent[axis]
+            parent[axis] = axis = parent[parent[axis]]
         return axis
 
-    def same(self, first: Axis, second: Axis, where: object) -> None:
-        """Both axes are one index space. Axes of different sizes can't be: both are frozen."""
-        a, b = self.dim(first), self.dim(second)
-        if a == b:
-            return
-        if self._extent[a] != self._extent[b]:
-            self.freeze((a, b), f"{where}: sizes disagree")
-            return
-        a, b = min(a, b), max(a, b)
-        self._parent[b] = a
-        reason = self._reason.pop(b, None)
-        if reason is not None:
-            self._reason.setdefault(a, reason)
-        if b in self.blocks:
-            self.blocks.add(a)
+    def same(self, axes: Iterable[Axis], others: Iterable[Axis], where: object) -> None:
+        """Each axis is one index space with the other in its place. Axes of different sizes can't
+        be: both are frozen."""
+        parent, extent, why = self._parent, self.extents, self._why
+        for a, b in zip(axes, others, strict=True):
+            while parent[a] != a:  # `dim`, twice, in its place: nothing is called as often
+                parent[a] = a = parent[parent[a]]
+            while parent[b] != b:
+                parent[b] = b = parent[parent[b]]
+            if a == b:
+                continue
+            if extent[a] != extent[b]:
+                self.freeze((a, b), where, "sizes disagree")
+                continue
+            if b < a:
+                a, b = b, a
+            parent[b] = a
+            if b in why:
+                why.setdefault(a, why.pop(b))
+            if b in self.blocks:
+                self.blocks.add(a)
 
-    def freeze(self, axes: Iterable[Axis], reason: str) -> None:
+    def freeze(self, axes: Iterable[Axis], *why: object) -> None:
+        """Keep the size of these axes. `why` are the parts of a sentence, joined if it is read."""
         for axis in axes:
-            self._reason.setdefault(self.dim(axis), reason)
+            self._why.setdefault(self.dim(axis), why)
+
+    def why(self, axis: Axis) -> Why | None:
+        """The parts of the reason for which the axis's Dim is frozen, or None."""
+        return self._why.get(self.dim(axis))
 
     def reason(self, axis: Axis) -> str | None:
         """Why the axis's Dim is frozen, or None."""
-        return self._reason.get(self.dim(axis))
+        why = self.why(axis)
+        return None if why is None else ": ".join(map(str, why))
 
     def prefer(self, axis: Axis) -> None:
         """The axis counts independent blocks (heads, groups): given a choice, prune along it."""
@@ -191,10 +212,3 @@ def tied_on_purpose(parameter: Parameter) -> bool:
     weights = parameter.load().reshape(-1)
     pieces = (weights[i : i + _PIECE] for i in range(0, weights.size, _PIECE))
     return any(bool((piece != weights[0]).any()) for piece in pieces)
-
-
-def product_of(extents: Sequence[Extent]) -> Extent:
-    total = ONE
-    for extent in extents:
-        total = total * extent
-    return total

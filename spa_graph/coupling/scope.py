@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spa_graph.coupling.relations import Axes, Axis, IndexMap, Product, Relations, Segment
+from spa_graph.coupling.relations import Axes, Axis, IndexMap, Product, Relations, Segment, Why
 from spa_graph.graph import ONE, Extent, Known, Operator
 
 ZeroMode = Literal["all", "any", "move", "never", "divide", "compact"]
@@ -38,8 +38,7 @@ Slots = tuple[int, ...] | None
 """Some of an operator's inputs, by position; None means all of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """An operator's multiply-accumulates: `factor` times the product of the sizes of `axes`."""
 
     operator: int
@@ -47,8 +46,7 @@ class Cost:
     axes: Axes
 
 
-@dataclass(frozen=True, slots=True)
-class Zeros:
+class Zeros(NamedTuple):
     """How an operator passes zeroed channels: from which inputs, to which outputs."""
 
     mode: ZeroMode = "never"
@@ -89,8 +87,8 @@ class Code:
 class Facts:
     """Everything that the rules said about the operators (the relations are kept apart).
 
-    `ties`: per operator, the axes that it makes one itself, each with a representative. Others may
-    be one Dim because of the rest of the network: both axes of a covariance matrix.
+    `ties`: per operator, the axes that it makes one itself with those in their place. Others may be
+    one Dim because of the rest of the network: both axes of a covariance matrix.
     `blocks` are the axes that count blocks.
     """
 
@@ -99,46 +97,45 @@ class Facts:
     roles: dict[tuple[int, int], Role] = field(default_factory=dict)
     codes: dict[tuple[int, int], Code] = field(default_factory=dict)
     zeros: dict[int, Zeros] = field(default_factory=dict)
-    ties: dict[int, list[Axes]] = field(default_factory=dict)
+    ties: dict[int, list[tuple[Sequence[Axis], Sequence[Axis]]]] = field(default_factory=dict)
     covering: dict[tuple[int, Axis], Axis] = field(default_factory=dict)
     contracted: list[tuple[int, Axis, Slots]] = field(default_factory=list)
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
     frozen_operators: dict[int, str] = field(default_factory=dict)
     blocks: list[tuple[Block, Axis]] = field(default_factory=list)
     hidden_units: list[Axis] = field(default_factory=list)
-    only_experts: list[tuple[Axis, str]] = field(default_factory=list)
+    only_experts: list[tuple[Axis, Why]] = field(default_factory=list)
 
 
 class Scope:
     """One operator, as its rule sees it."""
 
+    __slots__ = ("_inputs", "_mentioned", "_outputs", "_ties", "facts", "operator", "relations")
+
     def __init__(self, operator: Operator, relations: Relations, facts: Facts) -> None:
         self.operator = operator
         self.relations = relations
         self.facts = facts
+        self._inputs = relations.operands(operator)
+        self._outputs = [relations.value(name) for name in operator.outputs]
         self._mentioned: set[Axis] = set()
+        self._ties = facts.ties[operator.index] = []
 
     # --- reading ------------------------------------------------------------------------------
 
     def input(self, slot: int) -> Axes | None:
         """The axes of an input; None if it is absent or its shape is unknown."""
-        if not self.has_input(slot):
-            return None
-        return self.relations.operand(self.operator, slot)
+        return self._inputs[slot] if slot < len(self._inputs) else None
 
     def output(self, slot: int = 0) -> Axes | None:
-        if slot >= len(self.operator.outputs) or not self.operator.outputs[slot]:
-            return None
-        return self.relations.value(self.operator.outputs[slot])
+        return self._outputs[slot] if slot < len(self._outputs) else None
 
     def inputs(self) -> list[Axes]:
         """The axes of every input that is present and shaped."""
-        found = (self.input(slot) for slot in range(len(self.operator.inputs)))
-        return [axes for axes in found if axes is not None]
+        return [axes for axes in self._inputs if axes is not None]
 
     def outputs(self) -> list[Axes]:
-        found = (self.output(slot) for slot in range(len(self.operator.outputs)))
-        return [axes for axes in found if axes is not None]
+        return [axes for axes in self._outputs if axes is not None]
 
     def has_input(self, slot: int) -> bool:
         return slot < len(self.operator.inputs) and bool(self.operator.inputs[slot])
@@ -147,7 +144,7 @@ class Scope:
         return self.operator.attributes.get(name, default)
 
     def extent(self, axis: Axis) -> Extent:
-        return self.relations.extent(axis)
+        return self.relations.extents[axis]
 
     def known(self, slot: int) -> Known | None:
         """The value of an input, if it follows from shapes and constants alone."""
@@ -167,17 +164,22 @@ class Scope:
 
     # --- relations ----------------------------------------------------------------------------
 
-    def same(self, *axes: Axis) -> None:
-        self._mentioned.update(axes)
-        self.facts.ties.setdefault(self.operator.index, []).append(axes)
-        for axis in axes[1:]:
-            self.relations.same(axes[0], axis, self.operator)
+    def same(self, first: Axis, *others: Axis) -> None:
+        """The axes are one index space."""
+        self._mentioned.add(first)
+        self.align((first,) * len(others), others)
+
+    def align(self, axes: Sequence[Axis], others: Sequence[Axis]) -> None:
+        """Each axis is one index space with the other in its place."""
+        self._mentioned.update(axes, others)
+        self._ties.append((axes, others))
+        self.relations.same(axes, others, self.operator)
 
     def freeze(self, axes: Iterable[Axis], why: str) -> None:
         axes = tuple(axes)
         if axes:
             self._mentioned.update(axes)
-            self.relations.freeze(axes, f"{self.operator}: {why}")
+            self.relations.freeze(axes, self.operator, why)
 
     def free(self, axes: Iterable[Axis]) -> None:
         """These axes take any size that their consumers need."""
@@ -185,10 +187,9 @@ class Scope:
 
     def freeze_unmentioned(self) -> None:
         """Freeze the axes that the rule said nothing about: unknown is frozen."""
-        for axes in [*self.inputs(), *self.outputs()]:
-            if not self._mentioned.issuperset(axes):
-                silent = [axis for axis in axes if axis not in self._mentioned]
-                self.freeze(silent, "needs it at this size")
+        for axes in self._inputs + self._outputs:
+            if axes and not self._mentioned.issuperset(axes):
+                self.freeze({*axes} - self._mentioned, "needs it at this size")
 
     def freeze_all(self, why: str) -> None:
         """Freeze everything the operator touches, and report the operator."""
@@ -197,7 +198,7 @@ class Scope:
             self.freeze(axes, why)
 
     def new_axis(self, extent: Extent, label: str) -> Axis:
-        return self.relations.new_axis(extent, f"{self.operator.name}:{label}")
+        return self.relations.new_axis(extent, self.operator.name, label)
 
     def fixed(self, size: int, why: str) -> Axis:
         """A frozen axis of no value, such as the four gates of an LSTM."""
@@ -254,7 +255,7 @@ class Scope:
     def only_experts(self, axes: Iterable[Axis], why: str) -> None:
         """These axes are frozen unless they count experts, of which a router chooses."""
         self._mentioned.update(axes)
-        self.facts.only_experts += [(axis, f"{self.operator}: {why}") for axis in axes]
+        self.facts.only_experts += [(axis, (self.operator, why)) for axis in axes]
 
     # --- facts --------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ are skipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from spa_graph.coupling.registry import Rule, rule
-from spa_graph.coupling.relations import Axes, Axis
+from spa_graph.coupling.relations import Axis
 from spa_graph.coupling.scope import Role, Scope, ZeroMode
 
 _REST = ("*", "_*")
@@ -53,29 +54,31 @@ def _terms(side: str, text: str) -> tuple[tuple[str, ...], ...]:
 
 
 def apply(scope: Scope, signature: Signature) -> dict[str, Axis]:
-    """State the signature's relations; returns an axis for each letter."""
+    """State the signature's relations; returns an axis for each letter (and `*0`, `*1`, ...)."""
     bound: dict[str, Axis] = {}
     inputs = [(scope.input(i), term) for i, term in enumerate(signature.inputs)]
     outputs = [(scope.output(i), term) for i, term in enumerate(signature.outputs)]
-    rest: dict[int, Axis] = {}
     for axes, term in inputs + outputs:
         if axes is None:
             continue
-        tokens = _spread(term, axes)
+        tokens = _spread(term, len(axes))
         if tokens is None:
             scope.freeze_all(f"an operand of rank {len(axes)} does not fit `{' '.join(term)}`")
             return bound
-        for axis, token in zip(axes, tokens, strict=True):
-            _bind(scope, axis, token, bound, rest)
+        named = list(zip(axes, tokens, strict=True))
+        scope.freeze([axis for axis, token in named if token == "_"], "works along this axis")
+        passed = [(axis, token) for axis, token in named if token != "_"]
+        scope.align([bound.setdefault(t, axis) for axis, t in passed], [a for a, _ in passed])
     return bound
 
 
-def _spread(term: tuple[str, ...], axes: Axes) -> list[str] | None:
+@cache
+def _spread(term: tuple[str, ...], rank: int) -> list[str] | None:
     """One token per axis; `*` becomes *0, *1, ... counted from the right."""
     at = next((i for i, token in enumerate(term) if token in _REST), None)
     if at is None:
-        return list(term) if len(term) == len(axes) else None
-    missing = len(axes) - len(term) + 1
+        return list(term) if len(term) == rank else None
+    missing = rank - len(term) + 1
     if missing < 0:
         return None
     if term[at] == "_*":
@@ -83,17 +86,6 @@ def _spread(term: tuple[str, ...], axes: Axes) -> list[str] | None:
     else:
         middle = [f"*{missing - 1 - i}" for i in range(missing)]
     return [*term[:at], *middle, *term[at + 1 :]]
-
-
-def _bind(
-    scope: Scope, axis: Axis, token: str, bound: dict[str, Axis], rest: dict[int, Axis]
-) -> None:
-    if token == "_":
-        scope.freeze((axis,), "works along this axis")
-    elif token[0] == "*":
-        scope.same(rest.setdefault(int(token[1:]), axis), axis)
-    else:
-        scope.same(bound.setdefault(token, axis), axis)
 
 
 def signature(

@@ -12,17 +12,30 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from spa_graph.coupling.relations import Axis, IndexMap, Product, Relation, Relations, Segment
+from spa_graph.coupling.relations import (
+    Axis,
+    IndexMap,
+    Product,
+    Relation,
+    Relations,
+    Segment,
+    Why,
+)
 
 Ints = NDArray[np.int64]
+AnyRelation = TypeVar("AnyRelation", bound=Relation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +53,12 @@ class Channels:
 def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
     """Find the coupled channels; `reaches_parameter` are the Dims that a stored weight has."""
     _unify_products(relations)
-    carrying = _settle(relations)
-    free = [a for a in range(relations.count) if relations.dim(a) == a and not relations.reason(a)]
-    return _Elements(relations, free).components(carrying, reaches_parameter)
+    items = _distinct(relations.items, relations.dim)
+    carrying = _settle(relations, items)
+    reached = set(map(relations.dim, reaches_parameter))
+    related = {relations.dim(axis) for item in items for axis in _axes(item)}
+    free = sorted(dim for dim in reached | related if not relations.why(dim))
+    return _Elements(relations, free).components(items, carrying, reached)
 
 
 def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
@@ -62,56 +78,70 @@ def _unify_products(relations: Relations) -> None:
     `(batch x heads, d) -> (batch, heads, d)` and `(batch, heads x d) -> (batch x heads, d)` meet
     in heads only through their common whole.
     """
+    dim = relations.dim
     products = [item for item in relations.items if isinstance(item, Product)]
-    changed = True
-    while changed:
-        changed = False
+    apart = True
+    while apart:
+        products = _distinct(products, dim)
         by_whole: dict[tuple[object, ...], Product] = {}
-        by_factors: dict[tuple[object, ...], Product] = {}
+        by_factors: dict[tuple[Axis, ...], Product] = {}
+        pairs: list[tuple[Axis, Axis]] = []
         for item in products:
-            sizes = tuple(relations.extent(axis) for axis in item.factors)
-            first = by_whole.setdefault((relations.dim(item.whole), sizes), item)
-            pairs = list(zip(first.factors, item.factors, strict=True))
-            dims = tuple(relations.dim(axis) for axis in item.factors)
-            pairs.append((by_factors.setdefault(dims, item).whole, item.whole))
-            for a, b in pairs:
-                if relations.dim(a) != relations.dim(b):
-                    relations.same(a, b, "reshape")
-                    changed = True
+            sizes = tuple(map(relations.extent, item.factors))
+            first = by_whole.setdefault((dim(item.whole), sizes), item)
+            if first is not item:
+                pairs += zip(first.factors, item.factors, strict=True)
+            first = by_factors.setdefault(tuple(map(dim, item.factors)), item)
+            if first is not item:
+                pairs.append((first.whole, item.whole))
+        apart = any(dim(a) != dim(b) for a, b in pairs)
+        for a, b in pairs:
+            relations.same((a,), (b,), "reshape")
 
 
-def _settle(relations: Relations) -> dict[int, Axis]:
-    """Freeze what must freeze; the carrying factor of each product, by its position in `items`."""
+def _distinct(items: list[AnyRelation], dim: Callable[[Axis], Axis]) -> list[AnyRelation]:
+    """One of those that relate the same Dims in the same way: a network repeats itself."""
+    found: dict[object, AnyRelation] = {}
+    for item in items:
+        key: tuple[object, ...] = (id(item),)
+        if isinstance(item, Segment):
+            key = Segment, dim(item.whole), item.offset, dim(item.part)
+        elif isinstance(item, Product):
+            key = Product, dim(item.whole), *map(dim, item.factors)
+        found.setdefault(key, item)
+    return list(found.values())
+
+
+def _settle(relations: Relations, items: list[Relation]) -> dict[int, Axis]:
+    """Freeze what must freeze; the carrying factor of each product, by its position."""
     touching: dict[Axis, list[int]] = {}
-    for position, item in enumerate(relations.items):
+    for position, item in enumerate(items):
         for axis in _axes(item):
             touching.setdefault(relations.dim(axis), []).append(position)
-    covered = _parts_by_whole(relations)
+    covered = _parts_by_whole(relations, items)
     carrying: dict[int, Axis] = {}
-    pending = deque(range(len(relations.items)))
+    pending = deque(range(len(items)))
     undecided = sorted(
-        (i for i, item in enumerate(relations.items) if isinstance(item, Product)),
-        key=lambda i: not _has_blocks(relations, relations.items[i]),
+        (i for i, item in enumerate(items) if isinstance(item, Product)),
+        key=lambda i: not _has_blocks(relations, items[i]),
     )
     while pending or undecided:
         while pending:
-            for axis, reason in _consequences(
-                relations, relations.items[pending.popleft()], covered
-            ):
-                if relations.reason(axis) is None:
-                    relations.freeze((axis,), reason)
+            for axis, why in _consequences(relations, items[pending.popleft()], covered):
+                if relations.why(axis) is None:
+                    relations.freeze((axis,), *why)
                     pending.extend(touching.get(relations.dim(axis), ()))
         if not undecided:
             break
         position = undecided.pop(0)
-        carrier, losers = _choose(relations, relations.items[position])
+        carrier, losers = _choose(relations, items[position])
         if carrier is not None:
             carrying[position] = carrier
         for axis in losers:
-            reason = f"merged axis is pruned along {relations.label(carrier or axis)} instead"
-            relations.freeze((axis,), reason)
+            along = relations.label(axis if carrier is None else carrier)
+            relations.freeze((axis,), f"merged axis is pruned along {along} instead")
             pending.extend(touching.get(relations.dim(axis), ()))
-    return {position: axis for position, axis in carrying.items() if not relations.reason(axis)}
+    return {position: axis for position, axis in carrying.items() if not relations.why(axis)}
 
 
 def _axes(item: Relation) -> tuple[Axis, ...]:
@@ -122,9 +152,9 @@ def _axes(item: Relation) -> tuple[Axis, ...]:
     return (item.whole, *item.factors)
 
 
-def _parts_by_whole(relations: Relations) -> dict[Axis, list[Segment]]:
+def _parts_by_whole(relations: Relations, items: list[Relation]) -> dict[Axis, list[Segment]]:
     parts: dict[Axis, list[Segment]] = {}
-    for item in relations.items:
+    for item in items:
         if isinstance(item, Segment):
             parts.setdefault(relations.dim(item.whole), []).append(item)
     return parts
@@ -132,37 +162,37 @@ def _parts_by_whole(relations: Relations) -> dict[Axis, list[Segment]]:
 
 def _consequences(
     relations: Relations, item: Relation, covered: dict[Axis, list[Segment]]
-) -> list[tuple[Axis, str]]:
+) -> list[tuple[Axis, Why]]:
     """Dims that a relation freezes as a whole because Dims beside them are frozen."""
     if isinstance(item, Segment):
-        whole = relations.reason(item.whole)
+        whole = relations.why(item.whole)
         if whole:
             return [(item.part, whole)]
-        if relations.reason(item.part) and _all_frozen(relations, item.whole, covered):
-            return [(item.whole, relations.reason(item.part) or "")]
+        if relations.why(item.part) and _all_frozen(relations, item.whole, covered):
+            return [(item.whole, relations.why(item.part) or ())]
         return []
     if isinstance(item, IndexMap):
-        source, out = relations.reason(item.source), relations.reason(item.out)
+        source, out = relations.why(item.source), relations.why(item.out)
         if source:
             return [(item.out, source)]
         if out and len(np.unique(item.index[item.index >= 0])) == relations.extent(item.source)[0]:
             return [(item.source, out)]
         return []
-    whole = relations.reason(item.whole)
+    whole = relations.why(item.whole)
     if whole:
         return [(axis, whole) for axis in item.factors]
-    if not all(relations.reason(axis) for axis in item.factors):
+    if not all(relations.why(axis) for axis in item.factors):
         return []
     blocks = [axis for axis in item.factors if relations.dim(axis) in relations.blocks]
     wanted = max(blocks or item.factors[::-1], key=lambda axis: relations.extent(axis).nominal)
-    return [(item.whole, relations.reason(wanted) or "")]
+    return [(item.whole, relations.why(wanted) or ())]
 
 
 def _all_frozen(relations: Relations, whole: Axis, covered: dict[Axis, list[Segment]]) -> bool:
     """Whether frozen parts cover every element of the whole."""
     segments = covered[relations.dim(whole)]
     frozen = {
-        (s.offset, relations.extent(s.part).nominal) for s in segments if relations.reason(s.part)
+        (s.offset, relations.extent(s.part).nominal) for s in segments if relations.why(s.part)
     }
     reach = 0
     for offset, size in sorted(frozen):
@@ -183,7 +213,7 @@ def _choose(relations: Relations, item: Relation) -> tuple[Axis | None, list[Axi
     else the largest factor.
     """
     factors = _axes(item)[1:]
-    free = [axis for axis in factors if not relations.reason(axis)]
+    free = [axis for axis in factors if not relations.why(axis)]
     if not free:
         return None, []
     whole_is_blocks = relations.dim(_axes(item)[0]) in relations.blocks  # then so is each factor
@@ -203,31 +233,37 @@ class _Elements:
 
     def __init__(self, relations: Relations, free: list[Axis]) -> None:
         self.relations = relations
-        sizes = np.array([relations.extent(a).nominal for a in free], np.int64)
-        self.dims = free
-        self.starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-        self.start_of = {axis: int(start) for axis, start in zip(free, self.starts, strict=False)}
-        self.frozen = np.zeros(int(self.starts[-1]), bool)
+        self.dims = [dim for dim in free if self._size(dim) > 0]
+        self.sizes = np.array([self._size(dim) for dim in self.dims], np.int64)
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.start_of = dict(zip(self.dims, self.starts.tolist(), strict=True))
+        self.frozen = np.zeros(int(self.sizes.sum()), bool)
         self.edges: list[tuple[Ints, Ints]] = []
 
-    def components(self, carrying: dict[int, Axis], reaches_parameter: set[Axis]) -> Channels:
-        for position, item in enumerate(self.relations.items):
+    def components(
+        self, items: list[Relation], carrying: dict[int, Axis], reaches_parameter: set[Axis]
+    ) -> Channels:
+        for position, item in enumerate(items):
             self._connect(item, carrying.get(position))
-        total = len(self.frozen)
-        rows = np.concatenate([a for a, _ in self.edges]) if self.edges else np.zeros(0, np.int64)
-        cols = np.concatenate([b for _, b in self.edges]) if self.edges else np.zeros(0, np.int64)
-        graph = coo_array((np.ones(len(rows), bool), (rows, cols)), shape=(total, total))
-        count, labels = connected_components(graph, directed=False)
-        alive = np.zeros(count, bool)
-        for dim, start, stop in self._ranges():
-            if dim in reaches_parameter:
-                alive[labels[start:stop]] = True
+        labels = self._labels()
+        alive = np.zeros(len(labels), bool)
+        reached = [dim in reaches_parameter for dim in self.dims]
+        alive[labels[np.repeat(np.array(reached, bool), self.sizes)]] = True
         alive[labels[self.frozen]] = False
-        return self._number(labels.astype(np.int64), alive)
+        return self._number(labels, alive)
 
-    def _ranges(self) -> list[tuple[Axis, int, int]]:
-        bounds = self.starts.tolist()
-        return [(dim, bounds[i], bounds[i + 1]) for i, dim in enumerate(self.dims)]
+    def _labels(self) -> Ints:
+        """For each element, the first element of its component."""
+        every = np.arange(len(self.frozen))
+        if not self.edges:
+            return every
+        edges = tuple(np.concatenate(ends) for ends in zip(*self.edges, strict=True))
+        shape = (len(every), len(every))
+        matrix = csr_array((np.ones(len(edges[0])), edges), shape=shape)
+        count, labels = connected_components(matrix, directed=False)
+        first = np.zeros(count, np.int64)
+        first[labels[::-1]] = every[::-1]
+        return first[labels]
 
     def _at(self, axis: Axis) -> int | None:
         """Where the axis's Dim starts in the array, or None if it is frozen."""
@@ -246,8 +282,8 @@ class _Elements:
             self._tie(item.out, np.flatnonzero(taken), item.source, item.index[taken])
         elif carrier is not None:
             sizes = [self._size(axis) for axis in item.factors]
-            at = next(i for i, axis in enumerate(item.factors) if axis is carrier)
-            inner = int(np.prod(sizes[at + 1 :], dtype=np.int64))
+            at = item.factors.index(carrier)
+            inner = math.prod(sizes[at + 1 :])
             every = np.arange(self._size(item.whole))
             self._tie(item.whole, every, carrier, every // inner % sizes[at])
         elif self._at(item.whole) is not None:
@@ -268,23 +304,23 @@ class _Elements:
             self.frozen[start + index] = True
 
     def _number(self, labels: Ints, alive: NDArray[np.bool_]) -> Channels:
-        """Number the living components, those of the same signature next to each other."""
-        signature = np.zeros(len(alive), np.uint64)
-        weights = np.random.default_rng(0).integers(1, 2**63, len(self.dims), np.uint64)
-        first_seen = np.full(len(alive), len(labels), np.int64)
-        np.minimum.at(first_seen, labels, np.arange(len(labels)))
-        np.add.at(signature, labels, np.repeat(weights, np.diff(self.starts)))
+        """Number the living components, those of the same signature next to each other.
+
+        Sums of the same random weights in the same order are equal, others are not.
+        """
+        generator = random.Random(0)
+        weights = [generator.random() for _ in self.dims]
+        sums = np.bincount(labels, np.repeat(weights, self.sizes), len(labels))
         living = np.flatnonzero(alive)
-        _, group = np.unique(signature[living], return_inverse=True)
-        group_seen = np.full(group.max(initial=-1) + 1, len(labels), np.int64)
-        np.minimum.at(group_seen, group, first_seen[living])
-        order = np.lexsort((first_seen[living], group_seen[group]))
-        channel = np.full(len(alive), -1, np.int64)
-        channel[living[order]] = np.arange(len(living))
-        bounds = np.flatnonzero(np.diff(group_seen[group[order]], prepend=-1))
-        of_element = {}
-        for dim, start, stop in self._ranges():
-            own = channel[labels[start:stop]]
-            if (own >= 0).any():
-                of_element[dim] = own
-        return Channels(of_element, np.append(bounds, len(living)).astype(np.int64))
+        sums = sums[living]
+        runs = np.flatnonzero(np.diff(sums, prepend=-1.0))
+        numbers: dict[float, int] = {}
+        of_run = [numbers.setdefault(total, len(numbers)) for total in sums[runs].tolist()]
+        group = np.repeat(np.array(of_run, np.int64), np.diff(runs, append=len(living)))
+        channel = np.full(len(labels), -1, np.int64)
+        channel[living[np.argsort(group, kind="stable")]] = np.arange(len(living))
+        bounds = np.append(0, np.cumsum(np.bincount(group, minlength=len(numbers))))
+        channel = channel[labels]
+        ranges = zip(self.dims, self.starts.tolist(), self.sizes.tolist(), strict=True)
+        of_element = {dim: channel[start : start + size] for dim, start, size in ranges}
+        return Channels({dim: own for dim, own in of_element.items() if own.max() >= 0}, bounds)

@@ -72,23 +72,32 @@ def _changed(graph: Graph, edits: Edits, name: str) -> bool:
     return name in edits.expected and edits.expected[name] != graph.shapes[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Tipped:
+    """Decisions that came out differently in two runs.
+
+    behind: the values behind them.
+    hides: whether operators that pruning changed lie behind one: nothing is known about them.
+    """
+
+    behind: set[str]
+    hides: bool
+
+
 def tipped(
     graph: Graph, edits: Edits, decisions: list[Decision], got: Values, want: Values
-) -> set[str] | None:
-    """The values behind decisions that came out differently in two runs.
-
-    None if operators that pruning changed lie behind one: then nothing is known about them.
-    """
+) -> Tipped:
+    """What in two runs lies behind decisions that came out differently."""
     pruned = {use.operator for use, kept in edits.slices if kept}
     pruned.update(edits.attributes, edits.inputs, edits.gathers)
     by_operator = {decision.operator: decision for decision in decisions}
     behind: set[str] = set()
+    hides = False
     for operator in graph.operators:
         decision = by_operator.get(operator.index)
         if behind.intersection((*operator.inputs, *operator.captures)):
-            if operator.index in pruned:
-                return None
+            hides = hides or operator.index in pruned
         elif decision is None or all(np.array_equal(got[n], want[n]) for n in decision.outcomes):
             continue
         behind.update(filter(None, operator.outputs))
-    return behind
+    return Tipped(behind, hides)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,28 @@ def verify(
         _check_file(draft, analysis.original)
         if analysis.changed:
             _check_canonical(analysis, names, feeds, folder)
+        runs = _Runs(analysis, pruned, draft, masked, feeds)
         try:
-            return _worst(names, got, want)
+            found = _worst(names, got, want)
         except VerificationError as error:
             try:
                 return _worst(names, got, want, _noise(masked, feeds, want))
             except VerificationError:
-                return _compare_grounds(analysis, pruned, draft, masked, feeds, error)
+                return _compare_grounds(runs, error)
+        if all(any(map(varies, outputs)) for outputs in zip(*want, strict=True)):
+            return found
+        return max(found, _compare_grounds(runs) or found, key=_severity)
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """The two networks that are compared, and on what."""
+
+    analysis: Analysis
+    pruned: Pruned
+    draft: Path
+    masked: Path
+    feeds: Sequence[Feeds]
 
 
 def _worst(
@@ -71,7 +87,11 @@ def _worst(
 ) -> Agreement:
     noise = noise if noise is not None else [[None] * len(names) for _ in want]
     found = [compare(names, *each) for each in zip(got, want, noise, strict=True)]
-    return max(found, key=lambda agreement: (agreement.share, agreement.shown))
+    return max(found, key=_severity)
+
+
+def _severity(agreement: Agreement) -> tuple[float, bool]:
+    return agreement.share, agreement.shown
 
 
 def _noise(
@@ -114,37 +134,39 @@ def _check_canonical(
     _worst(names, outputs[0], outputs[1])
 
 
-def _compare_grounds(
-    analysis: Analysis,
-    pruned: Pruned,
-    draft: Path,
-    masked: Path,
-    feeds: Sequence[Feeds],
-    error: VerificationError,
-) -> Agreement:
-    """Where a decision between near ties was tipped: compare what it was made on.
+def _compare_grounds(runs: _Runs, error: VerificationError | None = None) -> Agreement | None:
+    """Compare what decisions were made on.
+
+    Where one between near ties was tipped, outputs may differ; and where a detector finds nothing,
+    they show nothing.
+
+    Args:
+        error: how the outputs differ, if they do.
 
     Raises:
-        VerificationError: the given one, if that explains nothing.
+        VerificationError: the given one, if tipped decisions don't explain it; or what decisions
+            were made on differs.
     """
-    decisions = find_decisions(analysis.graph, pruned.edits)
-    outputs = [value.name or "" for value in pruned.model.graph.outputs]
+    graph, edits = runs.analysis.graph, runs.pruned.edits
+    decisions = find_decisions(graph, edits)
+    outputs = [value.name or "" for value in runs.pruned.model.graph.outputs]
     asked = dict.fromkeys(name for d in decisions for name in (*d.grounds, *d.outcomes))
     names = [*outputs, *(name for name in asked if name not in outputs)]
-    with files.openable(draft, names[len(outputs) :]) as opened, _as_proof():
-        got = _run_plain(opened, feeds)
-    with files.openable(masked, names[len(outputs) :]) as opened:
-        want = _run_plain(opened, feeds)
+    with files.openable(runs.draft, names[len(outputs) :]) as opened, _as_proof():
+        got = _run_plain(opened, runs.feeds)
+    with files.openable(runs.masked, names[len(outputs) :]) as opened:
+        want = _run_plain(opened, runs.feeds)
     grounds = {*outputs, *(name for decision in decisions for name in decision.grounds)}
     found = []
     for first, second in zip(got, want, strict=True):
         values = dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
-        behind = tipped(analysis.graph, pruned.edits, decisions, *values)
-        told = [name for name in names if name in grounds and name not in (behind or ())]
-        if not behind or not told:
+        other = tipped(graph, edits, decisions, *values)
+        told = [name for name in names if name in grounds and name not in other.behind]
+        if error is not None and (not other.behind or other.hides or not told):
             raise error
-        found.append(compare(told, *([each[name] for name in told] for each in values)))
-    return max(found, key=lambda agreement: agreement.share)
+        if told:
+            found.append(compare(told, *([each[name] for name in told] for each in values)))
+    return max(found, key=_severity, default=None)
 
 
 @contextmanager

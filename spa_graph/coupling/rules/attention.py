@@ -359,8 +359,7 @@ def rotate(scope: Scope, count: int) -> None:
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
     scope.same(x[0], out[0])
-    for source, target in zip(x, out, strict=True):
-        scope.same(source, target)
+    scope.align(x, out)
     if len(x) == 4:
         scope.freeze((x[2], x[3]), "rotates pairs of elements by their position")
     elif not count:

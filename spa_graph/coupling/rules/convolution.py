@@ -60,12 +60,16 @@ def convolve(
         x, out = channels_first(x), channels_first(out)
     _frame(scope, x, weight, out)
     scope.contract(x[1], slots=exact_slots)
-    groups = _groups(scope, scope.extent(weight[1]).nominal)
-    per_group = scope.extent(out[1]).nominal // scope.attribute("group", 1)
     scope.same(out[1], weight[0])
-    scope.product(x[1], (groups, weight[1]))
-    outputs = scope.new_axis(Extent(per_group, per_group), "outputs per group")
-    scope.product(out[1], (groups, outputs))
+    count = scope.attribute("group", 1)
+    if count == 1:
+        scope.same(x[1], weight[1])
+    else:
+        groups = _groups(scope, scope.extent(weight[1]).nominal)
+        per_group = scope.extent(out[1]).nominal // count
+        scope.product(x[1], (groups, weight[1]))
+        outputs = scope.new_axis(Extent(per_group, per_group), "outputs per group")
+        scope.product(out[1], (groups, outputs))
     bias = scope.input(bias_slot) if bias_slot is not None else None
     if bias is not None and bias_slot is not None:
         scope.same(out[1], bias[0])

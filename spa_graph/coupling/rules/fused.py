@@ -34,8 +34,7 @@ def fused_conv(scope: Scope) -> None:
     convolve(scope, weight_slot=1, bias_slot=2, channels_last=channels_last)
     residual, out = scope.input(3), scope.output()
     if residual is not None and out is not None:
-        for source, target in zip(residual, out, strict=True):
-            scope.same(source, target)
+        scope.align(residual, out)
     _activated(scope, "all", (1, 2, 3))
 
 
@@ -46,8 +45,7 @@ def max_pool_channels_last(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
     x, out = channels_first(x), channels_first(out)
-    for source, target in zip(x[:2], out[:2], strict=True):
-        scope.same(source, target)
+    scope.align(x[:2], out[:2])
     scope.freeze((*x[2:], *out[2:]), WINDOW)
     scope.zero("all")
 
@@ -98,8 +96,7 @@ def bias_split_gelu(scope: Scope) -> None:
     x, bias, out = scope.input(0), scope.input(1), scope.output()
     if x is None or bias is None or out is None:
         return scope.freeze_all(UNKNOWN)
-    for source, target in zip(x[:-1], out[:-1], strict=True):
-        scope.same(source, target)
+    scope.align(x[:-1], out[:-1])
     scope.same(x[-1], bias[0])
     scope.product(x[-1], (scope.fixed(2, "holds values and gates"), out[-1]))
     scope.role(1, "bias")

@@ -85,10 +85,8 @@ def gather(scope: Scope) -> None:
     if x is None or index is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     along = scope.attribute("axis", 0) % len(x)
-    for source, target in zip(x[:along], out[:along], strict=True):
-        scope.same(source, target)
-    for source, target in zip(x[along + 1 :], out[along + len(index) :], strict=True):
-        scope.same(source, target)
+    scope.align(x[:along], out[:along])
+    scope.align(x[along + 1 :], out[along + len(index) :])
     positions = scope.constant(1)
     picked = out[along : along + len(index)]
     if positions is not None and positions.ndim < 2 and scope.extent(x[along]).static:
@@ -99,8 +97,7 @@ def gather(scope: Scope) -> None:
         scope.input_index(1, target, x[along], positions)
     else:
         scope.freeze((x[along],), "is looked up by position")
-        for source, target in zip(index, picked, strict=True):
-            scope.same(source, target)
+        scope.align(index, picked)
         if scope.known(1) is not None:
             scope.freeze(picked, "holds elements chosen by position")
         elif scope.is_parameter(0):
@@ -135,8 +132,7 @@ def gather_nd(scope: Scope) -> None:
     rest = batch + scope.extent(positions[-1]).nominal
     scope.freeze(data[:rest], BY_POSITION)
     scope.freeze((*positions, *out[: len(positions) - 1]), BY_POSITION)
-    for source, target in zip(data[rest:], out[len(positions) - 1 :], strict=True):
-        scope.same(source, target)
+    scope.align(data[rest:], out[len(positions) - 1 :])
     scope.zero("all", (0,))
 
 

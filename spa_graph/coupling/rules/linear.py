@@ -31,9 +31,7 @@ def affine(scope: Scope, slots: tuple[int, int, int], exact_slots: tuple[int, ..
         return scope.freeze_all("an operand has no known shape")
     m, k = a[::-1] if scope.attribute("transA", 0) else a
     k2, n = b[::-1] if scope.attribute("transB", 0) else b
-    scope.same(k, k2)
-    scope.same(m, out[0])
-    scope.same(n, out[1])
+    scope.align((k, m, n), (k2, *out))
     scope.contract(k, slots=exact_slots)
     bias = scope.input(slots[2])
     if bias is None:
@@ -66,8 +64,7 @@ def multiply(
     rows = [a[-2]] if len(a) > 1 else []
     columns = [b[-1]] if len(b) > 1 else []
     batch = out[: len(out) - len(rows) - len(columns)]
-    for axis, mine in zip(out[len(batch) :], rows + columns, strict=True):
-        scope.same(axis, mine)
+    scope.align(out[len(batch) :], rows + columns)
     broadcast(scope, a[:-2], batch)
     broadcast(scope, b[:-2], batch)
     pairs = zip(a[-3::-1], b[-3::-1], batch[::-1], strict=False)
@@ -85,11 +82,16 @@ def _prefer_blocks(scope: Scope, blocks: Sequence[Axis]) -> None:
 
 def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
     """Tie an operand's axes to those of the result that it is broadcast to, from the right."""
-    for position in range(1, len(axes) + 1):
-        if position > len(out):
-            scope.freeze((axes[-position],), "has no counterpart in the output")
-        elif scope.extent(axes[-position]) != ONE or scope.extent(out[-position]) == ONE:
-            scope.same(out[-position], axes[-position])
+    surplus = len(axes) - len(out)
+    if surplus > 0:
+        scope.freeze(axes[:surplus], "has no counterpart in the output")
+        axes = axes[surplus:]
+    out = out[-surplus:] if surplus < 0 else out
+    if ONE in map(scope.extent, axes):
+        pairs = zip(out, axes, strict=True)
+        tied = [(o, a) for o, a in pairs if scope.extent(a) != ONE or scope.extent(o) == ONE]
+        out, axes = zip(*tied, strict=True) if tied else ((), ())
+    scope.align(out, axes)
 
 
 @rule("Einsum")

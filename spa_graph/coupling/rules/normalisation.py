@@ -69,8 +69,7 @@ def layer_norm(scope: Scope) -> None:
     x, out = scope.input(0), scope.output()
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
-    for source, target in zip(x, out, strict=True):
-        scope.same(source, target)
+    scope.align(x, out)
     along = scope.attribute("axis", -1) % len(x)
     for slot, role in ((1, "scale"), (2, "bias")):
         axes = scope.input(slot)
@@ -78,8 +77,7 @@ def layer_norm(scope: Scope) -> None:
             broadcast(scope, axes, out)
             scope.role(slot, role)  # type: ignore[arg-type]
     for statistics in scope.outputs()[1:]:
-        for source, target in zip(x[:along], statistics, strict=False):
-            scope.same(source, target)
+        scope.align(x[:along], statistics[:along])
     scope.renormalise(*x[along:])
     scope.zero("all", (1, 2))
 
@@ -146,8 +144,7 @@ def lp_norm(scope: Scope) -> None:
 
 def _pass_through(scope: Scope, renormalised: list[int]) -> None:
     x, out = scope.input(0), scope.output()
-    for source, target in zip(x or (), out or (), strict=True):
-        scope.same(source, target)
+    scope.align(x or (), out or ())
     scope.renormalise(*renormalised)
 
 
@@ -163,8 +160,7 @@ def softmax(scope: Scope) -> None:
     old = scope.operator.version < 13  # flattened to two axes before
     along = scope.attribute("axis", 1 if old else -1) % len(x)
     normalised = x[along:] if old else (x[along],)
-    for source, target in zip(x, out, strict=True):
-        scope.same(source, target)
+    scope.align(x, out)
     scope.only_experts(normalised, "is normalised over")
     scope.renormalise(*normalised)
     scope.zero("never")

@@ -170,8 +170,7 @@ def det(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
     scope.freeze(x[-2:], "holds matrices")
-    for source, target in zip(x[:-2], out, strict=True):
-        scope.same(source, target)
+    scope.align(x[:-2], out)
     scope.zero("all")
 
 
@@ -183,6 +182,5 @@ def one_hot(scope: Scope) -> None:
         return scope.freeze_all(UNKNOWN)
     new = scope.attribute("axis", -1) % len(out)
     scope.freeze((out[new],), "is told by position")
-    for source, target in zip(x, (*out[:new], *out[new + 1 :]), strict=True):
-        scope.same(source, target)
+    scope.align(x, (*out[:new], *out[new + 1 :]))
     scope.zero("never")

@@ -64,8 +64,7 @@ def linear(scope: Scope) -> None:
     x, out, scale = scope.input(0), scope.output(), scope.input(1)
     if x is None or out is None or scale is None:
         return scope.freeze_all(UNKNOWN)
-    for source, target in zip(x, out, strict=True):
-        scope.same(source, target)
+    scope.align(x, out)
     along = scope.attribute("axis", 1)
     for slot in (1, 2):
         axes = scope.input(slot) or ()
@@ -97,8 +96,7 @@ def dynamic_quantise(scope: Scope) -> None:
     x, out = scope.input(0), scope.output()
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
-    for source, target in zip(x, out, strict=True):
-        scope.same(source, target)
+    scope.align(x, out)
     scope.contract(*x)
     scope.zero("never")
 
@@ -339,8 +337,7 @@ def qlinear_pool(scope: Scope) -> None:
         return scope.freeze_all(UNKNOWN)
     if scope.attribute("channels_last", 0):
         x, out = channels_first(x), channels_first(out)
-    for source, target in zip(x[:2], out[:2], strict=True):
-        scope.same(source, target)
+    scope.align(x[:2], out[:2])
     scope.freeze((*x[2:], *out[2:]), WINDOW)
     _zero_result(scope, "all", (0,), 2, 4)
 
@@ -366,8 +363,7 @@ def qlinear_softmax(scope: Scope) -> None:
     x, out = scope.input(0), scope.output()
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
-    for source, target in zip(x, out, strict=True):
-        scope.same(source, target)
+    scope.align(x, out)
     along = scope.attribute("axis", -1) % len(x)
     single = scope.attribute("opset", 13) >= 13
     scope.freeze((x[along],) if single else x[along:], "is normalised over")

@@ -45,8 +45,7 @@ def _reduction(summing: bool, mode: ZeroMode, axes_input_since: int = 18) -> Rul
 def _keep(scope: Scope, x: Axes, out: Axes, gone: list[int]) -> None:
     kept = [position for position in range(len(x)) if position not in gone]
     targets = [out[p] for p in kept] if len(out) == len(x) else out
-    for position, target in zip(kept, targets, strict=True):
-        scope.same(x[position], target)
+    scope.align([x[position] for position in kept], targets)
 
 
 rule("ReduceSum")(_reduction(True, "all", axes_input_since=13))

@@ -7,13 +7,17 @@ against several their common refinement.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import accumulate
+from operator import mul
+
 import numpy as np
 
 from spa_graph.coupling.registry import rule
-from spa_graph.coupling.relations import Axes, Axis, product_of
+from spa_graph.coupling.relations import Axes, Axis, Relations
 from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope
-from spa_graph.graph import ONE, Extent
+from spa_graph.graph import ONE, Extent, Shape
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -27,35 +31,46 @@ def reshape(scope: Scope) -> None:
 
 def regroup(scope: Scope, source: Axes, out: Axes) -> None:
     """Relate the axes of a tensor before and after a reshape."""
-    extents = [scope.extent(axis) for axis in (*source, *out)]
-    if any(min(extent) < 1 for extent in extents):
+    before, after = (tuple(map(scope.extent, axes)) for axes in (source, out))
+    if min(map(min, before + after), default=1) < 1:
         return scope.freeze((*source, *out), "reshapes a tensor that is empty or of unknown size")
-    left = [axis for axis in source if scope.extent(axis) != ONE]
-    right = [axis for axis in out if scope.extent(axis) != ONE]
+    equal, blocks, left_over = _line_up(before, after)
+    scope.align([source[i] for i, _ in equal], [out[j] for _, j in equal])
+    for left, right in blocks:
+        _relate_block(scope, [source[i] for i in left], [out[j] for j in right])
+    silent = [source[i] for i in left_over[0]] + [out[j] for j in left_over[1]]
+    scope.freeze(silent, "reshapes to sizes that do not line up")
+
+
+_Block = tuple[list[int], list[int]]
+
+
+@lru_cache(maxsize=1024)
+def _line_up(before: Shape, after: Shape) -> tuple[list[tuple[int, int]], list[_Block], _Block]:
+    """Positions of equal axes, of blocks of axes of equal product, and of what does not line up.
+
+    Every block is the shortest one; axes of a single element belong to none.
+    """
+    left = [i for i, extent in enumerate(before) if extent != ONE]
+    right = [j for j, extent in enumerate(after) if extent != ONE]
+    equal: list[tuple[int, int]] = []
+    blocks: list[_Block] = []
     while left and right:
-        a, b = _block(scope, left, right)
-        if not a:
-            return scope.freeze((*left, *right), "reshapes to sizes that do not line up")
-        _relate_block(scope, left[:a], right[:b])
-        left, right = left[a:], right[b:]
-    scope.freeze((*left, *right), "reshapes to sizes that do not line up")
-
-
-def _block(scope: Scope, left: list[Axis], right: list[Axis]) -> tuple[int, int]:
-    """How many axes of each side make up the shortest block of equal product."""
-    a, b = 1, 1
-    while a <= len(left) and b <= len(right):
-        first = product_of([scope.extent(axis) for axis in left[:a]])
-        second = product_of([scope.extent(axis) for axis in right[:b]])
-        if first == second:
-            return a, b
-        if first.nominal < second.nominal or (
-            first.nominal == second.nominal and first.other < second.other
-        ):
-            a += 1
+        a, b = 1, 1
+        first, second = before[left[0]], after[right[0]]
+        while first != second:
+            if first < second and a < len(left):
+                first, a = first * before[left[a]], a + 1
+            elif first > second and b < len(right):
+                second, b = second * after[right[b]], b + 1
+            else:
+                return equal, blocks, (left, right)
+        if a == b == 1:
+            equal.append((left[0], right[0]))
         else:
-            b += 1
-    return 0, 0
+            blocks.append((left[:a], right[:b]))
+        left, right = left[a:], right[b:]
+    return equal, blocks, (left, right)
 
 
 def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
@@ -63,7 +78,8 @@ def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
         whole, factors = (left[0], right) if len(left) == 1 else (right[0], left)
         scope.product(whole, factors)
         return
-    cuts = _common_cuts(scope, left, right)
+    sides = [tuple(map(scope.extent, side)) for side in (left, right)]
+    cuts = _common_cuts(*sides)
     if cuts is None:
         scope.freeze((*left, *right), "reshapes to sizes that do not line up")
         return
@@ -78,14 +94,10 @@ def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
             scope.product(axis, factors[start:position])
 
 
-def _common_cuts(scope: Scope, left: list[Axis], right: list[Axis]) -> list[Extent] | None:
-    """Sizes of the factors into which the axes of both sides can be cut, or None."""
-    reached: set[Extent] = set()
-    for side in (left, right):
-        total = ONE
-        for axis in side:
-            total = total * scope.extent(axis)
-            reached.add(total)
+@lru_cache(maxsize=1024)
+def _common_cuts(*sides: Shape) -> list[Extent] | None:
+    """Sizes of the factors into which the axes of all sides can be cut, or None."""
+    reached = {total for side in sides for total in accumulate(side, mul)}
     cuts, before = [], ONE
     for total in sorted(reached):
         if not before.divides(total):
@@ -101,8 +113,7 @@ def transpose(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     order = scope.attribute("perm") or range(len(x))[::-1]
-    for position, source in enumerate(order):
-        scope.same(x[source], out[position])
+    scope.align([x[source] for source in order], out)
     scope.zero("move")
 
 
@@ -120,12 +131,12 @@ def expand(scope: Scope) -> None:
     scope.zero("all", (0,))
 
 
-def copied_axes(scope: Scope) -> list[Axis]:
+def copied_axes(relations: Relations, x: Axes, out: Axes) -> list[Axis]:
     """The axes along which an Expand repeats elements: all of theirs are copies of one."""
-    x, out = scope.input(0) or (), scope.output() or ()
     new = list(out[: len(out) - len(x)])
     beside = zip(x, out[len(out) - len(x) :], strict=True)
-    return new + [axis for source, axis in beside if scope.extent(source) != scope.extent(axis)]
+    extents = relations.extents
+    return new + [axis for source, axis in beside if extents[source] != extents[axis]]
 
 
 @rule("Tile")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,7 +274,8 @@ def _shapes(nominal: Probe, other: Probe) -> dict[str, Shape]:
         if first is not None and second is not None and len(first) == len(second):
             shapes[name] = tuple(map(Extent, first, second))
         else:
-            nominal.unshaped.setdefault(name, "its shape depends on data")
+            why = other.unshaped.get(name, "its shape depends on data")
+            nominal.unshaped.setdefault(name, why)
     return shapes
 
 

@@ -106,7 +106,7 @@ def _store_weight(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol) -
         return store_tensor(value, tensor)
     if isinstance(tensor, FilledTensor):
         set_constant(model, node, 0, np.array(_sizes(tensor), np.int64))
-        value.shape = tensor.shape
+        value.shape = None if value.shape is None else tensor.shape
         return
     stored = add_initializer(model, f"{value.name}.stored", tensor)
     ir.convenience.replace_all_uses_with(value, stored)
@@ -123,7 +123,11 @@ def _add_weight(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Val
     node = ir.Node("", "ConstantOfShape", [sizes], fill, name=name)
     value = node.outputs[0]
     value.name, value.shape, value.type = name, tensor.shape, ir.TensorType(tensor.dtype)
-    model.graph.insert_before(model.graph[0], node)
+    maker = sizes.producer()
+    if maker is None:
+        model.graph.insert_before(model.graph[0], node)
+    else:
+        model.graph.insert_after(maker, node)
     return value
 
 
@@ -171,12 +175,19 @@ def set_constant(model: ir.Model, node: ir.Node, slot: int, value: NDArray[np.in
 
 
 def add_initializer(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new initializer under a name that is not taken yet."""
-    value = ir.Value(
-        name=fresh_name(model, name),
-        shape=ir.Shape(_sizes(tensor)),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
+    """A new stored value under a name that is not taken yet.
+
+    Before version 4 of the format every initializer is an input too, and inputs stay what they
+    are: there it is the output of a Constant.
+    """
+    name, shape = fresh_name(model, name), ir.Shape(_sizes(tensor))
+    kind = ir.TensorType(tensor.dtype)
+    if model.ir_version < 4:
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], name=name)
+        value = node.outputs[0]
+        value.name, value.shape, value.type = name, shape, kind
+        model.graph.insert_before(model.graph[0], node)
+        return value
+    value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
     model.graph.register_initializer(value)
     return value
