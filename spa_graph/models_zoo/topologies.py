@@ -358,8 +358,11 @@ def mixture() -> onnx.ModelProto:
         up = net.weight(f"{name}.up", experts, width, hidden, fan_in=width)
         down = net.weight(f"{name}.down", experts, hidden, width, fan_in=hidden)
         y = net.op("Relu", net.op("Einsum", x, up, equation="ntd,edf->netf"))
-        y = net.op("Einsum", y, down, equation="netf,efd->netd")
-        y = net.op("Einsum", y, share, equation="netd,nte->ntd")
+        if block:
+            y = net.op("Einsum", y, down, share, equation="netf,efd,nte->ntd")
+        else:
+            y = net.op("Einsum", y, down, equation="netf,efd->netd")
+            y = net.op("Einsum", y, share, equation="netd,nte->ntd")
         x = net.op("Add", x, y)
     return net.finish(net.linear("head", x, width, 10), ("batch", length, 10))
 

@@ -116,9 +116,11 @@ def einsum(scope: Scope) -> None:
             scope.same(bound.setdefault(letter, axis), axis)
     kept = set(_letters(right, len(out)))
     scope.contract(*(axis for letter, axis in bound.items() if letter not in kept))
-    everywhere = kept.intersection(
+    everywhere = set(bound).intersection(
         *(_letters(term, len(own)) for term, own in zip(terms, known, strict=True))
     )
+    if len(terms) == 2:  # else experts, say, are summed over with what a router thinks of them
+        everywhere &= kept
     if len(terms) > 1:
         _prefer_blocks(scope, [axis for letter, axis in bound.items() if letter in everywhere])
     scope.zero("any")
