@@ -304,6 +304,8 @@ class Matrix:
         for each_record in records:
             self.results.append(each_record)
         self.left[task.row] -= len(records)
+        for pruned in self._folder(task.row).glob(f"pruned.{task.column}.*"):
+            pruned.unlink()  # large, and nobody looks at it again
         if not self.left[task.row] and not self.settings.keep:
             shutil.rmtree(self._folder(task.row), ignore_errors=True)
         return records

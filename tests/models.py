@@ -215,20 +215,6 @@ def changed_by(model: onnx.ModelProto, plan: Plan, change: Change) -> onnx.Model
     return copy
 
 
-def assert_plan_describes(plan: Plan, model: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
-    """Slicing by the plan what a node of the input file gets is what it gets in the pruned file."""
-    before, after = stored(model), stored(pruned)
-    nodes = {name: node for node in pruned.graph.node for name in node.output}
-    for node in model.graph.node:
-        for slot, name in enumerate(node.input):
-            if name in before and before[name].dtype.kind == "f":
-                kept = plan.kept.get(name, {})
-                if name in plan.kept_per_use:
-                    kept = plan.kept_per_use[name][node.output[0], slot]
-                got = after[nodes[node.output[0]].input[slot]]
-                np.testing.assert_array_equal(got, keep(before[name], kept), err_msg=name)
-
-
 def assert_pruned(model: onnx.ModelProto, result: Result, *, dynamic: int = 2) -> onnx.ModelProto:
     """The result is smaller, and computes what the original does with its channels set to zero."""
     pruned = result.model

@@ -66,7 +66,9 @@ branch (float[5,8] x) => (float[K,3] y)
             two = NonZero(n)
             found = Reshape(two, flat)
         },
-        else_branch = no () => (int64[K] empty) { empty = ConstantOfShape<value = int64[1] {0}>(none) }
+        else_branch = no () => (int64[K] empty) {
+            empty = ConstantOfShape<value = int64[1] {0}>(none)
+        }
     >
     h = MatMul(x, w1)
     r = Relu(h)
@@ -147,3 +149,19 @@ def test_a_wrong_detector_is_refused(text: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(editor, "sliced", wrong)
     with pytest.raises(spa_graph.VerificationError):
         spa_graph.prune(network(text), ratio=0.5)
+
+
+def test_a_network_that_fails_on_random_input_is_told_apart() -> None:
+    """It finds nothing, and there is no size that -1 could stand for."""
+    text = EVERYTHING.replace("int64[1] all = {24}", "int64[1] all = {-1}")
+    model = network(text.replace("float[1] least = {0.0}", "float[1] least = {2.0}"))
+    with pytest.raises(spa_graph.ModelError, match="the network itself fails on random input"):
+        spa_graph.prune(model, ratio=0.5)
+
+
+def test_another_input_is_tried_where_a_network_fails_on_the_first() -> None:
+    """No score reaches the threshold unless the input is large."""
+    text = EVERYTHING.replace("int64[1] all = {24}", "int64[1] all = {-1}")
+    model = network(text.replace("float[1] least = {0.0}", "float[1] least = {0.999}"))
+    shown = spa_graph.prune(model, ratio=0.5).report["verification"]
+    assert shown["output_varied"]

@@ -331,3 +331,90 @@ def test_double_precision() -> None:
     model = network(MLP.replace("float[", "double["))
     pruned = assert_pruned(model, spa_graph.prune(model, flops=0.5))
     assert {array.dtype for array in stored(pruned).values()} == {np.dtype(np.float64)}
+
+
+MADE = """
+net (float[N,4] x) => (float[N,3] y) <float[16,3] w3> {
+    s1 = Constant<value_ints = [4, 16]>()
+    s2 = Constant<value_ints = [16]>()
+    w1 = ConstantOfShape<value = float[1] {0.5}>(s1)
+    b1 = ConstantOfShape<value = float[1] {0.25}>(s2)
+    w2 = ConstantOfShape<value = float[1] {2.0}>(s2)
+    h = Gemm(x, w1, b1)
+    r = Relu(h)
+    m = Mul(r, w2)
+    y = MatMul(m, w3)
+}
+"""
+
+
+def test_weights_that_are_made_from_a_stored_shape() -> None:
+    """They are pruned like others and stay as small as they are in the file."""
+    model = network(MADE)
+    result = spa_graph.prune(model, ratio=0.5)
+    assert set(result.plan.kept) == {"w1", "b1", "w2", "w3"}
+    assert shapes(result.model)["w3"] == (8, 3)
+    assert [n.op_type for n in result.model.graph.node].count("ConstantOfShape") == 3
+    floats = {name for name, array in stored(result.model).items() if array.dtype.kind == "f"}
+    assert floats == {"w3"}
+    assert result.report["before"]["params"] == 4 * 16 + 16 + 16 + 16 * 3
+    kept = result.plan.kept["w3"][0]
+    masked = network(MADE)
+    weights = stored(masked)["w3"].copy()
+    weights[np.setdiff1d(np.arange(16), kept)] = 0
+    masked.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "w3"))
+    assert_same_outputs(result.model, masked, random_feeds(model))
+
+
+def test_a_made_weight_whose_uses_are_pruned_differently() -> None:
+    text = """
+    net (float[N,16] x) => (float[N,16] y) <float[16,16] w1, float[16,16] w2, int64[1] s = {16}> {
+        b = ConstantOfShape<value = float[1] {0.5}>(s)
+        h = Gemm(x, w1, b)
+        r = Relu(h)
+        y = Gemm(r, w2, b)
+    }
+    """
+    model = network(text)
+    pruned = spa_graph.prune(model, ratio=0.5).model
+    makers = [node for node in pruned.graph.node if node.op_type == "ConstantOfShape"]
+    sizes = [stored(pruned)[node.input[0]].tolist() for node in makers]
+    assert sorted(sizes) == [[8], [16]]
+    biases = [node.input[2] for node in pruned.graph.node if node.op_type == "Gemm"]
+    assert sorted(biases) == sorted(node.output[0] for node in makers)
+    assert "b" in biases
+
+
+SHUFFLED = """
+net (float[1,4,5,5] x) => (float[1,6,5,5] y)
+<float[32,4,1,1] w0, float[32,8,1,1] w1, float[32,8,1,1] w2, float[6,32,1,1] w3,
+ int64[5] cut = {1, 4, 8, 5, 5}, int64[4] whole = {1, 32, 5, 5}> {
+    h = Conv(x, w0)
+    a = Conv<group = 4>(h, w1)
+    r = Relu(a)
+    c = Reshape(r, cut)
+    t = Transpose<perm = [0, 2, 1, 3, 4]>(c)
+    s = Reshape(t, whole)
+    b = Conv<group = 4>(s, w2)
+    y = Conv(b, w3)
+}
+"""
+
+
+def test_groups_that_a_shuffle_ties_together_are_pruned_within() -> None:
+    """Each group of the second convolution reads two channels of each group of the first."""
+    model = network(SHUFFLED)
+    assert [group.size for group in spa_graph.analyze(model).groups] == [8, 2, 8]
+    pruned = assert_pruned(model, spa_graph.prune(model, ratio=0.5))
+    assert shapes(pruned)["w1"] == shapes(pruned)["w2"] == (16, 4, 1, 1)
+
+
+def test_files_of_version_3_get_no_initializer_that_is_no_input() -> None:
+    model = network(SHUFFLED, opset=9)
+    for tensor in model.graph.initializer:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(value)
+    model.ir_version = 3
+    pruned = assert_pruned(model, spa_graph.prune(model, ratio=0.5))
+    assert pruned.ir_version == 3
+    assert {v.name for v in pruned.graph.input} == {v.name for v in model.graph.input}

@@ -20,6 +20,7 @@ from spa_graph.coupling.solver import Channels, solve, without
 from spa_graph.graph import Graph, Known, Operator
 
 Ints = NDArray[np.int64]
+NOTHING: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +123,9 @@ def analyze(
         if not tied:
             break
         inseparable |= tied
+    unused = _unused(relations, channels)
+    if unused.any():
+        channels = without(channels, unused)
     exactness = Exactness(graph, relations, facts, channels)
     if only_exact and not exactness.exact.all():
         channels = without(channels, ~exactness.exact)
@@ -169,6 +173,24 @@ def _tied_blocks(relations: Relations, facts: Facts, channels: Channels) -> set[
         for axis, own in found.items()
         if own is not None and own[0] >= 0 and (own == own[0]).all()
     }
+
+
+def _unused(relations: Relations, channels: Channels) -> NDArray[np.bool_]:
+    """Channels that no value has: parts of a constant that nobody takes out."""
+    graph, dim = relations.graph, relations.dim
+    unused = np.zeros(int(channels.bounds[-1]), bool)
+    for use in relations.uses:
+        if graph.operators[use.operator].op_type in ("Slice", "Split", "Gather"):
+            for axis in use.axes:
+                own = channels.of_element.get(dim(axis), NOTHING)
+                unused[own[own >= 0]] = True
+    if unused.any():
+        outputs = (name for operator in graph.operators for name in operator.outputs if name)
+        dims = {dim(axis) for name in outputs for axis in relations.value(name) or ()}
+        for value in dims:
+            own = channels.of_element.get(value, NOTHING)
+            unused[own[own >= 0]] = False
+    return unused
 
 
 def _freeze_but_experts(relations: Relations, facts: Facts) -> None:

@@ -62,6 +62,8 @@ class Use(NamedTuple):
 
 
 Why = tuple[object, ...]
+
+
 class Relations:
     """Collects what the rules say; `coupling.solver` turns it into channel groups."""
 
@@ -87,7 +89,8 @@ class Relations:
                     places[name].append((operator.index, slot))
         for name, parameter in self.graph.parameters.items():
             shape = [Extent(size, size) for size in parameter.shape]
-            shared = len(places[name]) > 1 and tied_on_purpose(parameter)
+            users = [self.graph.operators[operator].op_type for operator, _ in places[name]]
+            shared = len(users) > 1 and (CUTTING.issuperset(users) or tied_on_purpose(parameter))
             common = self._new_axes(name, shape) if shared else None
             for place in places[name]:
                 axes = common or self._new_axes(name, shape)
@@ -197,6 +200,8 @@ class Relations:
         self.items.append(relation)
 
 
+CUTTING = frozenset({"Slice", "Split"})
+"""A vector that all users take parts of (the gates of a bias) is one on purpose."""
 _PIECE = 1 << 16
 """How many weights are compared at a time: varied ones show at once."""
 

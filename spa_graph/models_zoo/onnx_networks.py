@@ -7,7 +7,9 @@ the same network as one would really have it.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,7 +60,9 @@ def _stored(path: Path) -> Path:
         for value in unused:
             values_of.remove(value)
     model.ir_version = max(model.ir_version, 8)  # older ones list weights as inputs too
-    target = Path(tempfile.mkdtemp(prefix="light-")) / path.name
+    folder = Path(tempfile.mkdtemp(prefix="light-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # whoever asked copies the file
+    target = folder / path.name
     onnx.save(model, target)
     return target
 

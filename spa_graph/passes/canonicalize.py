@@ -3,6 +3,7 @@
 Valid model in, valid model out; input and output names are kept.
 * Local functions are inlined, and so is the branch of an If whose condition is always the same:
   exporters write `if x.shape[0] == 1` as an If, and what a subgraph captures stays frozen.
+* What exporters write in a roundabout way becomes plain operators, see `plain_forms.py`.
 * A channel shuffle, `Reshape - Transpose - Reshape` that only permutes one axis, becomes a
   constant Gather: as reshapes it would tie channels that need not be tied.
 * A number that is computed from sizes that never change, as in `x / sqrt(x.shape[-1])`, becomes a
@@ -25,6 +26,7 @@ from spa_graph.frontends.onnx.reader import read
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import add_initializer
 from spa_graph.graph import ONE, Graph, Operator, Shape
+from spa_graph.passes.plain_forms import STEPS, remove_unused
 
 
 def canonicalize(model: ir.Model, input_shapes: InputShapes) -> tuple[Graph, list[str]]:
@@ -42,11 +44,17 @@ def canonicalize(model: ir.Model, input_shapes: InputShapes) -> tuple[Graph, lis
         graph = read(model, input_shapes)
     if decided:
         changed.append(f"{decided} decided branches inlined")
+    for find, rewrite, what in STEPS:
+        found = find(graph)
+        if found:
+            rewrite(model, graph, found)
+            graph = read(model, input_shapes)
+            changed.append(f"{len(found)} {what}")
     shuffles = _find_shuffles(graph)
     if shuffles:
         nodes = operator_nodes(model, graph)
-        for last, source, axis, index in shuffles:
-            _use_gather(model, nodes[last.index], source, axis, index)
+        for last, first, axis, index in shuffles:
+            _use_gather(model, nodes[last.index], nodes[first.index], axis, index)
         graph = read(model, input_shapes)
         changed.append(f"{len(shuffles)} channel shuffles became Gather")
     numbers = _find_numbers(graph)
@@ -92,7 +100,7 @@ def _inline(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     condition = node.inputs[0]
     model.graph.remove(node, safe=True)
-    _remove_unused(model, condition.producer() if condition is not None else None)
+    remove_unused(model, condition.producer() if condition is not None else None)
 
 
 def _find_numbers(graph: Graph) -> list[tuple[Operator, int]]:
@@ -122,40 +130,29 @@ def _store_numbers(model: ir.Model, graph: Graph, numbers: list[tuple[Operator, 
         number = ir.tensor(graph.known[operator.inputs[slot]].nominal)
         stored = add_initializer(model, f"{node.outputs[0].name}.number{slot}", number)
         node.replace_input_with(slot, stored)
-        _remove_unused(model, old.producer())
-
-
-def _remove_unused(model: ir.Model, node: ir.Node | None) -> None:
-    """Remove a node that nothing uses, and what only it used."""
-    if node is None or node.graph is None:  # removed already
-        return
-    if any(value.uses() or value.is_graph_output() for value in node.outputs):
-        return
-    before = [value.producer() for value in node.inputs if value is not None]
-    model.graph.remove(node, safe=True)
-    for producer in dict.fromkeys(before):
-        _remove_unused(model, producer)
+        remove_unused(model, old.producer())
 
 
 def _use_gather(
-    model: ir.Model, last: ir.Node, source: str, axis: int, index: NDArray[np.int64]
+    model: ir.Model, last: ir.Node, first: ir.Node, axis: int, index: NDArray[np.int64]
 ) -> None:
     middle = last.inputs[0]
-    first = middle.producer().inputs[0].producer() if middle is not None else None  # type: ignore[union-attr]
-    assert first is not None and first.inputs[0] is not None and first.inputs[0].name == source
     become_gather(model, last, first.inputs[0], axis, index)
-    _remove_unused(model, middle.producer())  # type: ignore[union-attr]
+    remove_unused(model, middle.producer() if middle is not None else None)
 
 
-def _find_shuffles(graph: Graph) -> list[tuple[Operator, str, int, NDArray[np.int64]]]:
-    """(last reshape, source value, axis, permutation) of every channel shuffle."""
+def _find_shuffles(graph: Graph) -> list[tuple[Operator, Operator, int, NDArray[np.int64]]]:
+    """(last reshape, first one, axis, permutation) of every channel shuffle.
+
+    Identities in it don't matter.
+    """
     producer = {name: operator for operator in graph.operators for name in operator.outputs}
     found = []
     for last in graph.operators:
-        transpose = producer.get(last.inputs[0]) if last.op_type == "Reshape" else None
+        transpose = _source(producer, last) if last.op_type == "Reshape" else None
         if transpose is None or transpose.op_type != "Transpose":
             continue
-        first = producer.get(transpose.inputs[0])
+        first = _source(producer, transpose)
         if first is None or first.op_type != "Reshape" or last.outputs[0] in graph.known:
             continue
         shapes = [graph.shapes.get(n) for n in (first.inputs[0], first.outputs[0], last.outputs[0])]
@@ -164,8 +161,16 @@ def _find_shuffles(graph: Graph) -> list[tuple[Operator, str, int, NDArray[np.in
         order = transpose.attributes.get("perm")
         permuted = _permuted_axis(shapes[0] or (), shapes[1] or (), order)
         if permuted is not None:
-            found.append((last, first.inputs[0], *permuted))
+            found.append((last, first, *permuted))
     return found
+
+
+def _source(producer: dict[str, Operator], operator: Operator) -> Operator | None:
+    """The operator that an operator's first input comes from."""
+    source = producer.get(operator.inputs[0])
+    while source is not None and source.op_type == "Identity":
+        source = producer.get(source.inputs[0])
+    return source
 
 
 def _permuted_axis(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -25,25 +23,6 @@ EXPORTS = [(name, exporter) for name, a in ARCHITECTURES.items() for exporter in
 BOTH = [name for name, architecture in ARCHITECTURES.items() if len(architecture.exporters) == 2]
 # Equal initializers of unrelated layers are one in these files.
 MERGED = ("vgg19_bn", "efficientnet_b0", "mobilenet_v3_large", "squeezenet1_1", "swin_t")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Groups (sizes and how many) that only one export has, and why."""
-
-    why: str
-    dynamo: dict[int, int] = field(default_factory=dict)
-    torchscript: dict[int, int] = field(default_factory=dict)
-
-
-_AS_STRIDED = (
-    "dynamo writes the last pooling as a look-up in a table of positions (as_strided), which "
-    "freezes the last stage's residual stream"
-)
-DIFFERENCES = {
-    "convnext_tiny": Difference(_AS_STRIDED, torchscript={768: 1}),
-    "swin_t": Difference(_AS_STRIDED, torchscript={768: 1}),
-}
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +51,4 @@ def test_exporters_reach_the_same_groups(name: str, models: Path) -> None:
         group_sizes(analyze(export(name, models, exporter)))
         for exporter in ("dynamo", "torchscript")
     )
-    expected = DIFFERENCES.get(name, Difference(""))
-    assert dynamo - torchscript == Counter(expected.dynamo)
-    assert torchscript - dynamo == Counter(expected.torchscript)
+    assert dynamo == torchscript

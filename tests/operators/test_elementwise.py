@@ -73,7 +73,7 @@ LISTS = [
     row("Mod", chain("a = Mod<fmod=1>(h, p)", before="p = Exp(k)"), *TWO, exact=False),
     row("Reciprocal", chain("a = Reciprocal(p)", before="p = Exp(h)"), *ONE, exact=False),
     row("PRelu", chain("a = PRelu(h, s)", weights=", float[6,1] s"), *ONE, "s:0"),
-    row("CastLike", chain("a = CastLike(h, k)"), *TWO),
+    row("CastLike another shape", chain("a = CastLike(h, x)"), *ONE),
     row("Where", chain("a = Where(c, h, k)", weights=", bool[6,1] c"),
         frozen={"w:0": "positions", "c:0": "positions"}),
     row("Where, per position", chain("a = Where(c, h, k)", weights=", bool[4] c"), *TWO),

@@ -13,7 +13,7 @@ from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope, ZeroMode
 
 _KEEPS_ZERO = (
-    "Abs Add And Asin Asinh Atan Atanh BitCast BitwiseAnd BitwiseOr BitwiseXor Cast CastLike "
+    "Abs Add And Asin Asinh Atan Atanh BitCast BitwiseAnd BitwiseOr BitwiseXor Cast "
     "Ceil Celu Dropout Elu Erf Floor Gelu HardSwish Identity LeakyRelu Max Mean Min Mish Neg Or "
     "Relu Round Selu Sign Sin Sinh Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Xor"
 )
@@ -44,6 +44,17 @@ rule("BitShift")(_elementwise("all", (0,)))
 rule("Where")(_elementwise("all", (1, 2)))
 rule("PRelu")(_elementwise("all", (0,)))
 rule("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", domain=MICROSOFT)(_elementwise("all"))
+
+
+@rule("CastLike")
+def cast_like(scope: Scope) -> None:
+    """Of the second input only the type matters."""
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all("an operand has no known shape")
+    broadcast(scope, x, out)
+    scope.free(scope.input(1) or ())
+    scope.zero("all", (0,))
 
 
 @rule("Pow")

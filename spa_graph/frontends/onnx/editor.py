@@ -8,7 +8,7 @@ value's shape must be, so no pattern has to be recognised.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -81,21 +81,60 @@ def become_gather(
     model: ir.Model, node: ir.Node, source: ir.Value | None, axis: int, index: Ints
 ) -> ir.Node:
     """Put a Gather from `source` in a node's place; its output keeps name and consumers."""
-    positions = add_initializer(model, f"{node.outputs[0].name}.index", ir.tensor(index))
-    attributes = [ir.AttrInt64("axis", axis)]
-    gather = ir.Node("", "Gather", [source, positions], attributes, name=node.name)
-    _replace_node(model, node, gather)
-    return gather
+    name = f"{node.outputs[0].name}.index"
+    return _become(model, node, "Gather", source, name, index, [ir.AttrInt64("axis", axis)])
+
+
+def become_reshape(model: ir.Model, node: ir.Node, source: ir.Value | None, sizes: Ints) -> ir.Node:
+    """Put a Reshape of `source` in a node's place; its output keeps name and consumers."""
+    return _become(model, node, "Reshape", source, f"{node.outputs[0].name}.sizes", sizes, [])
+
+
+def _become(
+    model: ir.Model,
+    node: ir.Node,
+    op_type: str,
+    source: ir.Value | None,
+    name: str,
+    constant: Ints,
+    attributes: list[ir.Attr],
+) -> ir.Node:
+    stored = add_initializer(model, name, ir.tensor(constant))
+    new = ir.Node("", op_type, [source, stored], attributes, name=node.name)
+    _replace_node(model, node, new)
+    return new
+
+
+def become_split(
+    model: ir.Model, node: ir.Node, axis: int, sizes: Sequence[int], takers: Mapping[int, ir.Node]
+) -> None:
+    """Put a Split in place of a list of parts and of the nodes that take them, by position."""
+    name = node.outputs[0].name
+    stored = add_initializer(model, f"{name}.sizes", ir.tensor(np.array(sizes, np.int64)))
+    inputs, attributes = [node.inputs[0], stored], [ir.AttrInt64("axis", axis)]
+    split = ir.Node("", "Split", inputs, attributes, num_outputs=len(sizes), name=node.name)
+    model.graph.insert_before(node, split)
+    for position, part in enumerate(split.outputs):
+        if position in takers:
+            _take_over(takers[position].outputs[0], part)
+            model.graph.remove(takers[position], safe=True)
+        else:
+            part.name = fresh_name(model, f"{name}.part{position}")
+    model.graph.remove(node, safe=True)
 
 
 def _replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
     """Put one node in place of another; the first output keeps its name, type and consumers."""
-    old, fresh = node.outputs[0], new.outputs[0]
+    model.graph.insert_before(node, new)
+    _take_over(node.outputs[0], new.outputs[0])
+    model.graph.remove(node, safe=True)
+
+
+def _take_over(old: ir.Value, fresh: ir.Value) -> None:
+    """Give a value's name, type and consumers to another."""
     fresh.type, fresh.shape, fresh.name = old.type, old.shape, old.name
     old.name = f"{old.name}.replaced"
-    model.graph.insert_before(node, new)
     ir.convenience.replace_all_uses_with(old, fresh, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
 
 
 def _declare_shapes(model: ir.Model, expected: Mapping[str, Shape], graph: Graph) -> None:
@@ -125,11 +164,7 @@ def _correct_sizes(
 ) -> Graph:
     """Correct the sizes that come out wrong; returns the graph of the result."""
     by_output = {o.outputs[0]: o for o in graph.operators if o.outputs}
-    wanted = {
-        name: shape
-        for name, shape in edits.expected.items()
-        if name in by_output
-    }
+    wanted = {name: shape for name, shape in edits.expected.items() if name in by_output}
     result, mismatches = read_expecting(model, wanted, input_shapes)
     for mismatch in mismatches:
         operator = by_output[mismatch.output]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError
-from spa_graph.frontends.onnx.fills import generated
+from spa_graph.frontends.onnx.constants import CONSTANTS, constant_tensor
 from spa_graph.frontends.onnx.shapes import Probe, ShapeError, captured, infer, tensor_type
 from spa_graph.frontends.onnx.sizes import (
     InputShapes,
@@ -55,7 +55,6 @@ def read_expecting(
 
 
 Nodes = list[tuple[ir.Node, onnx.NodeProto]]
-_CONSTANTS = ("Constant", "ConstantOfShape")
 
 
 def _graph(
@@ -69,7 +68,7 @@ def _graph(
     computing = [
         position
         for position, (node, _) in enumerate(nodes)
-        if node.op_type not in _CONSTANTS or node.outputs[0].name not in constants
+        if node.op_type not in CONSTANTS or node.outputs[0].name not in constants
     ]
     operators = [
         _operator(index, position, *nodes[position], opsets)
@@ -115,24 +114,10 @@ def _constants(graph: ir.Graph) -> Iterator[tuple[str, ir.TensorProtocol]]:
         if value.const_value is not None and value.dtype != ir.DataType.STRING:
             yield name, value.const_value
     for node in graph:
-        if node.op_type in _CONSTANTS and node.domain in ("", "ai.onnx"):
+        if node.op_type in CONSTANTS and node.domain in ("", "ai.onnx"):
             tensor = constant_tensor(node)
             if tensor is not None and tensor.dtype != ir.DataType.STRING:
                 yield node.outputs[0].name or "", tensor
-
-
-def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """What a Constant node holds, in whichever attribute it is, or a ConstantOfShape makes."""
-    if node.op_type == "ConstantOfShape":
-        return generated(node)
-    for key, attribute in node.attributes.items():
-        if key == "value":
-            return attribute.value  # as_tensor() checks its type, slowly
-        if key in ("value_int", "value_ints"):
-            return ir.tensor(np.array(attribute.value, np.int64))
-        if key in ("value_float", "value_floats"):
-            return ir.tensor(np.array(attribute.value, np.float32))
-    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,7 +33,7 @@ _FROM_SHAPE = frozenset({"Shape", "Size"})
 # They repeat an element over a shape that an input tells.
 _FILLS = frozenset(
     {"ConstantOfShape", "Expand", "Slice", "Concat", "Split", "Reshape", "Squeeze", "Unsqueeze",
-     "Transpose", "Cast", "Identity"}
+     "Transpose", "Cast", "CastLike", "Identity"}
 )  # fmt: skip
 """Operators that pass on, repeat or rearrange elements."""
 
@@ -245,6 +245,8 @@ def _evaluate(
             return False
         _evaluate_shape(probe, node, proto, shape)
         return True
+    if proto.op_type == "CastLike":
+        return _evaluate_cast_like(probe, proto)
     if not all(name in probe.values for name in names) or (not names and proto.op_type != "Range"):
         return False
     try:
@@ -261,6 +263,21 @@ def _evaluate(
     for name, result in zip(proto.output, results, strict=False):
         if name:
             _remember(probe, name, np.asarray(result), origins)
+    return True
+
+
+def _evaluate_cast_like(probe: Probe, proto: onnx.NodeProto) -> bool:
+    """Only the type of the second input matters."""
+    name, like = proto.input
+    if name not in probe.values or like not in probe.types:
+        return False
+    element = probe.types[like].tensor_type.elem_type
+    if not element or element == onnx.TensorProto.STRING:
+        return False
+    value = np.asarray(probe.values[name]).astype(ir.DataType(element).numpy())
+    if _is_fill(probe, proto):
+        probe.fills.add(proto.output[0])
+    _remember(probe, proto.output[0], value, probe.origins.get(name, frozenset()))
     return True
 
 

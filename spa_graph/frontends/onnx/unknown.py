@@ -43,9 +43,7 @@ def branch_types(
         for name in ("then_branch", "else_branch")
     ]
     names = [value.name or "" for value in node.outputs]
-    return {
-        name: _common(*both) for name, *both in zip(names, *branches, strict=False) if name
-    }
+    return {name: _common(*both) for name, *both in zip(names, *branches, strict=False) if name}
 
 
 def _outputs(

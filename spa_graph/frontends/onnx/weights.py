@@ -10,10 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.coupling.relations import Use
-from spa_graph.frontends.onnx.fills import FilledTensor
+from spa_graph.frontends.onnx.constants import FilledTensor, constant_tensor
 from spa_graph.frontends.onnx.mapping import ComputedTensor
 from spa_graph.frontends.onnx.names import fresh_name
-from spa_graph.frontends.onnx.reader import constant_tensor
 from spa_graph.plan import AxisIndices, same_slices
 
 Transform = Callable[[ir.TensorProtocol, AxisIndices], ir.TensorProtocol]

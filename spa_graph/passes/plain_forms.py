@@ -1,0 +1,180 @@
+"""Roundabout forms in which exporters write plain operators, and the plain operators.
+
+* A look-up of all elements of a flattened tensor in their order becomes the Reshape that it is:
+  PyTorch's exporter writes `as_strided` so. As a look-up it would freeze every channel.
+* A list of parts that are taken out by constant positions becomes a Split: PyTorch's exporter
+  writes `split` and `chunk` so before it optimises.
+* Zeros as initial state of a recurrent layer are left out: they are the default. Layers whose
+  states are cut out of one tensor of zeros would be tied in their hidden sizes.
+
+Each is found in a graph, and rewritten in the model that the graph was read from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from spa_graph.frontends.onnx.editor import become_reshape, become_split, operator_nodes
+from spa_graph.graph import Extent, Graph, Known, Operator, Shape
+
+Lookup = tuple[Operator, NDArray[np.int64]]
+"""The look-up, and the sizes that it arranges the elements in."""
+Parts = tuple[Operator, list[int]]
+"""The operator that makes a list of parts, and their sizes."""
+Input = tuple[Operator, int]
+"""An operator and the position of its input."""
+
+
+def remove_unused(model: ir.Model, node: ir.Node | None) -> None:
+    """Remove a node that nothing uses, and what only it used."""
+    if node is None or node.graph is None:  # removed already
+        return
+    if any(value.uses() or value.is_graph_output() for value in node.outputs):
+        return
+    before = [value.producer() for value in node.inputs if value is not None]
+    model.graph.remove(node, safe=True)
+    for producer in dict.fromkeys(before):
+        remove_unused(model, producer)
+
+
+# --- look-ups that are reshapes ---------------------------------------------------------------
+
+
+def _find_lookups(graph: Graph) -> list[Lookup]:
+    """Gathers of all elements of a flat tensor, in order."""
+    found = []
+    for operator in graph.operators:
+        if operator.op_type != "Gather" or operator.domain or operator.version < 5:
+            continue
+        flat, index = (graph.shapes.get(name) for name in operator.inputs)
+        known = graph.known.get(operator.inputs[1])
+        if flat is None or index is None or known is None or operator.outputs[0] in graph.known:
+            continue
+        sizes = _sizes(known, index)
+        if len(flat) == 1 and sizes is not None and _is_everything(known, flat[0]):
+            found.append((operator, sizes))
+    return found
+
+
+def _is_everything(known: Known, extent: Extent) -> bool:
+    """Whether these are the positions of all elements of an axis, in order."""
+    return all(
+        positions.size == size and np.array_equal(positions.reshape(-1), np.arange(size))
+        for positions, size in zip((known.nominal, known.other), extent, strict=True)
+    )
+
+
+def _sizes(known: Known, shape: Shape) -> NDArray[np.int64] | None:
+    """The sizes to reshape to, as a constant; None if more than one is dynamic."""
+    dynamic = [extent for extent in shape if not extent.static]
+    if len(dynamic) > 1 or not (dynamic or known.static) or any(min(e) < 1 for e in shape):
+        return None
+    return np.array([extent.nominal if extent.static else -1 for extent in shape], np.int64)
+
+
+def _use_reshapes(model: ir.Model, graph: Graph, lookups: list[Lookup]) -> None:
+    nodes = operator_nodes(model, graph)
+    for operator, sizes in lookups:
+        node = nodes[operator.index]
+        flat, index = node.inputs[0], node.inputs[1]
+        assert flat is not None and index is not None
+        flattened = flat.producer()
+        direct = flattened is not None and flattened.op_type in ("Reshape", "Flatten")
+        become_reshape(model, node, flattened.inputs[0] if direct and flattened else flat, sizes)
+        remove_unused(model, flattened)
+        remove_unused(model, index.producer())
+
+
+# --- lists that are splits --------------------------------------------------------------------
+
+
+def _find_lists(graph: Graph) -> list[Parts]:
+    """SplitToSequence into parts of constant sizes, each of which one operator takes out."""
+    uses = graph.uses()
+    found = []
+    for operator in graph.operators:
+        if operator.op_type != "SplitToSequence" or operator.domain or operator.version < 13:
+            continue
+        sizes = _part_sizes(graph, operator)
+        takers = [taker for taker, _ in uses.get(operator.outputs[0], ())]
+        positions = [_taken(graph, taker, len(sizes)) for taker in takers]
+        if len(set(positions) - {None}) == len(takers) > 0:
+            found.append((operator, sizes))
+    return found
+
+
+def _part_sizes(graph: Graph, operator: Operator) -> list[int]:
+    """The sizes of the parts; empty if they are not constant."""
+    shape = graph.shapes.get(operator.inputs[0])
+    split = graph.known.get(operator.inputs[1]) if len(operator.inputs) > 1 else None
+    if shape is None or split is None or not split.static:
+        return []
+    extent = shape[operator.attributes.get("axis", 0)]
+    if split.nominal.ndim:
+        return [int(size) for size in split.nominal]
+    size, whole = int(split.nominal), extent.nominal if extent.static else 0
+    return [min(size, whole - start) for start in range(0, whole, size)]
+
+
+def _taken(graph: Graph, taker: Operator, count: int) -> int | None:
+    """Which of the parts a SequenceAt takes out, if that is constant."""
+    known = graph.known.get(taker.inputs[1]) if taker.op_type == "SequenceAt" else None
+    if known is None or not known.static or not -count <= int(known.nominal) < count:
+        return None
+    return int(known.nominal) % count
+
+
+def _use_splits(model: ir.Model, graph: Graph, lists: list[Parts]) -> None:
+    nodes = operator_nodes(model, graph)
+    uses = graph.uses()
+    for operator, sizes in lists:
+        node = nodes[operator.index]
+        takers = {
+            position: nodes[taker.index]
+            for taker, _ in uses[operator.outputs[0]]
+            if (position := _taken(graph, taker, len(sizes))) is not None
+        }
+        become_split(model, node, operator.attributes.get("axis", 0), sizes, takers)
+
+
+# --- initial states of zero -------------------------------------------------------------------
+
+STATE_SLOTS = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
+
+
+def _find_zero_states(graph: Graph) -> list[Input]:
+    """Initial states that are zero whatever the sizes are."""
+    return [
+        (operator, slot)
+        for operator in graph.operators
+        for slot in STATE_SLOTS.get(operator.op_type, ())
+        if not operator.domain and slot < len(operator.inputs)
+        for known in [graph.known.get(operator.inputs[slot])]
+        if known is not None and known.uniform and not known.nominal.any()
+    ]
+
+
+def _leave_out(model: ir.Model, graph: Graph, inputs: list[Input]) -> None:
+    """Remove optional inputs; trailing ones disappear."""
+    nodes = operator_nodes(model, graph)
+    for operator, slot in inputs:
+        node = nodes[operator.index]
+        old = node.inputs[slot]
+        assert old is not None
+        node.replace_input_with(slot, None)
+        while node.inputs[-1] is None:
+            node.resize_inputs(len(node.inputs) - 1)
+        remove_unused(model, old.producer())
+
+
+STEPS: tuple[tuple[Callable[[Graph], Any], Callable[[ir.Model, Graph, Any], None], str], ...] = (
+    (_find_lists, _use_splits, "lists of parts became Split"),
+    (_find_lookups, _use_reshapes, "look-ups of all elements in order became Reshape"),
+    (_find_zero_states, _leave_out, "initial states of zeros were left out"),
+)
+"""What to look for, how to rewrite it, and what to call that."""

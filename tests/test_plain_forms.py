@@ -1,0 +1,177 @@
+"""Forms that exporters write in a roundabout way: look-ups, lists, initial states, zero biases."""
+
+from __future__ import annotations
+
+import pytest
+
+from spa_graph import analyze, prune
+from tests.models import assert_pruned, network
+
+LOOKUP = """
+lookup (float[N,6] x) => (float[N,3] y)
+<float[6,8] w1, float[8,3] w2, int64[1] all = {{-1}}, int64 zero = {{0}}, int64 one = {{1}},
+ int64 eight = {{8}}, int64[1,8] columns = {{{columns}}}>
+{{
+    h = MatMul(x, w1)
+    flat = Reshape(h, all)
+    sizes = Shape<end = 1>(x)
+    batch = Squeeze(sizes)
+    rows = Range(zero, batch, one)
+    starts = Mul(rows, eight)
+    column = Unsqueeze(starts, one1)
+    index = Add(column, columns)
+    again = Gather(flat, index)
+    y = MatMul(again, w2)
+}}
+""".replace("int64 eight", "int64[1] one1 = {{1}}, int64 eight")
+
+
+def test_look_up_of_all_elements_in_order_is_a_reshape() -> None:
+    model = network(LOOKUP.format(columns="0,1,2,3,4,5,6,7"))
+    result = prune(model, flops=0.5)
+    pruned = assert_pruned(model, result)
+    assert [node.op_type for node in pruned.graph.node] == ["MatMul", "Reshape", "MatMul"]
+    changes = ["1 look-ups of all elements in order became Reshape"]
+    assert result.report["canonicalized"] == changes
+
+
+def test_look_up_in_another_order_stays() -> None:
+    analysis = analyze(network(LOOKUP.format(columns="0,1,2,3,4,5,7,6")))
+    assert not analysis.changed
+    assert not analysis.groups
+
+
+LIST = """
+list (float[N,5] x) => (float[N,3] y)
+<float[5,{whole}] w1, float[{part},3] w2, int64{split},
+ int64 first = {{0}}, int64 last = {{{last}}}>
+{{
+    h = MatMul(x, w1)
+    parts = SplitToSequence<axis = 1>(h, split)
+    a = SequenceAt(parts, first)
+    b = SequenceAt(parts, last)
+    c = Mul(a, b)
+    y = MatMul(c, w2)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "split", "last"),
+    [
+        (16, 8, "[2] split = {8, 8}", -1),
+        (16, 8, " split = {8}", 1),
+        (20, 8, "[3] split = {8, 4, 8}", 2),  # nobody takes the part in the middle
+    ],
+)
+def test_list_of_parts_is_a_split(whole: int, part: int, split: str, last: int) -> None:
+    model = network(LIST.format(whole=whole, part=part, split=split, last=last))
+    result = prune(model, flops=0.5)
+    pruned = assert_pruned(model, result)
+    assert [n.op_type for n in pruned.graph.node] == ["MatMul", "Split", "Mul", "MatMul"]
+    assert result.report["canonicalized"] == ["1 lists of parts became Split"]
+
+
+def test_list_that_is_taken_apart_by_data_stays() -> None:
+    text = LIST.format(whole=16, part=8, split="[2] split = {8, 8}", last=1)
+    model = network(text.replace("(float[N,5] x)", "(float[N,5] x, int64 at)")
+                    .replace("(parts, last)", "(parts, at)"))  # fmt: skip
+    analysis = analyze(model)
+    assert not analysis.changed
+    assert not analysis.groups
+
+
+LAYERS = """
+layers (float[T,N,5] x) => (float[T,N,2] y)
+<float[1,24,5] w1, float[1,24,6] r1, float[1,24,6] w2, float[1,24,6] r2, float[6,2] v,
+ int64[1] layers = {{2}}, int64[1] six = {{6}}, int64[1] zero = {{0}}, int64[1] one = {{1}},
+ int64[1] two = {{2}}>
+{{
+    batch = Shape<start = 1, end = 2>(x)
+    shape = Concat<axis = 0>(layers, batch, six)
+    number = Constant<value_float = {fill}>()
+    states = Expand(number, shape)
+    s1 = Slice(states, zero, one, zero)
+    s2 = Slice(states, one, two, zero)
+    a4, ah, ac = LSTM<hidden_size = 6>(x, w1, r1, , , s1, s1)
+    a = Squeeze(a4, one)
+    b4, bh, bc = LSTM<hidden_size = 6>(a, w2, r2, , , s2, s2)
+    b = Squeeze(b4, one)
+    y = MatMul(b, v)
+}}
+"""
+
+
+def test_initial_states_of_zero_are_left_out() -> None:
+    model = network(LAYERS.format(fill=0.0))
+    assert [group.size for group in analyze(model).groups] == [6, 6]
+    result = prune(model, flops=0.5)
+    pruned = assert_pruned(model, result)
+    types = [node.op_type for node in pruned.graph.node]
+    assert types == ["LSTM", "Squeeze", "LSTM", "Squeeze", "MatMul"]
+    assert len(pruned.graph.node[0].input) == 3
+    assert result.report["canonicalized"] == ["4 initial states of zeros were left out"]
+
+
+def test_other_initial_states_stay() -> None:
+    assert not analyze(network(LAYERS.format(fill=0.5))).changed
+
+
+SHUFFLE = """
+shuffle (float[N,3,4] x) => (float[N,2,4] y)
+<float[8,3,1] w1, float[2,8,1] w2, int64[4] cut = {0, 2, 4, 4}, int64[3] joined = {0, 8, 4}>
+{
+    h = Conv(x, w1)
+    a = Reshape(h, cut)
+    b = Transpose<perm = [0, 2, 1, 3]>(a)
+    c = Identity(b)
+    d = Reshape(c, joined)
+    y = Conv(d, w2)
+}
+"""
+
+
+def test_shuffle_with_an_identity_in_it() -> None:
+    model = network(SHUFFLE)
+    result = prune(model, ratio=0.5)
+    assert result.report["canonicalized"] == ["1 channel shuffles became Gather"]
+    pruned = assert_pruned(model, result)
+    assert [node.op_type for node in pruned.graph.node] == ["Conv", "Gather", "Conv"]
+
+
+BIAS = """
+bias (float[N,3,4] x) => (float[N,2,4] y) <float[8,3,1] w1, float[2,8,1] w2>
+{
+    sizes = Shape<start = 0, end = 1>(w1)
+    number = Constant<value_float = 0.0>()
+    zero = CastLike(number, x)
+    bias = Expand(zero, sizes)
+    h = Conv(x, w1, bias)
+    y = Conv(h, w2)
+}
+"""
+
+
+def test_computed_bias_of_zeros_follows_its_convolution() -> None:
+    """As PyTorch's exporter writes it, before it optimises."""
+    model = network(BIAS)
+    assert [group.size for group in analyze(model).groups] == [8]
+    assert_pruned(model, prune(model, flops=0.5))
+
+
+PARTS = """
+parts (float[N,6] x) => (float[N,3] y)
+<float[6,8] w1, float[20] table, float[8,3] w2, int64[1] two = {2}, int64[1] ten = {10}>
+{
+    h = MatMul(x, w1)
+    bias = Slice(table, two, ten)
+    b = Add(h, bias)
+    y = MatMul(b, w2)
+}
+"""
+
+
+def test_parts_of_a_constant_that_nobody_takes_are_no_channels() -> None:
+    model = network(PARTS)
+    assert [group.size for group in analyze(model).groups] == [8]
+    assert_pruned(model, prune(model, flops=0.5))
