@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from spa_graph import analyze
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from spa_graph import VerificationError, analyze, prune
 from spa_graph.edits import Edits
+from spa_graph.frontends.onnx import editor
+from spa_graph.graph import Graph
 from spa_graph.passes.decisions import Tipped, find_decisions, tipped
 from spa_graph.passes.rewrite import plan_edits
 from tests.models import network
@@ -52,3 +58,49 @@ def test_pruned_weights_behind_a_tipped_decision_leave_no_proof() -> None:
     decisions = find_decisions(graph, edits)
     outcomes = {"i": np.array([[0]]), "f": np.array([[0.0]])}
     assert tipped(graph, edits, decisions, outcomes, {"i": np.array([[1]])}).hides
+
+
+HIDING = """
+hiding (float[N,16] x) => ({kind}[N,8] y)
+<float[16,32] w1, float[32] b1, float[32,8] w2, float[8] b2, float zero = {{0.0}}>
+{{
+    h = MatMul(x, w1)
+    b = Add(h, b1)
+    r = Relu(b)
+    s = MatMul(r, w2)
+    t = Add(s, b2)
+    {tail}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "tail"),
+    [
+        ("bool", "y = Greater(t, zero)"),
+        ("int8", "y = Cast<to = 3>(t)"),
+        ("float", "p = Sigmoid(t) y = Round(p)"),
+        ("float", "p = Sigmoid(t) q = Round(p) y = Sub(q, p1)"),
+    ],
+)
+def test_outputs_that_hide_differences_prove_nothing(
+    kind: str, tail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    values = {"b2": np.zeros(8, np.float32), "p1": np.float32(0.25)}
+    values["w2"] = generator.standard_normal((32, 8)).astype(np.float32)
+    text = HIDING.format(kind=kind, tail=tail).replace("float zero", "float p1, float zero")
+    model = network(text, values=values)
+    prune(model, ratio=0.5)
+    right = editor.apply_edits
+
+    def wrong(changed: ir.Model, *rest: Any) -> Graph:
+        graph = right(changed, *rest)
+        bias = changed.graph.initializers["b1"]
+        assert bias.const_value is not None
+        bias.const_value = ir.tensor(bias.const_value.numpy() + 1e-3, name="b1")
+        return graph
+
+    monkeypatch.setattr(editor, "apply_edits", wrong)
+    with pytest.raises(VerificationError):
+        prune(model, ratio=0.5)

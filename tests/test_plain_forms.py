@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from spa_graph import analyze, prune
@@ -80,6 +81,15 @@ def test_list_that_is_taken_apart_by_data_stays() -> None:
     assert not analysis.changed
     assert not analysis.groups
 
+
+CAPTURING = """total = ReduceMean<keepdims = 0>(c)
+    least = Constant<value_float = 0.0>()
+    more = Greater(total, least)
+    d = If(more) <
+        then_branch = yes () => (float[N,8] t) { t = SequenceAt(parts, first) },
+        else_branch = no () => (float[N,8] t) { t = Neg(c) }
+    >
+    y = MatMul(d, w2)"""
 
 LAYERS = """
 layers (float[T,N,5] x) => (float[T,N,2] y)
@@ -175,3 +185,40 @@ def test_parts_of_a_constant_that_nobody_takes_are_no_channels() -> None:
     model = network(PARTS)
     assert [group.size for group in analyze(model).groups] == [8]
     assert_pruned(model, prune(model, flops=0.5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("=> (float[N,3] y)", "=> (float[N,3] y, seq(float[N,8]) parts)"),
+        ("y = MatMul(c, w2)", CAPTURING),
+    ],
+)
+def test_list_that_is_used_as_a_whole_too_stays(change: tuple[str, str]) -> None:
+    text = LIST.format(whole=16, part=8, split="[2] split = {8, 8}", last=1)
+    analysis = analyze(network(text.replace(*change)))
+    assert not analysis.changed
+    assert not analysis.groups
+
+
+TABLE = """
+table (float[T,N,5] x) => (float[T,N,2] y)
+<float[1,24,5] w1, float[1,24,6] r1, float[6,2] v, int64[40,6] table, int64[1] zero = {0},
+ int64[1] one = {1}>
+{
+    batch = Shape<start = 1, end = 2>(x)
+    rows = Slice(table, zero, batch, zero)
+    numbers = Cast<to = 1>(rows)
+    state = Unsqueeze(numbers, zero)
+    a4, ah, ac = LSTM<hidden_size = 6>(x, w1, r1, , , state)
+    a = Squeeze(a4, one)
+    y = MatMul(a, v)
+}
+"""
+
+
+@pytest.mark.parametrize(("zeros", "left_out"), [(40, True), (30, False)])
+def test_only_tables_of_nothing_but_zeros_are_no_initial_state(zeros: int, left_out: bool) -> None:
+    table = (np.arange(40) >= zeros).astype(np.int64)[:, None].repeat(6, 1)
+    analysis = analyze(network(TABLE, values={"table": table}))
+    assert bool(analysis.changed) == left_out

@@ -122,7 +122,7 @@ class Relations:
         if axes is None and name in self.graph.shapes:
             axes = self._values[name] = self._new_axes(name, self.graph.shapes[name])
             unsized = [a for i, a in enumerate(axes) if (name, i) in self.graph.unsized]
-            self.freeze(unsized, "has a size that depends on data")
+            self.freeze(unsized, "has a size that depends on what comes in")
         return axes
 
     def operand(self, operator: Operator, slot: int) -> Axes | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from spa_graph.models_zoo.architectures import SETTLE_BATCH, Built, import_torchvision
+from spa_graph.models_zoo.architectures import SETTLE_BATCH, Built, Exporter, import_torchvision
 from spa_graph.models_zoo.catalogue import Entry
 
 SIZE = 64  # pixels, where nothing else is said
@@ -68,7 +68,18 @@ def _row(models: Any, name: str) -> Entry:
         return Entry("torchvision", name, lambda: _flow(name, size), weight=weight + 4, note=note)
     if kind[0] == "video":
         weight = 4 * weight + 1 if size > SIZE else 2 * weight
-        return Entry("torchvision", name, lambda: _video(name, size), weight=weight)
+        first: tuple[Exporter, ...] = ("torchscript", "dynamo")
+        note = ""
+        if name.startswith("mvit"):
+            first, note = first[::-1], "TorchScript writes a Loop over a list, which stays frozen"
+        return Entry(
+            "torchvision",
+            name,
+            lambda: _video(name, size),
+            exporters=first,
+            weight=weight,
+            note=note,
+        )
     if kind[0] == "segmentation":
         return Entry("torchvision", name, lambda: _segmentation(name, size), weight=weight)
     note = "in floating point" if kind[0] == "quantization" else ""

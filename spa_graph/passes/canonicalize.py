@@ -21,7 +21,7 @@ from onnx_ir.passes.common import InlinePass
 
 from spa_graph.coupling.analysis import SIZE_SLOTS
 from spa_graph.frontends.onnx.editor import become_gather, operator_nodes
-from spa_graph.frontends.onnx.names import fresh_name
+from spa_graph.frontends.onnx.names import fresh_name, keep_apart
 from spa_graph.frontends.onnx.reader import read
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import add_initializer
@@ -57,7 +57,7 @@ def canonicalize(model: ir.Model, input_shapes: InputShapes) -> tuple[Graph, lis
             _use_gather(model, nodes[last.index], nodes[first.index], axis, index)
         graph = read(model, input_shapes)
         changed.append(f"{len(shuffles)} channel shuffles became Gather")
-    numbers = _find_numbers(graph)
+    numbers = _find_numbers(model, graph)
     if numbers:
         _store_numbers(model, graph, numbers)
         graph = read(model, input_shapes)
@@ -68,12 +68,27 @@ def canonicalize(model: ir.Model, input_shapes: InputShapes) -> tuple[Graph, lis
 def _find_branches(model: ir.Model, graph: Graph) -> list[tuple[ir.Node, ir.Graph]]:
     """Every If with a condition that no input can change, and the branch it takes."""
     found = []
+    overridable = _overridable(model, graph)
     for operator in graph.operators:
         known = graph.known.get(operator.inputs[0]) if operator.op_type == "If" else None
-        if known is not None and known.static:
+        if known is not None and known.static and operator.inputs[0] not in overridable:
             node = operator_nodes(model, graph)[operator.index]
             taken = "then_branch" if bool(known.nominal.all()) else "else_branch"
             found.append((node, node.attributes[taken].as_graph()))
+    return found
+
+
+def _overridable(model: ir.Model, graph: Graph) -> set[str]:
+    """Defaults of inputs, which whoever runs the network may replace, and what follows from them.
+
+    Before version 4, files list all weights as inputs; they are constants nevertheless.
+    """
+    if model.ir_version < 4:
+        return set()
+    found = {v.name or "" for v in model.graph.inputs if v.name in model.graph.initializers}
+    for operator in graph.operators:
+        if operator.op_type not in ("Shape", "Size") and not found.isdisjoint(operator.inputs):
+            found.update(filter(None, operator.outputs))
     return found
 
 
@@ -81,15 +96,10 @@ def _inline(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
     """Put a branch in the place of its If; other branches may use the same names."""
     results = list(branch.outputs)
     branch.outputs.clear()
-    for name, value in list(branch.initializers.items()):
-        del branch.initializers[name]
-        value.name = fresh_name(model, name)
-        model.graph.register_initializer(value)
+    weights = list(branch.initializers.values())
+    branch.initializers.clear()
     nodes = list(branch)
     branch.remove(nodes)
-    for inner in nodes:
-        for value in inner.outputs:
-            value.name = fresh_name(model, value.name or "value")
     model.graph.insert_before(node, nodes)
     for old, result in zip(node.outputs, results, strict=True):
         identity = ir.Node("", "Identity", [result])
@@ -100,17 +110,23 @@ def _inline(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     condition = node.inputs[0]
     model.graph.remove(node, safe=True)
+    keep_apart(model, [*weights, *(value for inner in nodes for value in inner.outputs)])
+    for weight in weights:
+        model.graph.register_initializer(weight)
     remove_unused(model, condition.producer() if condition is not None else None)
 
 
-def _find_numbers(graph: Graph) -> list[tuple[Operator, int]]:
+def _find_numbers(model: ir.Model, graph: Graph) -> list[tuple[Operator, int]]:
     """Inputs (operator, position) that are computed from static sizes, and not used as sizes."""
+    overridable = _overridable(model, graph)
     return [
         (operator, slot)
         for operator in graph.operators
         if not all(name in graph.known for name in operator.outputs if name)
         for slot, name in enumerate(operator.inputs)
-        if slot not in SIZE_SLOTS.get(operator.op_type, ()) and _is_static_number(graph, name)
+        if slot not in SIZE_SLOTS.get(operator.op_type, ())
+        and _is_static_number(graph, name)
+        and name not in overridable
     ]
 
 

@@ -18,6 +18,8 @@ from spa_graph.edits import Edits
 from spa_graph.graph import Graph, Operator
 
 _WHOLE_NUMBERS = "iub"
+ROUNDING = frozenset({"Round", "Sign", "Floor", "Ceil", "Hardmax"})
+"""Operators that decide, though their results are floating-point numbers."""
 _SUBGRAPHS = frozenset({"If", "Loop", "Scan"})  # what happens inside isn't seen
 
 Values = Mapping[str, NDArray[Any]]
@@ -37,7 +39,7 @@ class Decision:
 
 
 def find_decisions(graph: Graph, edits: Edits) -> list[Decision]:
-    """Operators that make integers or booleans out of floating-point numbers.
+    """Operators that make integers, booleans or whole numbers out of floating-point numbers.
 
     Those whose operands pruning cut are left out: the two networks' can't be compared.
     """
@@ -59,7 +61,7 @@ def _grounds(graph: Graph, operator: Operator) -> tuple[str, ...]:
 
 def _outcomes(graph: Graph, operator: Operator) -> tuple[str, ...]:
     names = [name for name in operator.outputs if name and name not in graph.known]
-    if operator.op_type in _SUBGRAPHS:
+    if operator.op_type in _SUBGRAPHS | ROUNDING:
         return tuple(names)
     return tuple(name for name in names if _whole(graph, name))
 

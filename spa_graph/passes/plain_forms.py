@@ -96,9 +96,12 @@ def _use_reshapes(model: ir.Model, graph: Graph, lookups: list[Lookup]) -> None:
 def _find_lists(graph: Graph) -> list[Parts]:
     """SplitToSequence into parts of constant sizes, each of which one operator takes out."""
     uses = graph.uses()
+    elsewhere = {*graph.outputs, *(name for other in graph.operators for name in other.captures)}
     found = []
     for operator in graph.operators:
         if operator.op_type != "SplitToSequence" or operator.domain or operator.version < 13:
+            continue
+        if operator.outputs[0] in elsewhere:
             continue
         sizes = _part_sizes(graph, operator)
         takers = [taker for taker, _ in uses.get(operator.outputs[0], ())]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
@@ -23,11 +24,28 @@ def fresh_name(model: ir.Model, name: str) -> str:
     return free
 
 
+def keep_apart(model: ir.Model, values: Sequence[ir.Value]) -> None:
+    """Rename those of `values`, which joined the main graph, whose name another value has.
+
+    Names of what was removed from the model meanwhile are free again.
+    """
+    _TAKEN.pop(model, None)
+    present = {id(value): value for value in (*_values(model), *values)}
+    count = Counter(value.name for value in present.values())
+    for value in values:
+        if value.name and count[value.name] > 1:
+            value.name = fresh_name(model, value.name)
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+        yield from graph.inputs
+        for node in graph:
+            yield from node.outputs
+
+
 def _names(model: ir.Model) -> Iterator[str]:
     """The names of all values and nodes, in subgraphs too: those see the outer ones."""
-    for graph in model.graphs():
-        yield from graph.initializers
-        yield from (value.name or "" for value in graph.inputs)
-        for node in graph:
-            yield node.name or ""
-            yield from (value.name or "" for value in node.outputs)
+    yield from (value.name or "" for value in _values(model))
+    yield from (node.name or "" for graph in model.graphs() for node in graph)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from spa_graph.frontends.onnx.sizes import (
     Sizes,
     candidates,
     dynamic_keys,
+    extremes,
     free_inputs,
     moved,
     third,
@@ -64,6 +65,7 @@ def _graph(
     probes: _Probes,
 ) -> Graph:
     shapes = _shapes(probes.nominal, probes.other)
+    coincidences = frozenset(_coincidences(shapes, probes.others))
     opsets = normalised_opsets(model)
     computing = [
         position
@@ -79,11 +81,11 @@ def _graph(
         operators=operators,
         shapes=shapes,
         parameters={name: _parameter(name, tensor) for name, tensor in constants.items()},
-        known=_known(probes, shapes),
+        known=_known(probes, shapes, coincidences),
         inputs=tuple(value.name or "" for value in free_inputs(model)),
         outputs=tuple(value.name or "" for value in model.graph.outputs),
         dtypes=_dtypes(probes.nominal),
-        unsized=frozenset(probes.nominal.chosen | probes.other.chosen),
+        unsized=frozenset(probes.nominal.chosen | probes.other.chosen) | coincidences,
         unshaped=dict(probes.nominal.unshaped),
         samples=probes.samples,
     )
@@ -157,6 +159,8 @@ class _Probes:
     other: Probe
     samples: list[Sizes]
     moved: bool
+    others: list[Probe] = field(default_factory=list)
+    """More looks, only to see which sizes are equal in both probes by coincidence."""
 
 
 ProbeWith = Callable[[Sizes, int], Probe]
@@ -200,7 +204,8 @@ def _probe_twice(
 
     def probe(sizes: Sizes, which: int) -> Probe:
         types = {v.name or "": tensor_type(int(v.dtype or 1), sizes[v.name or ""]) for v in inputs}
-        return infer(nodes, constants, types, opsets, declared, targets[which], which)
+        wanted_then = targets[which] if which < len(targets) else {}
+        return infer(nodes, constants, types, opsets, declared, wanted_then, which)
 
     failure: ShapeError | None = None
     for sizes in candidates(inputs, input_shapes):
@@ -209,16 +214,22 @@ def _probe_twice(
         except ShapeError as error:
             failure = failure or error
             continue
-        return _second_look(inputs, input_shapes, sizes, nominal, probe)
+        probes = _second_look(inputs, input_shapes, sizes, nominal, probe)
+        first, last = probes.samples[0], probes.samples[-1]
+        free = any(first[name][1:] != last[name][1:] for name in first)
+        if not wanted and (free or nominal.chosen):
+            looks = [_attempt(probe, far, 2) for far in extremes(inputs, input_shapes, sizes)]
+            probes.others.extend(look for look in looks if look is not None)
+        return probes
     raise ModelError(
         f"no input sizes were found that the network accepts ({failure}); "
         "give them: --input-shape NAME=1,3,224,224"
     )
 
 
-def _attempt(probe: ProbeWith, sizes: Sizes) -> Probe | None:
+def _attempt(probe: ProbeWith, sizes: Sizes, which: int = 1) -> Probe | None:
     try:
-        return probe(sizes, 1)
+        return probe(sizes, which)
     except ShapeError:
         return None
 
@@ -264,7 +275,21 @@ def _shapes(nominal: Probe, other: Probe) -> dict[str, Shape]:
     return shapes
 
 
-def _known(probes: _Probes, shapes: Mapping[str, Shape]) -> dict[str, Known]:
+def _coincidences(shapes: Mapping[str, Shape], looks: list[Probe]) -> Iterator[tuple[str, int]]:
+    """Axes, as (value, axis), of the same size in both probes, but not everywhere."""
+    for look in looks:
+        for name, shape in shapes.items():
+            seen = look.shape(name)
+            if seen is None or len(seen) != len(shape):
+                continue
+            for axis, (extent, size) in enumerate(zip(shape, seen, strict=True)):
+                if extent.static and extent.nominal != size:
+                    yield name, axis
+
+
+def _known(
+    probes: _Probes, shapes: Mapping[str, Shape], coincidences: Collection[tuple[str, int]]
+) -> dict[str, Known]:
     """Small values; one is static if it follows from nothing that could have another size."""
     nominal, other = probes.nominal, probes.other
     found = {}
@@ -272,7 +297,10 @@ def _known(probes: _Probes, shapes: Mapping[str, Shape]) -> dict[str, Known]:
         if name not in other.values:
             continue
         origins = nominal.origins.get(name, frozenset())
-        fixed = probes.moved and all(shapes[origin][axis].static for origin, axis in origins)
+        fixed = probes.moved and all(
+            shapes[origin][axis].static and (origin, axis) not in coincidences
+            for origin, axis in origins
+        )
         found[name] = Known(
             value,
             other.values[name],

@@ -36,6 +36,10 @@ _FILLS = frozenset(
      "Transpose", "Cast", "CastLike", "Identity"}
 )  # fmt: skip
 """Operators that pass on, repeat or rearrange elements."""
+_PARTS = frozenset({"Slice", "Split"})
+"""Those of them that leave some out: which ones, sizes may tell."""
+_PICKS = frozenset({"Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast"})
+"""Operators whose result is elements of their first input."""
 
 # The largest of a few stored floats: torchvision's detectors pad images to a size found like that.
 _SUMMARIES = frozenset({"ReduceMax", "ReduceMin"})
@@ -66,6 +70,8 @@ class Probe:
     types: Types = field(default_factory=dict)
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
     origins: dict[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
+    axes: dict[str, tuple[str, NDArray[np.int64]]] = field(default_factory=dict)
+    """Values whose elements are sizes of one other value: which, and each one's axis."""
     fills: set[str] = field(default_factory=set)
     unshaped: dict[str, str] = field(default_factory=dict)
     chosen: set[tuple[str, int]] = field(default_factory=set)
@@ -208,6 +214,7 @@ def _note_mismatch(
     probe.types[name] = tensor_type(element, wanted[name])
     if name in probe.values:
         filler = probe.values[name].flat[0]
+        probe.axes.pop(name, None)
         probe.values[name] = np.full(wanted[name], filler, probe.values[name].dtype)
 
 
@@ -256,8 +263,8 @@ def _evaluate(
     if any(not isinstance(r, np.ndarray | np.generic) or r.size > KNOWN_LIMIT for r in results):
         return False
     origins = frozenset().union(*(probe.origins.get(name, frozenset()) for name in names))
-    if proto.op_type in ("Gather", "Slice") and proto.input[0] in probe.origins:
-        origins = _picked(probe, proto, opsets, origins)
+    if proto.op_type in _PICKS and proto.input[0] in probe.axes:
+        origins = _picked(probe, proto, opsets)
     if _is_fill(probe, proto):
         probe.fills.update(filter(None, proto.output))
     for name, result in zip(proto.output, results, strict=False):
@@ -288,6 +295,8 @@ def _is_fill(probe: Probe, proto: onnx.NodeProto) -> bool:
     if proto.op_type not in _FILLS:
         return False
     data = proto.input if proto.op_type == "Concat" else proto.input[:1]
+    if proto.op_type in _PARTS and len(np.unique(probe.values[data[0]])) > 1:
+        return False
     return all(name in probe.fills or name not in probe.origins for name in data)
 
 
@@ -303,6 +312,7 @@ def _evaluate_shape(
         stop = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
         axes = range(len(shape))[start:stop]
         value = np.array(shape[start:stop], np.int64)
+        probe.axes[proto.output[0]] = source, np.array(axes, np.int64)
     _remember(probe, proto.output[0], value, frozenset((source, axis) for axis in axes))
 
 
@@ -324,21 +334,17 @@ def _evaluator(node: bytes, opset: int) -> ReferenceEvaluator:
 
 
 def _picked(
-    probe: Probe,
-    proto: onnx.NodeProto,
-    opsets: Mapping[str, int],
-    origins: frozenset[tuple[str, int]],
+    probe: Probe, proto: onnx.NodeProto, opsets: Mapping[str, int]
 ) -> frozenset[tuple[str, int]]:
     """The origins that remain when elements are taken out of the result of a Shape."""
-    whole = probe.values[proto.input[0]]
-    own = probe.origins[proto.input[0]]
-    axes = sorted(axis for _, axis in own)
-    if len({source for source, _ in own}) != 1 or whole.ndim != 1 or len(axes) != whole.size:
-        return origins
-    feeds = {name: probe.values[name] for name in proto.input if name}
-    kept = _run(proto, opsets, feeds | {proto.input[0]: np.array(axes, np.int64)})[0]
-    source = next(iter(own))[0]
-    return frozenset((source, int(axis)) for axis in np.asarray(kept).reshape(-1))
+    first, *others = (name for name in proto.input if name)
+    source, axes = probe.axes[first]
+    if proto.op_type != "Cast":
+        feeds = {name: probe.values[name] for name in others}
+        axes = np.asarray(_run(proto, opsets, feeds | {first: axes})[0])
+    probe.axes[proto.output[0]] = source, axes
+    picked = frozenset((source, int(axis)) for axis in axes.reshape(-1))
+    return picked.union(*(probe.origins.get(name, frozenset()) for name in others))
 
 
 def _remember(

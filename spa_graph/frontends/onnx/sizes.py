@@ -134,6 +134,27 @@ def third(inputs: Sequence[ir.Value], given: InputShapes, sizes: Sizes) -> Sizes
     return _changed(inputs, given, sizes, dynamic_keys(inputs, given), choose)
 
 
+def extremes(inputs: Sequence[ir.Value], given: InputShapes, sizes: Sizes) -> list[Sizes]:
+    """Choices far from the others, to see which sizes are equal elsewhere by coincidence.
+
+    What a stride or a crop makes of an axis is often the same at sizes that are close.
+    """
+    choices: tuple[Callable[[int], int], ...] = (
+        lambda size: size * 4,
+        lambda size: max(size // 4, 1),
+        lambda size: min(size, 2),
+    )
+    dynamic = dynamic_keys(inputs, given)
+
+    def far(choose: Callable[[int], int]) -> Sizes:
+        def change(size: int, position: int) -> int:
+            return choose(size) if position else size + 2
+
+        return _changed(inputs, given, sizes, dynamic, change)
+
+    return [far(choose) for choose in choices]
+
+
 def _changed(
     inputs: Sequence[ir.Value],
     given: InputShapes,

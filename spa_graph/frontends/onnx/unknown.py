@@ -19,8 +19,8 @@ _PRIMES = [n for n in range(11, 2000) if all(n % d for d in range(2, int(n**0.5)
 
 
 def chosen(which: int, number: int) -> int:
-    """The size, in a probe, of the axis that is the `number`-th to depend on data."""
-    return _PRIMES[number % len(_PRIMES)] if which else 1
+    """The size, in a look, of the axis that is the `number`-th to depend on data."""
+    return (1, _PRIMES[number % len(_PRIMES)], 0)[which]
 
 
 def branch_types(
