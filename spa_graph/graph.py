@@ -129,9 +129,14 @@ class Graph:
     """Shapes of the inputs to run the network with; the first are those of the probes, which it
     accepts, the last it may reject."""
     unsized: frozenset[tuple[str, int]] = frozenset()
-    """Axes (value, position) whose size depends on data; the probes' were chosen for it."""
+    """Axes (value, position) whose size depends on data, so that the probes' were chosen for it, or
+    is the same in both probes by coincidence."""
     unshaped: dict[str, str] = field(default_factory=dict)
     """Values whose shape could not be inferred, with the reason."""
+
+    def unsized_in(self, name: str) -> bool:
+        """Whether the size of some axis of a value is not what the probes say."""
+        return any((name, axis) in self.unsized for axis in range(len(self.shapes.get(name, ()))))
 
     def uses(self) -> dict[str, list[tuple[Operator, int]]]:
         """Where each value is consumed, as (operator, input position)."""

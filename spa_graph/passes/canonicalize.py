@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
 
 from spa_graph.coupling.analysis import SIZE_SLOTS
-from spa_graph.frontends.onnx.editor import become_gather, operator_nodes
-from spa_graph.frontends.onnx.names import fresh_name, keep_apart
+from spa_graph.frontends.onnx.editor import become_gather, operator_nodes, take_over
+from spa_graph.frontends.onnx.names import keep_apart
 from spa_graph.frontends.onnx.reader import read
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import add_initializer
@@ -103,11 +103,8 @@ def _inline(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
     model.graph.insert_before(node, nodes)
     for old, result in zip(node.outputs, results, strict=True):
         identity = ir.Node("", "Identity", [result])
-        new = identity.outputs[0]
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        old.name = fresh_name(model, f"{old.name}.replaced")
         model.graph.insert_before(node, identity)
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        take_over(old, identity.outputs[0])
     condition = node.inputs[0]
     model.graph.remove(node, safe=True)
     keep_apart(model, [*weights, *(value for inner in nodes for value in inner.outputs)])

@@ -55,6 +55,8 @@ def _find_lookups(graph: Graph) -> list[Lookup]:
         known = graph.known.get(operator.inputs[1])
         if flat is None or index is None or known is None or operator.outputs[0] in graph.known:
             continue
+        if any(map(graph.unsized_in, operator.inputs)):
+            continue
         sizes = _sizes(known, index)
         if len(flat) == 1 and sizes is not None and _is_everything(known, flat[0]):
             found.append((operator, sizes))
@@ -116,6 +118,8 @@ def _part_sizes(graph: Graph, operator: Operator) -> list[int]:
     shape = graph.shapes.get(operator.inputs[0])
     split = graph.known.get(operator.inputs[1]) if len(operator.inputs) > 1 else None
     if shape is None or split is None or not split.static:
+        return []
+    if graph.unsized_in(operator.inputs[0]):
         return []
     extent = shape[operator.attributes.get("axis", 0)]
     if split.nominal.ndim:

@@ -116,7 +116,7 @@ def become_split(
     model.graph.insert_before(node, split)
     for position, part in enumerate(split.outputs):
         if position in takers:
-            _take_over(takers[position].outputs[0], part)
+            take_over(takers[position].outputs[0], part)
             model.graph.remove(takers[position], safe=True)
         else:
             part.name = fresh_name(model, f"{name}.part{position}")
@@ -126,11 +126,11 @@ def become_split(
 def _replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
     """Put one node in place of another; the first output keeps its name, type and consumers."""
     model.graph.insert_before(node, new)
-    _take_over(node.outputs[0], new.outputs[0])
+    take_over(node.outputs[0], new.outputs[0])
     model.graph.remove(node, safe=True)
 
 
-def _take_over(old: ir.Value, fresh: ir.Value) -> None:
+def take_over(old: ir.Value, fresh: ir.Value) -> None:
     """Give a value's name, type and consumers to another."""
     fresh.type, fresh.shape, fresh.name = old.type, old.shape, old.name
     old.name = f"{old.name}.replaced"
