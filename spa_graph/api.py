@@ -15,7 +15,8 @@ import onnx_ir as ir
 from spa_graph.errors import BudgetError, ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
-from spa_graph.passes.pipeline import Analysis, Options, Progress, Pruned, Timer
+from spa_graph.passes.network import Analysis, Pruned, prepare, rewrite
+from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.report import file_size, report
 from spa_graph.plan import Plan
 from spa_graph.runtime.benchmark import Latency, measure
@@ -56,7 +57,7 @@ def analyze(model: object, **options: Any) -> Analysis:
     chosen = _options(options)
     with _blaming(model):
         original, _ = forms.take(model)
-        return pipeline.prepare(original, chosen, Timer())
+        return prepare(original, chosen, Timer())
 
 
 def prune(
@@ -101,7 +102,7 @@ def prune(
     with _blaming(model):
         analysis, restore = _prepare(model, chosen, output, timer)
         kept = pipeline.choose(analysis, chosen, timer)
-        pruned = pipeline.rewrite(analysis, kept, chosen, timer)
+        pruned = rewrite(analysis, kept, chosen, timer)
         _check_budget(analysis, pruned, chosen)
         return _finish(
             model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds
@@ -167,7 +168,7 @@ def _prepare(
         original, restore = forms.take(model)
     if output is not None:
         _check_output(original, Path(output))
-    return pipeline.prepare(original, options, timer), restore
+    return prepare(original, options, timer), restore
 
 
 def _check_output(original: ir.Model, output: Path) -> None:

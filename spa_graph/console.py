@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from spa_graph.passes.pipeline import Progress as Callback
+from spa_graph.passes.options import Progress as Callback
 
 _WIDTH_WHEN_PIPED = 120
 

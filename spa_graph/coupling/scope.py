@@ -83,6 +83,31 @@ class Code:
     axis: int
 
 
+LinearForm = Literal["matrix", "convolution", "transposed convolution"]
+
+
+class Linear(NamedTuple):
+    """An operator that maps features by a stored weight: y = W x + b at every position.
+
+    Attributes:
+        operator: its index.
+        form: a position is a row of a matrix, or a window that a convolution looks at.
+        slots: the inputs that hold features, weight and bias; a bias may be absent, or None if the
+            operator can't have one.
+        features: the axis of the features that is summed over, counted from the end.
+        inputs, outputs: the weight's axis that is summed over, and the one that the results have.
+        result: the axis of the results, counted from the end.
+    """
+
+    operator: int
+    form: LinearForm
+    slots: tuple[int, int, int | None]
+    features: int
+    inputs: int
+    outputs: int
+    result: int
+
+
 @dataclass(slots=True)
 class Facts:
     """Everything that the rules said about the operators (the relations are kept apart).
@@ -105,6 +130,7 @@ class Facts:
     blocks: list[tuple[Block, Axis]] = field(default_factory=list)
     hidden_units: list[Axis] = field(default_factory=list)
     only_experts: list[tuple[Axis, Why]] = field(default_factory=list)
+    linears: list[Linear] = field(default_factory=list)
 
 
 class Scope:
@@ -261,6 +287,21 @@ class Scope:
 
     def macs(self, factor: float, *axes: Axis) -> None:
         self.facts.costs.append(Cost(self.operator.index, factor, axes))
+
+    def linear(
+        self,
+        form: LinearForm,
+        slots: tuple[int, int, int | None],
+        *,
+        features: int,
+        inputs: int,
+        outputs: int,
+        result: int,
+    ) -> None:
+        """The operator is linear in its features, if its weight is stored; see `Linear`."""
+        if self.is_parameter(slots[1]) and not self.is_parameter(slots[0]):
+            linear = Linear(self.operator.index, form, slots, features, inputs, outputs, result)
+            self.facts.linears.append(linear)
 
     def role(self, slot: int, role: Role) -> None:
         self.facts.roles[self.operator.index, slot] = role

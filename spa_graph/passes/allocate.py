@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,13 +87,56 @@ def allocate(
     Raises:
         BudgetError: even the smallest network costs more.
     """
+    return _within(coupling, model, scores, budget, limits, whole, _by_rank)
+
+
+def allocate_by_distortion(
+    coupling: Coupling,
+    model: CostModel,
+    scores: NDArray[np.float64],
+    curves: Sequence[NDArray[np.float64]],
+    budget: Budget,
+    limits: Limits,
+    whole: NDArray[np.bool_],
+) -> Kept:
+    """The network within the budget whose outputs are distorted least; shape (channels,).
+
+    Which channels of a group go first follows from the scores, how many of each group from the
+    curves: what is lost without 0, 1, ... channels. Losses are taken to add up over groups. Each
+    step takes channels where least is lost for what is saved; a step may be long, so that a flat
+    part behind a steep one is seen (the lower convex hull of the curve).
+
+    Raises:
+        BudgetError: even the smallest network costs more.
+    """
+
+    def choose(ladder: _Ladder, model: CostModel, budget: Budget) -> Counts:
+        return _fill(ladder, model, budget, _descend(ladder, model, budget, curves))
+
+    return _within(coupling, model, scores, budget, limits, whole, choose)
+
+
+def _by_rank(ladder: _Ladder, model: CostModel, budget: Budget) -> Counts:
+    return _fill(ladder, model, budget, _first_within(ladder, model, budget))
+
+
+def _within(
+    coupling: Coupling,
+    model: CostModel,
+    scores: NDArray[np.float64],
+    budget: Budget,
+    limits: Limits,
+    whole: NDArray[np.bool_],
+    choose: Callable[[_Ladder, CostModel, Budget], Counts],
+) -> Kept:
+    """What a way to choose counts keeps, as coarsely aligned as the budget allows."""
     found, smallest = None, 1.0
     for attempt in limits.finer():
         ladder = _Ladder(coupling, scores, attempt, whole)
         smallest = model.ratio(budget.quantity, ladder.floors)
         if smallest > budget.ratio:
             continue
-        counts = _fill(ladder, model, budget, _first_within(ladder, model, budget))
+        counts = choose(ladder, model, budget)
         found = ladder.kept(counts)
         if model.ratio(budget.quantity, counts) >= CLOSE * budget.ratio:
             break
@@ -170,6 +214,15 @@ class _Ladder:
         """The next larger count that a group may keep."""
         return min(count + int(self.steps[group]), int(self.full[group]))
 
+    def lower(self, group: int, count: int) -> list[int]:
+        """Some of the lower counts that a group may keep: all near by, fewer far away."""
+        step, floor = int(self.steps[group]), int(self.floors[group])
+        allowed = [c for c in range(floor, count) if c == floor or c % step == 0]
+        if len(allowed) <= CANDIDATES:
+            return allowed
+        places = np.unique(np.geomspace(1, len(allowed), CANDIDATES).round().astype(int))
+        return [allowed[-place] for place in places.tolist()]
+
     def gain(self, group: int, count: int) -> float:
         """The importance of the channel that would come back next."""
         return float(self.scores[self.ranked[group][count]])
@@ -208,4 +261,48 @@ def _fill(ladder: _Ladder, model: CostModel, budget: Budget, counts: Counts) -> 
             counts[group] = before  # costs only grow from here: it will never fit
         elif counts[group] < ladder.full[group]:
             heapq.heappush(waiting, (-ladder.gain(group, int(counts[group])), group))
+    return counts
+
+
+CANDIDATES = 24
+"""How many counts of a group are compared in one step of the descent."""
+
+
+def _descend(
+    ladder: _Ladder, model: CostModel, budget: Budget, curves: Sequence[NDArray[np.float64]]
+) -> Counts:
+    """From the whole network down to the budget, along the cheapest losses.
+
+    What a step saves shrinks as other groups shrink, so its price only rises: a price that is out
+    of date is a lower bound, and is computed anew when its turn comes.
+    """
+    counts = ladder.full.copy()
+    cost = model.cost(budget.quantity, counts)
+    limit = budget.ratio * cost
+
+    def offer(group: int) -> tuple[float, int, int, int] | None:
+        """(price, group, count, when it was computed) of the group's best step."""
+        best: tuple[float, int, int, int] | None = None
+        now, curve = int(counts[group]), curves[group]
+        trial = counts.copy()
+        for count in ladder.lower(group, now):
+            trial[group] = count
+            saved = cost - model.cost(budget.quantity, trial)
+            lost = float(curve[len(curve) - 1 - count] - curve[len(curve) - 1 - now])
+            if saved > 0 and (best is None or lost / saved < best[0]):
+                best = (lost / saved, group, count, steps)
+        return best
+
+    steps = 0
+    waiting = [found for group in range(len(counts)) if (found := offer(group))]
+    heapq.heapify(waiting)
+    while cost > limit and waiting:
+        _, group, count, computed = heapq.heappop(waiting)
+        if computed == steps:
+            counts[group] = count
+            cost = model.cost(budget.quantity, counts)
+            steps += 1
+        renewed = offer(group)
+        if renewed is not None:
+            heapq.heappush(waiting, renewed)
     return counts

@@ -20,7 +20,8 @@ from spa_graph.errors import ModelError, VerificationError
 from spa_graph.frontends.onnx import checker, files, masking
 from spa_graph.graph import Graph
 from spa_graph.passes.decisions import ROUNDING, find_decisions, tipped
-from spa_graph.passes.pipeline import Analysis, Pruned, Timer
+from spa_graph.passes.network import Analysis, Pruned
+from spa_graph.passes.options import Timer
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import Feeds, Session, open_session, run
 from spa_graph.runtime.verify import Agreement, Array, compare, varies

@@ -13,7 +13,7 @@ import numpy as np
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.passes.allocate import Kept
 from spa_graph.passes.cost import CostModel, counts_as_weight
-from spa_graph.passes.pipeline import Analysis, Pruned
+from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.runtime.benchmark import Latency
 from spa_graph.runtime.verify import Agreement
 

@@ -18,10 +18,13 @@ Session = ort.InferenceSession
 ort.set_default_logger_severity(4)  # its errors are raised too; its warnings are its own business
 
 
-def open_session(path: Path, *, plain: bool = False, threads: int = 0) -> ort.InferenceSession:
+def open_session(
+    model: Path | bytes, *, plain: bool = False, threads: int = 0
+) -> ort.InferenceSession:
     """Open a model on the CPU.
 
     Args:
+        model: a file, or its contents.
         plain: run the graph as it is written: no fusion, no folded constants, no repacked
             weights. For reference results; needs the least memory.
         threads: 0 lets ONNX Runtime choose.
@@ -39,9 +42,11 @@ def open_session(path: Path, *, plain: bool = False, threads: int = 0) -> ort.In
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
     try:
-        return ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a family of its own without a common base
-        raise ModelError(f"ONNX Runtime rejects {path.name}: {_short(error)}") from error
+        what = "a piece of the network" if isinstance(model, bytes) else model.name
+        raise ModelError(f"ONNX Runtime rejects {what}: {_short(error)}") from error
 
 
 def run(session: ort.InferenceSession, feeds: Feeds) -> list[NDArray[Any]]:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import spa_graph
-from spa_graph.passes.pipeline import Analysis
+from spa_graph.passes.network import Analysis
 from spa_graph.passes.report import frozen
 from tests.architectures.recount import flops, interface
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from spa_graph.coupling.analysis import ChannelGroup
 from spa_graph.graph import Graph
-from spa_graph.passes.pipeline import Analysis
+from spa_graph.passes.network import Analysis
 
 Form = Callable[[onnx.ModelProto], onnx.ModelProto]
 

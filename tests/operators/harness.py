@@ -24,7 +24,7 @@ import onnx.parser
 from numpy.typing import NDArray
 
 from spa_graph import Plan, analyze, apply_plan
-from spa_graph.passes.pipeline import Analysis
+from spa_graph.passes.network import Analysis
 from spa_graph.plan import make_plan
 from spa_graph.runtime.inputs import random_inputs
 from tests.models import assert_same_outputs, changed_by, network, outputs, stored, zero

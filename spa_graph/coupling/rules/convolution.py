@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axes, Axis
-from spa_graph.coupling.scope import Scope, Slots
+from spa_graph.coupling.scope import LinearForm, Scope, Slots
 from spa_graph.coupling.signature import apply, parse, signature
 from spa_graph.graph import Extent
 
@@ -19,6 +19,16 @@ WINDOW = "slides a window along this axis"
 @rule("Conv")
 def conv(scope: Scope) -> None:
     convolve(scope, weight_slot=1, bias_slot=2)
+    _linear(scope, "convolution", inputs=1, outputs=0)
+
+
+def _linear(scope: Scope, form: LinearForm, inputs: int, outputs: int) -> None:
+    x = scope.input(0)
+    if x is not None:
+        channels = 1 - len(x)
+        scope.linear(
+            form, (0, 1, 2), features=channels, inputs=inputs, outputs=outputs, result=channels
+        )
 
 
 @rule("ConvTranspose")
@@ -39,6 +49,7 @@ def conv_transpose(scope: Scope) -> None:
     scope.contract(x[1])
     scope.zero("all", (1, 2))
     scope.macs(1.0, x[0], weight[0], weight[1], *weight[2:], *x[2:])
+    _linear(scope, "transposed convolution", inputs=0, outputs=1)
 
 
 def convolve(

@@ -17,6 +17,10 @@ from spa_graph.graph import ONE
 @rule("Gemm")
 def gemm(scope: Scope) -> None:
     affine(scope, (0, 1, 2), (0, 1))
+    if scope.attribute("alpha", 1.0) == scope.attribute("beta", 1.0) == 1.0:
+        k = -2 if scope.attribute("transA", 0) else -1
+        inputs = 1 if scope.attribute("transB", 0) else 0
+        scope.linear("matrix", (0, 1, 2), features=k, inputs=inputs, outputs=1 - inputs, result=-1)
 
 
 def affine(scope: Scope, slots: tuple[int, int, int], exact_slots: tuple[int, ...]) -> None:
@@ -45,7 +49,12 @@ def affine(scope: Scope, slots: tuple[int, int, int], exact_slots: tuple[int, ..
 
 @rule("MatMul")
 def matmul(scope: Scope) -> None:
-    multiply(scope, scope.input(0), scope.input(1), scope.output())
+    a, b = scope.input(0), scope.input(1)
+    multiply(scope, a, b, scope.output())
+    if b is not None and len(b) == 2:
+        scope.linear("matrix", (0, 1, None), features=-1, inputs=0, outputs=1, result=-1)
+    if a is not None and len(a) == 2 and b is not None and len(b) > 1:
+        scope.linear("matrix", (1, 0, None), features=-2, inputs=1, outputs=0, result=-2)
 
 
 def multiply(

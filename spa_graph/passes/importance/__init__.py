@@ -5,18 +5,38 @@ one vector per parameter axis, add up what belongs to the same channel, normalis
 aggregate over the group's parameters. A new criterion is one file in this folder.
 """
 
-from spa_graph.passes.importance import fpgm, lamp, magnitude, random, scale
-from spa_graph.passes.importance.base import AGGREGATES, CRITERIA, NORMALIZERS, Criterion, score
+from spa_graph.passes.importance import (
+    flap,
+    fpgm,
+    lamp,
+    magnitude,
+    obspa,
+    random,
+    scale,
+    wanda,
+)
+from spa_graph.passes.importance.base import (
+    AGGREGATES,
+    CRITERIA,
+    NORMALIZERS,
+    Criterion,
+    make_criterion,
+    score,
+)
 
 __all__ = [
     "AGGREGATES",
     "CRITERIA",
     "NORMALIZERS",
     "Criterion",
+    "flap",
     "fpgm",
     "lamp",
     "magnitude",
+    "make_criterion",
+    "obspa",
     "random",
     "scale",
     "score",
+    "wanda",
 ]

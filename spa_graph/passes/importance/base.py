@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from spa_graph.coupling.analysis import ChannelGroup, Coupling, Member
 from spa_graph.coupling.scope import Role
 from spa_graph.errors import ModelError, OptionError
 from spa_graph.passes.importance.decode import loader
+from spa_graph.passes.statistics.layers import Layer
+from spa_graph.passes.statistics.readers import Layers, Reader, readers
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.floating]
@@ -26,7 +28,9 @@ CHUNK = 1 << 22
 class ParameterAxis:
     """One parameter axis of a group: all that a criterion sees.
 
-    `index[c]` are the positions along `axis` of channel c, shape (channels, k).
+    `index[c]` are the positions along `axis` of channel c, shape (channels, k). `layer` is the
+    linear operator whose weight it is, with what that saw of calibration data; None if it is no
+    such weight, or there is no data.
     """
 
     name: str
@@ -36,6 +40,7 @@ class ParameterAxis:
     role: Role
     shared: dict[str, Floats]
     """What was computed of all positions, for every group that has some of them."""
+    layer: Layer | None = None
 
     @property
     def weights(self) -> Weights:
@@ -83,15 +88,39 @@ def _blocks(weights: Weights, axis: int) -> Iterator[tuple[slice, NDArray[np.flo
 
 
 class Criterion:
-    """Base of all criteria: subclass, give it a `name`, implement `channels`."""
+    """Base of all criteria: subclass, give it a `name`, implement `channels`.
+
+    A criterion that `needs_data` sees only the axes along which layers read a group's channels, and
+    there `part.layer.moments`; or implement `rows`, the importance of each row of a layer's matrix.
+    What moments don't tell it can take from the features themselves, batch by batch: `observe`.
+    """
 
     name: ClassVar[str]
+    needs_data: ClassVar[bool] = False
     roles: ClassVar[frozenset[Role]] = frozenset({"weight", "scale", "table"})
     """The parameters that it looks at."""
 
     def channels(self, part: ParameterAxis) -> Floats:
         """The importance of each channel in one parameter axis; shape (channels,)."""
+        if part.layer is None:
+            raise NotImplementedError
+        return part.layer.per_position(self.rows(part.layer))[part.index].sum(1)
+
+    def rows(self, layer: Layer) -> Floats:
+        """The importance of what a layer reads; (groups, inputs)."""
         raise NotImplementedError
+
+    def observe(self, layer: Layer, features: NDArray[Any]) -> None:
+        """Take in what a layer reads of one batch, as the network computes it."""
+
+    def group(self, found: Sequence[Reader], count: int) -> Floats | None:  # noqa: ARG002
+        """The importance of all channels of a group at once, for criteria that need it so.
+
+        Args:
+            found: the layers that read the channels.
+            count: how many channels there are.
+        """
+        return None
 
     def finish(self, scores: Floats) -> Floats:
         """Turn a group's scores, shape (channels,), into the final ones."""
@@ -134,29 +163,51 @@ AGGREGATES: dict[str, Callable[[Floats], Floats]] = {
 """How the vectors of a group's parameters, shape (parameters, channels), become one."""
 
 
+def make_criterion(name: str, seed: int = 0) -> Criterion:
+    """A criterion by its name.
+
+    Raises:
+        OptionError: there is none of this name.
+    """
+    _check(name, "criterion", CRITERIA)
+    return CRITERIA[name](seed)
+
+
 def score(
     coupling: Coupling,
-    name: str = "l1",
+    criterion: str | Criterion = "l1",
     *,
     aggregate: str = "mean",
     normalize: str = "mean",
     seed: int = 0,
+    layers: Layers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Floats:
     """The importance of every coupled channel; shape (channels,).
+
+    Args:
+        criterion: its name, or the criterion itself if it has observed features.
+        layers: the linear operators with what they see of calibration data, if there is any.
 
     Raises:
         OptionError: an unknown criterion, aggregation or normalisation.
         ModelError: a weight is NaN or infinite.
     """
-    _check(name, "criterion", CRITERIA)
+    chosen = make_criterion(criterion, seed) if isinstance(criterion, str) else criterion
     _check(aggregate, "aggregate", AGGREGATES)
     _check(normalize, "normalize", NORMALIZERS)
-    chosen = CRITERIA[name](seed)
+    if chosen.needs_data and layers is None:
+        raise OptionError(
+            f"criterion `{chosen.name}` needs calibration data: add --calibrate FILE, or "
+            "--calibrate data-free"
+        )
+    known = layers or {}
     scores = np.zeros(coupling.count)
     shared: Shared = defaultdict(dict)
     for position, group in enumerate(coupling.groups):
-        vectors = [NORMALIZERS[normalize](v) for v in _vectors(coupling, group, chosen, shared)]
+        found = chosen.group(readers(known, group), group.size) if chosen.needs_data else None
+        own = [found] if found is not None else _vectors(coupling, group, chosen, shared, known)
+        vectors = [NORMALIZERS[normalize](v) for v in own]
         if vectors:
             merged = AGGREGATES[aggregate](np.stack(vectors))
             scores[group.start : group.stop] = chosen.finish(merged)
@@ -175,18 +226,25 @@ Shared = defaultdict[tuple[str, int], dict[str, Floats]]
 
 
 def _vectors(
-    coupling: Coupling, group: ChannelGroup, chosen: Criterion, shared: Shared
+    coupling: Coupling, group: ChannelGroup, chosen: Criterion, shared: Shared, layers: Layers
 ) -> list[Floats]:
-    wanted = [m for m in group.members if _role(coupling, m) in chosen.roles]
-    if not wanted:  # for example no normalisation scale: fall back on the weights
+    wanted = [m for m in group.members if _sees(coupling, chosen, m, layers)]
+    if not wanted:  # for example no normalisation scale, or no layer reads it: look at the weights
+        chosen = CRITERIA["l1"](0) if chosen.needs_data else chosen
         wanted = [m for m in group.members if _role(coupling, m) in Criterion.roles]
     vectors, seen = [], set()
     for member in wanted or group.members:
-        if (member.parameter, member.axis) in seen:
-            continue  # a shared parameter counts once
-        seen.add((member.parameter, member.axis))
-        vector = chosen.channels(_parameter_axis(coupling, member, shared))
+        place = (member.parameter, member.axis, member.operator * chosen.needs_data)
+        if place in seen:
+            continue  # a shared parameter counts once, but each layer sees other features
+        seen.add(place)
+        vector = chosen.channels(_parameter_axis(coupling, member, shared, layers))
         if not np.isfinite(vector).all():
+            if chosen.needs_data:
+                raise ModelError(
+                    f"what `{member.parameter}` sees of the calibration data is NaN or infinite; "
+                    "check the data and its scale"
+                )
             raise ModelError(
                 f"weight `{member.parameter}` holds NaN or infinity; "
                 "the network is broken before pruning: export it again"
@@ -195,11 +253,21 @@ def _vectors(
     return vectors
 
 
+def _sees(coupling: Coupling, chosen: Criterion, member: Member, layers: Layers) -> bool:
+    """Whether a criterion looks at a member of a group."""
+    if chosen.needs_data:
+        layer = layers.get((member.operator, member.slot))
+        return layer is not None and member.axis == layer.linear.inputs
+    return _role(coupling, member) in chosen.roles
+
+
 def _role(coupling: Coupling, member: Member) -> Role:
     return coupling.facts.roles.get((member.operator, member.slot), "weight")
 
 
-def _parameter_axis(coupling: Coupling, member: Member, shared: Shared) -> ParameterAxis:
+def _parameter_axis(
+    coupling: Coupling, member: Member, shared: Shared, layers: Layers
+) -> ParameterAxis:
     return ParameterAxis(
         name=member.parameter,
         load=loader(coupling, member),
@@ -207,4 +275,5 @@ def _parameter_axis(coupling: Coupling, member: Member, shared: Shared) -> Param
         index=member.index,
         role=_role(coupling, member),
         shared=shared[member.parameter, member.axis],
+        layer=layers.get((member.operator, member.slot)),
     )

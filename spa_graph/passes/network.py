@@ -1,0 +1,111 @@
+"""A network on its way through the pipeline: analysed, then smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import onnx_ir as ir
+
+from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
+from spa_graph.coupling.structures import Structure, structures
+from spa_graph.edits import Edits
+from spa_graph.errors import OptionError
+from spa_graph.frontends.onnx import editor
+from spa_graph.frontends.onnx.sizes import InputShapes
+from spa_graph.graph import Graph
+from spa_graph.passes.allocate import Kept
+from spa_graph.passes.canonicalize import canonicalize
+from spa_graph.passes.cost import CostModel
+from spa_graph.passes.options import Options, Timer
+from spa_graph.passes.rewrite import plan_edits
+from spa_graph.plan import Plan, make_plan
+
+
+@dataclass(eq=False)
+class Analysis:
+    """A network, ready to be pruned: its canonical model, graph and coupling."""
+
+    original: ir.Model
+    model: ir.Model
+    coupling: Coupling
+    cost: CostModel
+    excluded: dict[str, str]
+    changed: list[str]
+    """What canonicalisation rewrote."""
+
+    def __repr__(self) -> str:
+        groups, channels = len(self.groups), self.coupling.count
+        return f"Analysis({self.graph.name}: {groups} groups, {channels} channels)"
+
+    @property
+    def graph(self) -> Graph:
+        return self.coupling.graph
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        return self.coupling.groups
+
+    @cached_property
+    def structures(self) -> list[Structure]:
+        """What kind of structure each group is."""
+        return structures(self.coupling)
+
+
+@dataclass(slots=True, eq=False)
+class Pruned:
+    """The smaller network and what led to it."""
+
+    model: ir.Model
+    graph: Graph
+    kept: Kept
+    edits: Edits
+    plan: Plan
+    after: CostModel
+
+
+def prepare(original: ir.Model, options: Options, timer: Timer) -> Analysis:
+    """Canonicalise and analyse a model; the original isn't changed."""
+    with timer.step("read"):
+        model = original.clone()
+        model.meta.update(original.meta)
+        graph, changed = canonicalize(model, options.input_shapes)
+    with timer.step("analyze"):
+        excluded = _excluded(graph, options.exclude)
+        coupling = analyze(graph, excluded, only_exact=options.exact, within=options.within)
+        cost = CostModel(coupling)
+    return Analysis(original, model, coupling, cost, excluded, changed)
+
+
+def _excluded(graph: Graph, patterns: tuple[str, ...]) -> dict[str, str]:
+    """The parameters that patterns name, directly or through their operator."""
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        names = {name for name in graph.parameters if fnmatchcase(name, pattern)}
+        for operator in graph.operators:
+            if fnmatchcase(operator.name, pattern) or pattern == operator.op_type:
+                names.update(name for name in operator.inputs if name in graph.parameters)
+        if not names:
+            raise OptionError(f"--exclude {pattern}: no weight or operator has such a name")
+        found.update(dict.fromkeys(sorted(names), f"excluded by `{pattern}`"))
+    return found
+
+
+def cut(analysis: Analysis, kept: Kept, input_shapes: InputShapes) -> tuple[ir.Model, Graph, Edits]:
+    """The smaller model with its graph; the analysed model isn't changed."""
+    edits = plan_edits(analysis.coupling, kept)
+    smaller = analysis.model.clone()
+    smaller.meta.update(analysis.model.meta)
+    graph = editor.apply_edits(smaller, analysis.coupling, edits, input_shapes)
+    return smaller, graph, edits
+
+
+def rewrite(analysis: Analysis, kept: Kept, options: Options, timer: Timer) -> Pruned:
+    """Build the smaller network; the analysed model isn't changed."""
+    with timer.step("rewrite"):
+        smaller, graph, edits = cut(analysis, kept, options.input_shapes)
+        plan = make_plan(analysis.coupling, kept)
+        plan.model |= {"attention": options.attention, "groups": options.groups}
+        after = CostModel(analyze(graph))
+    return Pruned(smaller, graph, kept, edits, plan, after)

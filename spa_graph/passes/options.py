@@ -1,0 +1,132 @@
+"""What a user can choose, and the timer that tells how the steps go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Literal, get_args
+
+from spa_graph.coupling.scope import Block
+from spa_graph.coupling.structures import KINDS, Kind
+from spa_graph.errors import OptionError
+from spa_graph.frontends.onnx.sizes import InputShapes
+from spa_graph.passes.allocate import Budget
+
+Progress = Callable[[str, int, int], None]
+"""Called with a step's name, how much of it is done, and how much there is."""
+
+
+Method = Literal["none", "bias", "bn", "ls", "obspa"]
+"""How the weights that are left are refitted, see `passes/reconstruct`."""
+METHODS: tuple[Method, ...] = get_args(Method)
+LEAST_MEMORY = 64 << 20
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scope": KINDS,
+    "attention": ("heads", "head-dim"),
+    "groups": ("groups", "within"),
+    "reconstruct": METHODS,
+    "allocation": ("global", "distortion"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a user can choose; the fields are the options of the command line."""
+
+    flops: float | None = None
+    params: float | None = None
+    ratio: float | None = None
+    criterion: str | None = None
+    aggregate: str = "mean"
+    normalize: str = "mean"
+    seed: int = 0
+    min_channels: int = 1
+    round_to: int | None = None
+    exclude: tuple[str, ...] = ()
+    exact: bool = False
+    scope: tuple[Kind, ...] = ()
+    attention: Literal["heads", "head-dim"] = "heads"
+    groups: Literal["groups", "within"] = "groups"
+    input_shapes: InputShapes = field(default_factory=dict)
+    calibrate: Any = None
+    samples: int = 256
+    preprocess: str | None = None
+    reconstruct: Method | None = None
+    allocation: Literal["global", "distortion"] | None = None
+    memory_limit: int = 4 << 30
+
+    def __post_init__(self) -> None:
+        if isinstance(self.exclude, str):  # one pattern, not its letters
+            object.__setattr__(self, "exclude", (self.exclude,))
+        given = {k: v for k in ("flops", "params", "ratio") if (v := getattr(self, k)) is not None}
+        for name, value in given.items():
+            if not isinstance(value, Real) or not 0 < float(value) < 1:
+                raise OptionError(f"--{name} must lie between 0 and 1, not {value}")
+        if len(given) > 1:
+            raise OptionError(f"give one budget, not {' and '.join('--' + n for n in given)}")
+        if self.min_channels < 1 or (self.round_to is not None and self.round_to < 1):
+            raise OptionError("--min-channels and --round-to must be at least 1")
+        if isinstance(self.scope, str):  # as on the command line
+            object.__setattr__(self, "scope", tuple(self.scope.split(",")))
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            for each in value if name == "scope" else (value,):
+                if each not in allowed and each is not None:
+                    raise OptionError(f"--{name} {each}: choose among {', '.join(allowed)}")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        if self.samples < 1:
+            raise OptionError("--samples must be at least 1")
+        if self.memory_limit < LEAST_MEMORY:
+            raise OptionError(f"--memory-limit must be at least {LEAST_MEMORY >> 20} MiB")
+        if self.calibrate is not None:
+            return
+        for name in ("reconstruct", "allocation", "preprocess"):
+            if getattr(self, name) not in (None, "none", "global"):
+                raise OptionError(
+                    f"--{name} {getattr(self, name)} needs calibration data: "
+                    "add --calibrate FILE, or --calibrate data-free"
+                )
+
+    @property
+    def criterion_name(self) -> str:
+        """The criterion: what measures best with calibration data, and without."""
+        return self.criterion or ("obspa" if self.calibrate is not None else "l1")
+
+    @property
+    def method(self) -> Method:
+        """How weights are refitted."""
+        return self.reconstruct or ("ls" if self.calibrate is not None else "none")
+
+    @property
+    def within(self) -> tuple[Block, ...]:
+        """The blocks that keep their number."""
+        heads: tuple[Block, ...] = ("heads",) if self.attention == "head-dim" else ()
+        return heads + (("groups",) if self.groups == "within" else ())
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget on the whole network, or None for a uniform ratio."""
+        if self.flops is not None:
+            return Budget("flops", self.flops)
+        return Budget("params", self.params) if self.params is not None else None
+
+
+class Timer:
+    """Seconds per step."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress or (lambda *_: None)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        self._progress(name, 0, 1)
+        start = time.perf_counter()
+        yield lambda done, total: self._progress(name, done, total)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self._progress(name, 1, 1)

@@ -1,0 +1,184 @@
+"""The least-squares update of a layer's weights, with its damping chosen on held-out data.
+
+With x a row of inputs and r what is missing at the outputs, both centred if the layer has a bias,
+the update that minimises E |r - D'x|^2 + damping |D|^2 is
+
+    D = (E[x x'] + damping)^-1 E[x r']
+
+It is optimal brain surgery in closed form. The damping pulls towards the weights that are there,
+not towards zero: directions that the calibration data doesn't show keep what training gave them.
+Each damping is tried on the held-out part; if none helps there, the layer stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+from spa_graph.passes.statistics.moments import Floats, Rows
+
+DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Shares of the mean diagonal of E[x x'], tried in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What is added to the matrices (groups, inputs, outputs) and the bias (groups, outputs)."""
+
+    matrix: NDArray[Any]
+    bias: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The best update, None if none helps; errors are those of held-out rows, per position."""
+
+    update: Update | None
+    before: float
+    after: float
+    damping: float = np.inf
+
+
+class GramRegression:
+    """From sums of products: for layers that see more positions than they have inputs."""
+
+    def __init__(self, *, bias: bool) -> None:
+        self._bias = bias
+        self._shift: Any = None
+        self._parts = (_Sums(), _Sums())
+
+    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
+        """Take in rows (groups, positions, inputs) and what is missing (.., positions, outputs)."""
+        if self._shift is None:
+            self._shift = rows.mean(1, keepdims=True) * self._bias
+        self._parts[held_out].add(rows - self._shift, residual)
+
+    def solve(self) -> Outcome:
+        fitting, held = self._parts
+        before = float(held.error(None, None).sum())
+        best = Outcome(None, before, before)
+        for damping in DAMPINGS:
+            matrix, bias = self._fit(fitting, damping)
+            after = float(held.error(matrix, bias).sum())
+            if after < best.after:
+                best = Outcome(Update(matrix, bias), before, after, damping)
+        if best.update is None:
+            return best
+        matrix, bias = self._fit(fitting.plus(held), best.damping)
+        bias = bias - np.einsum("gk,gko->go", self._shift[:, 0].astype(np.float64), matrix)
+        return Outcome(Update(matrix, bias), before, best.after, best.damping)
+
+    def _fit(self, sums: _Sums, damping: float) -> tuple[Floats, Floats]:
+        n = sums.count
+        x, r = (sums.x / n, sums.r / n) if self._bias else (0 * sums.x, 0 * sums.r)
+        gram = sums.xx / n - x[:, :, None] * x[:, None, :]
+        cross = sums.xr / n - x[:, :, None] * r[:, None, :]
+        inputs = gram.shape[-1]
+        scale = np.trace(gram, axis1=1, axis2=2) / inputs
+        scale[scale <= 0] = 1.0
+        every = np.arange(inputs)
+        gram[:, every, every] += (damping * scale)[:, None]
+        matrix = np.linalg.solve(gram, cross) if len(gram) > 1 else _cholesky(gram, cross)
+        return matrix, r - np.einsum("gk,gko->go", x, matrix)
+
+
+class _Sums:
+    """Sums over positions of products of inputs x and residuals r."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.x: Any = 0.0
+        self.r: Any = 0.0
+        self.xx: Any = 0.0
+        self.xr: Any = 0.0
+        self.rr: Any = 0.0
+
+    def add(self, rows: Rows, residual: Rows) -> None:
+        turned = rows.transpose(0, 2, 1)
+        self.count += rows.shape[1]
+        self.x = self.x + rows.sum(1, dtype=np.float64)
+        self.r = self.r + residual.sum(1, dtype=np.float64)
+        self.xx = self.xx + (turned @ rows).astype(np.float64)
+        self.xr = self.xr + (turned @ residual).astype(np.float64)
+        self.rr = self.rr + np.square(residual).sum(1, dtype=np.float64)
+
+    def plus(self, other: _Sums) -> _Sums:
+        both = _Sums()
+        for name in vars(self):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
+    def error(self, matrix: Floats | None, bias: Floats | None) -> Floats:
+        """E |r - D'x - c|^2 per output; (groups, outputs)."""
+        if matrix is None or bias is None:
+            return self.rr / self.count
+        x, r = self.x / self.count, self.r / self.count
+        seen = (matrix * (self.xx / self.count @ matrix - 2 * self.xr / self.count)).sum(1)
+        missing = r - np.einsum("gk,gko->go", x, matrix)
+        return self.rr / self.count + seen - 2 * bias * missing + bias**2
+
+
+def _cholesky(gram: Floats, cross: Floats) -> Floats:
+    """Solve the only group; where rounding made its matrix indefinite, by least squares."""
+    try:
+        return cho_solve(cho_factor(gram[0], lower=True, check_finite=False), cross[0])[None]
+    except LinAlgError:
+        return np.linalg.lstsq(gram[0], cross[0], rcond=None)[0][None]
+
+
+class RowRegression:
+    """From the rows themselves: for layers that have more inputs than positions are seen.
+
+    With X the rows, D = X'(X X' + damping)^-1 R: the same update from a matrix of positions.
+    """
+
+    def __init__(self, *, bias: bool) -> None:
+        self._bias = bias
+        self._rows: tuple[list[Rows], list[Rows]] = ([], [])
+        self._residuals: tuple[list[Rows], list[Rows]] = ([], [])
+
+    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
+        """Take in rows (1, positions, inputs) and what is missing (1, positions, outputs)."""
+        self._rows[held_out].append(rows[0])
+        self._residuals[held_out].append(residual[0])
+
+    def solve(self) -> Outcome:
+        (x, r), (xh, rh) = (
+            (np.concatenate(a), np.concatenate(b))
+            for a, b in zip(self._rows, self._residuals, strict=True)
+        )
+        before = float(np.square(rh).sum(1).mean())
+        best = Outcome(None, before, before)
+        mean, gap = self._means(x, r)
+        cross = (xh - mean) @ (x - mean).T
+        for damping, solution in self._solutions(x - mean, r - gap, DAMPINGS):
+            after = float(np.square(rh - gap - cross @ solution).sum(1).mean())
+            if after < best.after:
+                best = Outcome(Update(solution, gap), before, after, damping)
+        if best.update is None:
+            return best
+        x, r = np.concatenate([x, xh]), np.concatenate([r, rh])
+        mean, gap = self._means(x, r)
+        ((_, solution),) = self._solutions(x - mean, r - gap, (best.damping,))
+        matrix = (x - mean).T @ solution
+        update = Update(matrix[None], (gap - mean @ matrix).reshape(1, -1))
+        return Outcome(update, before, best.after, best.damping)
+
+    def _means(self, x: Rows, r: Rows) -> tuple[Rows, Rows]:
+        return x.mean(0) * self._bias, r.mean(0) * self._bias
+
+    def _solutions(
+        self, x: Rows, r: Rows, dampings: tuple[float, ...]
+    ) -> Iterator[tuple[float, Floats]]:
+        """(X X' + damping)^-1 R for each damping."""
+        values, vectors = np.linalg.eigh((x @ x.T).astype(np.float64))
+        values = np.maximum(values, 0)
+        scale = float(values.sum()) / x.shape[1] or 1.0
+        turned = vectors.T @ r
+        for damping in dampings:
+            yield damping, vectors @ (turned / (values + damping * scale)[:, None])

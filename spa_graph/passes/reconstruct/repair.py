@@ -1,0 +1,165 @@
+"""Layer by layer, from the inputs on: make each layer compute again what it did before pruning.
+
+The dense and the pruned network run beside each other over the calibration data (`Runner`). A layer
+sees what the repaired part before it computes, and is fitted to what the dense network computes
+there, so that errors of earlier layers are corrected as well. Part of the data is held out: a
+repair that doesn't help there is not made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from spa_graph.passes.network import Analysis, Pruned
+from spa_graph.passes.options import Method
+from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
+from spa_graph.passes.reconstruct.regression import GramRegression, Outcome, RowRegression
+from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, set_weight
+from spa_graph.passes.statistics.layers import pick, positions_wanted
+from spa_graph.passes.statistics.linear_map import Rows
+from spa_graph.passes.statistics.runner import Runner
+from spa_graph.runtime.sessions import Feeds
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What became of one layer.
+
+    before, after: the error of its results on held-out data, as shares of their variance.
+    damping: of the regression; infinite where the layer stayed as it was.
+    """
+
+    layer: str
+    before: float
+    after: float
+    damping: float
+
+
+class Regression(Protocol):
+    """What takes in rows and residuals, batch by batch, and finds the update."""
+
+    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None: ...
+
+    def solve(self) -> Outcome: ...
+
+
+def repair(
+    analysis: Analysis,
+    pruned: Pruned,
+    batches: Sequence[Feeds],
+    fitting: int,
+    method: Method,
+    *,
+    limit: int,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Repair]:
+    """Refit the pruned network's weights, in place.
+
+    Args:
+        batches: calibration data; the first `fitting` are fitted to, the others are held out.
+        limit: bytes of features that are kept in memory, the rest is kept in `folder`.
+    """
+    dense = Runner(analysis.model, batches, limit // 2, folder)
+    small = Runner(pruned.model, batches, limit // 2, folder)
+    sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
+    done: list[Repair] = []
+    for stage in stages(sites, small, lambda site: site.nodes):
+        dense.advance([source for site in stage for source in site.sources])
+        small.advance([site.sources[0] for site in stage])
+        for site in stage:
+            done.append(_repair(pruned, site, dense, small, fitting, method))
+            if progress:
+                progress(len(done), len(sites))
+    return done
+
+
+def stages(
+    sites: Sequence[Site], network: Runner, nodes: Callable[[Site], Sequence[ir.Node]]
+) -> Iterator[list[Site]]:
+    """Sites of which none reads what another one computes, together, in the network's order.
+
+    Args:
+        nodes: a site's operators in this network.
+    """
+    waiting = list(sites)
+    while waiting:
+        unrepaired = {id(node) for site in waiting for node in nodes(site)}
+        ready = [s for s in waiting if unrepaired.isdisjoint(network.pending(s.sources[:1]))]
+        yield ready
+        waiting = [site for site in waiting if site not in ready]
+
+
+def _repair(
+    pruned: Pruned, site: Site, dense: Runner, small: Runner, fitting: int, method: Method
+) -> Repair:
+    counts = [
+        [math.prod(layer.map.positions(dense.value(layer.source, b))) for b in range(dense.batches)]
+        for layer in site.layers
+    ]
+    share = min(1.0, positions_wanted(site.pruned) / sum(map(sum, counts)))
+    seen = round(share * sum(sum(own[:fitting]) for own in counts))
+    matrix = site.matrix
+    task = _regression(method, site, matrix, seen)
+    spread = _Spread()
+    generator = np.random.default_rng(0)
+    for layer, own in zip(site.layers, counts, strict=True):
+        for batch, count in enumerate(own):
+            positions = pick(generator, count, round(share * count))
+            features = dense.value(layer.source, batch)
+            wanted = site.wanted(layer, features, positions)
+            if site.shared:  # its later uses read what the first ones compute: all read the dense
+                rows = site.seen(layer, features, positions)
+            else:
+                rows = site.pruned.rows(small.value(layer.source, batch), positions)
+            task.add(rows, wanted - rows @ matrix, held_out=batch >= fitting)
+            spread.add(wanted)
+    outcome = task.solve()
+    if outcome.update is not None:
+        set_weight(site, matrix + outcome.update.matrix)
+        if site.bias is not None:
+            add_to_bias(pruned.model, site, outcome.update.bias)
+    total = spread.variance or 1.0
+    return Repair(site.name, outcome.before / total, outcome.after / total, outcome.damping)
+
+
+def _regression(method: Method, site: Site, matrix: Rows, seen: int) -> Regression:
+    """The cheapest form for a layer of which `seen` positions are fitted to."""
+    bias = site.bias is not None
+    if method == "bias":
+        return BiasRegression(matrix, bias=bias)
+    if method == "bn":
+        return BatchNormRegression(matrix, bias=bias)
+    if site.pruned.groups == 1 and seen < site.pruned.inputs:
+        return RowRegression(bias=bias)
+    return GramRegression(bias=bias)
+
+
+class _Spread:
+    """The variance of what is wanted, summed over the results."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._shift: Any = None
+        self._sum: Any = 0.0
+        self._squares: Any = 0.0
+
+    def add(self, wanted: NDArray[np.float32]) -> None:
+        if self._shift is None:
+            self._shift = wanted.mean(1, keepdims=True)
+        moved = wanted - self._shift
+        self._count += moved.shape[1]
+        self._sum = self._sum + moved.sum(1, dtype=np.float64)
+        self._squares = self._squares + np.square(moved).sum(1, dtype=np.float64)
+
+    @property
+    def variance(self) -> float:
+        return float((self._squares / self._count - (self._sum / self._count) ** 2).sum())

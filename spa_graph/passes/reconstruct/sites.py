@@ -1,0 +1,204 @@
+"""Sites: the stored weights of linear operators, before and after pruning, that can be refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from spa_graph.coupling.analysis import Coupling
+from spa_graph.frontends.onnx.editor import operator_nodes
+from spa_graph.frontends.onnx.weights import add_initializer, store_tensor, stored_tensor
+from spa_graph.graph import Graph, Operator
+from spa_graph.passes.statistics.layers import Layer, linear_layers
+from spa_graph.passes.statistics.linear_map import LinearMap, Rows
+
+Kept = NDArray[np.bool_]
+Array = NDArray[Any]
+Place = tuple[ir.Node, int]
+"""A node's input."""
+
+
+@dataclass(slots=True, eq=False)
+class Site:
+    """One stored weight of the pruned network, and the dense layer that it came from.
+
+    layers: its uses, of the dense network; nodes: the same of the pruned one.
+    results: which of the dense results stay; (channels,).
+    rows: which rows of the dense matrices stay; (groups, inputs).
+    bias: where its bias is or may be put; None if it has no place.
+    """
+
+    name: str
+    layers: list[Layer]
+    nodes: list[ir.Node]
+    pruned: LinearMap
+    results: NDArray[np.bool_]
+    rows: NDArray[np.bool_]
+    bias: Place | None
+
+    @property
+    def sources(self) -> list[str]:
+        return [layer.source for layer in self.layers]
+
+    @property
+    def shared(self) -> bool:
+        """Whether several operators use the weight (siamese branches, unrolled steps)."""
+        return len(self.layers) > 1
+
+    @property
+    def weight(self) -> ir.Value:
+        value = self.nodes[0].inputs[self.pruned.linear.slots[1]]
+        assert value is not None
+        return value
+
+    @property
+    def matrix(self) -> Rows:
+        """The weight that is left, as it is now; (groups, inputs, outputs)."""
+        return self.pruned.matrix(stored_tensor(self.weight).numpy())
+
+    def left(self, matrix: Array) -> Array:
+        """What is left of the dense layer's matrices (groups, inputs, outputs)."""
+        results = self.layers[0].map.grouped(self.results)
+        every = zip(matrix, self.rows, results, strict=True)
+        return np.stack([own[rows][:, outs] for own, rows, outs in every if rows.any()])
+
+    def wanted(self, layer: Layer, features: Array, positions: Array) -> Rows:
+        """What the dense layer computes, in the results that stay; (groups, positions, outputs)."""
+        results = layer.map.rows(features, positions) @ layer.matrix
+        flat = results.transpose(1, 0, 2).reshape(len(positions), -1)
+        return np.asarray(self.pruned.grouped(flat[:, self.results]))
+
+    def seen(self, layer: Layer, features: Array, positions: Array) -> Rows:
+        """What is left of what the dense layer sees; (groups, positions, inputs)."""
+        rows = layer.map.rows(features, positions).transpose(1, 0, 2)[:, self.rows]
+        return rows.reshape(len(positions), self.pruned.groups, -1).transpose(1, 0, 2)
+
+
+def find_sites(coupling: Coupling, model: ir.Model, graph: Graph, kept: Kept) -> list[Site]:
+    """The sites of a pruned network, in the order in which it computes them.
+
+    Args:
+        coupling: of the dense network.
+        model, graph: the pruned one, in which these channels are `kept`.
+    """
+    twins = {o.outputs[0]: o for o in graph.operators if o.outputs}
+    nodes = operator_nodes(model, graph)
+    by_weight: dict[int, list[tuple[Layer, Operator]]] = {}
+    for layer in linear_layers(coupling):
+        twin = twins.get(layer.operator.outputs[0])
+        value = nodes[twin.index].inputs[layer.linear.slots[1]] if twin is not None else None
+        if twin is not None and value is not None and value.name in graph.parameters:
+            by_weight.setdefault(id(value), []).append((layer, twin))
+    return [
+        _site(coupling, graph, kept, uses, nodes)
+        for uses in by_weight.values()
+        if len({layer.weight for layer, _ in uses}) == 1
+    ]
+
+
+def _site(
+    coupling: Coupling,
+    graph: Graph,
+    kept: Kept,
+    uses: Sequence[tuple[Layer, Operator]],
+    nodes: Sequence[ir.Node],
+) -> Site:
+    layer, twin = uses[0]
+    linear = layer.linear
+    parameter = graph.parameters[twin.inputs[linear.slots[1]]]
+    features = coupling.relations.operand(layer.operator, linear.slots[0]) or ()
+    results = coupling.relations.value(layer.operator.outputs[0]) or ()
+    inputs = _stays(coupling, features[linear.features], kept)
+    places = [_bias(nodes[twin.index], linear.slots[2], graph, twin) for _, twin in uses]
+    return Site(
+        layer.weight,
+        [each for each, _ in uses],
+        [nodes[other.index] for _, other in uses],
+        LinearMap.of(linear, twin, parameter.shape),
+        _stays(coupling, results[linear.result], kept),
+        inputs[layer.map.elements],
+        places[0] if len({_stored_in(place) for place in places}) == 1 else None,
+    )
+
+
+def _stays(coupling: Coupling, axis: int, kept: Kept) -> Kept:
+    stays = coupling.kept_elements(axis, kept)
+    return np.ones(coupling.size(axis), bool) if stays is None else stays
+
+
+def _stored_in(place: Place | None) -> int:
+    """What identifies a bias: its value, or the place where one would be put."""
+    if place is None:
+        return 0
+    node, slot = place
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    return id(node) if value is None else id(value)
+
+
+def _bias(node: ir.Node, slot: int | None, graph: Graph, operator: Operator) -> Place | None:
+    """The bias of the operator itself, or that of an Add behind it."""
+    if slot is not None:
+        value = node.inputs[slot] if slot < len(node.inputs) else None
+        return (node, slot) if value is None or value.name in graph.parameters else None
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    place = uses[0].node, 1 - uses[0].idx
+    other = place[0].inputs[place[1]]
+    width = graph.shapes[operator.outputs[0]][-1].nominal
+    stored = graph.parameters.get(other.name or "") if other is not None else None
+    return place if stored is not None and stored.shape == (width,) else None
+
+
+# --- changing the pruned network -----------------------------------------------------------------
+
+
+def set_weight(site: Site, matrix: Array) -> None:
+    """Put other matrices in the place of a site's weight."""
+    old = stored_tensor(site.weight)
+    weight = site.pruned.weight(matrix).astype(old.dtype.numpy())
+    store_tensor(site.weight, ir.Tensor(np.ascontiguousarray(weight), name=old.name))
+
+
+def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
+    """Add to a site's bias, (groups, outputs); one that others use too is copied first."""
+    assert site.bias is not None, f"{site.name} has no place for a bias"
+    node, slot = site.bias
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    if value is None:
+        dtype = stored_tensor(site.weight).dtype.numpy()
+        node.resize_inputs(max(len(node.inputs), slot + 1))
+        tensor = ir.Tensor(change.reshape(-1).astype(dtype))
+        node.replace_input_with(slot, add_initializer(model, f"{site.name}.bias", tensor))
+        return
+    old = stored_tensor(value)
+    changed = old.numpy() + change.reshape(old.numpy().shape)
+    tensor = ir.Tensor(changed.astype(old.dtype.numpy()), name=old.name)
+    if len(value.uses()) > len(site.nodes):
+        copy = add_initializer(model, f"{site.name}.bias", tensor)
+        for user, position in _users(site, value):
+            user.replace_input_with(position, copy)
+    else:
+        store_tensor(value, tensor)
+
+
+def _users(site: Site, value: ir.Value) -> Iterator[Place]:
+    """The places at which a site's operators, or the Adds behind them, read a bias."""
+    own = {id(node) for node in site.nodes}
+    behind = {id(use.node) for node in site.nodes for use in node.outputs[0].uses()}
+    for use in list(value.uses()):
+        if id(use.node) in own | behind:
+            yield use.node, use.idx
+
+
+def matching(sites: Sequence[Site], layers: Mapping[str, Layer]) -> Iterator[tuple[Site, Layer]]:
+    """Sites of one use with the layer, by result, whose statistics were taken."""
+    for site in sites:
+        layer = layers.get(site.layers[0].operator.outputs[0])
+        if layer is not None and not site.shared:
+            yield site, layer

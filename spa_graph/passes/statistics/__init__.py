@@ -1,0 +1,1 @@
+"""What networks compute on calibration data: features piece by piece, and their second moments."""

@@ -1,0 +1,50 @@
+"""How far a network's outputs are from what they should be, as one number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spa_graph.runtime.verify import Array
+
+Outputs = Sequence[Sequence[Array]]
+"""Per batch, all outputs of the network."""
+
+
+def distortion(want: Outputs, got: Outputs) -> float:
+    """The squared error of all floating-point outputs as a share of their variance over samples.
+
+    Each output counts alike: its error is divided by its own variance. 0 is equality, 1 is what a
+    constant output would give.
+    """
+    shares = [
+        _share(first, second)
+        for first, second in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True)
+        if first[0].dtype.kind == "f"
+    ]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def _share(want: Sequence[Array], got: Sequence[Array]) -> float:
+    """The share of one output; (batches)."""
+    mean = _mean(want)
+    error = spread = 0.0
+    for first, second in zip(want, got, strict=True):
+        first = first.astype(np.float64)
+        if first.shape != second.shape:
+            return np.inf
+        error += float(np.square(first - second).sum())
+        spread += float(np.square(first - mean).sum())
+    return error / spread if spread > 0 else float(error > 0)
+
+
+def _mean(batches: Sequence[Array]) -> Array | float:
+    """The mean over samples; over everything, where they differ in shape or there is only one."""
+    samples = sum(len(batch) if batch.ndim else 1 for batch in batches)
+    alike = len({batch.shape[1:] for batch in batches}) == 1
+    if alike and batches[0].ndim > 1 and samples > 1:
+        total = sum(batch.sum(0, dtype=np.float64) for batch in batches)
+        return np.asarray(total) / samples
+    count = sum(batch.size for batch in batches)
+    return float(sum(batch.sum(dtype=np.float64) for batch in batches)) / max(count, 1)

@@ -1,0 +1,117 @@
+"""The linear operators of a network, and what they see on calibration data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa_graph.coupling.analysis import Coupling
+from spa_graph.coupling.scope import Linear
+from spa_graph.graph import Operator
+from spa_graph.passes.statistics.linear_map import LinearMap, Rows
+from spa_graph.passes.statistics.moments import Floats, Moments
+
+Ints = NDArray[np.int64]
+POSITIONS = 16
+"""Positions per input of a layer that are looked at: what more of them change is small."""
+LEAST = 4096
+"""... and at least so many."""
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """One linear operator of the dense network.
+
+    source: the value that holds its features.
+    moments: of the rows that it sees; empty before `collect`.
+    """
+
+    linear: Linear
+    operator: Operator
+    map: LinearMap
+    source: str
+    weight: str
+    load: Callable[[], NDArray[Any]]
+    moments: Moments = field(default_factory=Moments)
+
+    @property
+    def matrix(self) -> Rows:
+        """The weight as (groups, inputs, outputs)."""
+        return self.map.matrix(self.load())
+
+    def per_position(self, values: Floats) -> Floats:
+        """Something per row of the matrices, (groups, inputs), added up per position of the
+        weight's input axis."""
+        split = values.reshape(self.map.groups, -1, self.map.window).sum(2)
+        return split.reshape(-1) if self.map.transposed else split.sum(0)
+
+    def rows_of(self, positions: Ints) -> list[Ints]:
+        """For each group, the rows of its matrix that go with positions of the input axis.
+
+        Args:
+            positions: (channels, k); the result's are (channels, k * window).
+        """
+        inside = np.arange(self.map.window)
+        rows = positions[:, :, None] * self.map.window + inside
+        flat = rows.reshape(len(positions), -1)
+        if not self.map.transposed:
+            return [flat] * self.map.groups
+        return [flat] if self.map.groups == 1 else []
+
+
+def linear_layers(coupling: Coupling) -> list[Layer]:
+    """The linear operators whose weights are stored as numbers."""
+    graph = coupling.graph
+    found = []
+    for linear in coupling.facts.linears:
+        operator = graph.operators[linear.operator]
+        source, weight = (operator.inputs[slot] for slot in linear.slots[:2])
+        parameter = graph.parameters[weight]
+        if parameter.dtype.kind == "f" and source not in graph.known:
+            layout = LinearMap.of(linear, operator, parameter.shape)
+            found.append(Layer(linear, operator, layout, source, weight, parameter.load))
+    return found
+
+
+def pick(generator: np.random.Generator, count: int, wanted: int) -> Ints:
+    """Some of `count` positions, in order; all of them if so many are wanted."""
+    if wanted >= count:
+        return np.arange(count)
+    return np.sort(generator.choice(count, max(wanted, 1), replace=False))
+
+
+def positions_wanted(layer: LinearMap) -> int:
+    """How many positions of all batches together are looked at."""
+    return max(POSITIONS * layer.inputs, LEAST)
+
+
+class Scratch:
+    """Arrays of zeros: in memory up to a limit, in files of a folder beyond it."""
+
+    def __init__(self, limit: int, folder: Path) -> None:
+        self._left = limit
+        self._folder = folder
+        self._files = 0
+
+    def zeros(self, shape: tuple[int, ...]) -> Floats:
+        size = 8 * math.prod(shape)
+        if size <= self._left:
+            self._left -= size
+            return np.zeros(shape)
+        self._files += 1
+        return np.memmap(self._folder / f"moments{self._files}", np.float64, "w+", shape=shape)
+
+
+def observe(
+    layer: Layer, features: NDArray[Any], batches: int, generator: np.random.Generator
+) -> None:
+    """Take one batch of `batches` into the moments of a layer."""
+    count = math.prod(layer.map.positions(features))
+    wanted = -(-positions_wanted(layer.map) // batches)
+    layer.moments.add(layer.map.rows(features, pick(generator, count, wanted)))
