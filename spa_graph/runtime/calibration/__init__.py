@@ -27,12 +27,14 @@ from spa_graph.runtime.calibration.batches import (
     batch_size,
     in_units,
 )
-from spa_graph.runtime.calibration.data_free import data_free
 from spa_graph.runtime.calibration.images import Preprocess
+from spa_graph.runtime.calibration.matching import Probe
 from spa_graph.runtime.calibration.pieces import calibrate
+from spa_graph.runtime.calibration.prober import Prober
+from spa_graph.runtime.calibration.synthetic import data_free
 from spa_graph.runtime.calibration.wanted import Wanted, wanted
 
-__all__ = ["Calibration", "Preprocess", "calibration"]
+__all__ = ["Calibration", "Preprocess", "Probe", "Prober", "calibration"]
 
 DATA_FREE = "data-free"
 
@@ -46,6 +48,7 @@ def calibration(
     preprocess: str | Preprocess | None = None,
     batch: int | None = None,
     model: ir.Model | None = None,
+    probe: Probe | None = None,
 ) -> Calibration:
     """Read, find or make calibration samples for a network.
 
@@ -58,6 +61,8 @@ def calibration(
         preprocess: how images become inputs; only for a folder.
         batch: samples per run, if the network's batch isn't fixed; chosen by size if not given.
         model: the network; tells the names of its free axes.
+        probe: runs the network and returns named values, so that made-up samples can be fitted to
+            it; see `Prober`.
 
     Raises:
         OptionError: the samples can't be read or don't fit the network.
@@ -74,7 +79,7 @@ def calibration(
         raise OptionError("--preprocess is for a folder of images; the calibration data is none")
     if isinstance(spec, str) and spec.partition(":")[0] == DATA_FREE:
         method = spec.partition(":")[2]
-        return data_free(graph, wants, method, samples=samples, seed=seed, batch=batch)
+        return data_free(graph, wants, method, samples=samples, seed=seed, batch=batch, probe=probe)
     if isinstance(spec, str | os.PathLike):
         text = os.fspath(spec)
         if path.suffix in (".npz", ".npy"):
