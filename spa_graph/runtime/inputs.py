@@ -46,7 +46,7 @@ def random_inputs(graph: Graph, *, sample: int = 0, seed: int = 0, scale: float 
         if dtype.kind == "b":
             feeds[name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":
-            bound = _table_size(graph, name)
+            bound = table_size(graph, name)
             values = generator.integers(0, bound, shape) if bound else np.ones(shape)
             feeds[name] = values.astype(dtype)
         else:
@@ -54,7 +54,7 @@ def random_inputs(graph: Graph, *, sample: int = 0, seed: int = 0, scale: float 
     return feeds
 
 
-def _table_size(graph: Graph, name: str) -> int | None:
+def table_size(graph: Graph, name: str) -> int | None:
     """The size of the smallest table that an integer input indexes, or None."""
     uses = graph.uses()
     waiting, seen, sizes = [name], {name}, []
@@ -64,6 +64,10 @@ def _table_size(graph: Graph, name: str) -> int | None:
                 shape = graph.shapes.get(operator.inputs[0])
                 if shape:
                     sizes.append(shape[operator.attributes.get("axis", 0)].nominal)
+            elif operator.op_type == "OneHot" and slot == 0:
+                sizes.extend(_depth(graph, operator.inputs[1]))
+            elif operator.op_type == "Equal":
+                sizes.extend(_compared(graph, operator.inputs[1 - slot]))
             elif operator.op_type in _PASSING and slot == 0:
                 fresh = [out for out in operator.outputs if out not in seen]
                 seen.update(fresh)
@@ -73,3 +77,18 @@ def _table_size(graph: Graph, name: str) -> int | None:
                 if shape:
                     sizes.append(shape[0].nominal)
     return min(sizes) if sizes else None
+
+
+def _depth(graph: Graph, name: str) -> list[int]:
+    """How many values one-hot vectors tell apart, if that is fixed."""
+    known = graph.known.get(name)
+    return [int(known.nominal.flat[0])] if known is not None and known.nominal.size == 1 else []
+
+
+def _compared(graph: Graph, name: str) -> list[int]:
+    """One-hot vectors made by comparison with 0, 1, 2, ...: how many there are."""
+    parameter = graph.parameters.get(name)
+    if parameter is None or not 2 < int(np.prod(parameter.shape)) < 2**20:
+        return []
+    values = np.sort(parameter.load(), axis=None)
+    return [values.size] if np.array_equal(values, np.arange(values.size)) else []

@@ -1,0 +1,130 @@
+"""Calibration data: samples that show what a network's layers see.
+
+    calibration("calib.npz", graph)            # arrays by input name; or one for the only input
+    calibration("photos/", graph, preprocess="imagenet")
+    calibration("package.module:function", graph)
+    calibration("data-free", graph)            # made from the network alone
+    calibration(loader, graph)                 # arrays, dicts, tuples, iterables of batches
+
+Whatever it is, it is checked against the network's inputs, and comes in batches that the network
+takes, the same ones each time.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from spa_graph.errors import OptionError
+from spa_graph.graph import Graph
+from spa_graph.runtime.calibration import images, sources
+from spa_graph.runtime.calibration.batches import (
+    Calibration,
+    Group,
+    batch_size,
+    in_units,
+)
+from spa_graph.runtime.calibration.images import Preprocess
+from spa_graph.runtime.calibration.matching import Probe
+from spa_graph.runtime.calibration.pieces import calibrate
+from spa_graph.runtime.calibration.prober import Prober
+from spa_graph.runtime.calibration.synthetic import data_free
+from spa_graph.runtime.calibration.wanted import Wanted, wanted
+
+__all__ = ["Calibration", "Preprocess", "Probe", "Prober", "calibration"]
+
+DATA_FREE = "data-free"
+
+
+def calibration(
+    spec: object,
+    graph: Graph,
+    *,
+    samples: int = 256,
+    seed: int = 0,
+    preprocess: str | Preprocess | None = None,
+    batch: int | None = None,
+    model: ir.Model | None = None,
+    probe: Probe | None = None,
+) -> Calibration:
+    """Read, find or make calibration samples for a network.
+
+    Args:
+        spec: a path to .npz or .npy, a folder of images, `package.module:function`, `data-free`
+            (or `data-free:gaussian`, `data-free:uniform`); from Python also arrays by input name,
+            one array, a function, or an iterable of batches or samples.
+        samples: use at most so many; of more, a random choice (of an iterable, the first).
+        seed: of every random choice.
+        preprocess: how images become inputs; only for a folder.
+        batch: samples per run, if the network's batch isn't fixed; chosen by size if not given.
+        model: the network; tells the names of its free axes.
+        probe: runs the network and returns named values, so that made-up samples can be fitted to
+            it; see `Prober`.
+
+    Raises:
+        OptionError: the samples can't be read or don't fit the network.
+        ModelError: the network has an input that is no tensor of numbers.
+    """
+    if samples < 1:
+        raise OptionError(f"--samples must be at least 1, not {samples}")
+    wants = wanted(graph, model)
+    if isinstance(spec, str | os.PathLike):
+        path = Path(spec)
+        if path.is_dir():
+            return _folder(path, graph, wants, preprocess, samples, seed, batch)
+    if preprocess is not None:
+        raise OptionError("--preprocess is for a folder of images; the calibration data is none")
+    if isinstance(spec, str) and spec.partition(":")[0] == DATA_FREE:
+        method = spec.partition(":")[2]
+        return data_free(graph, wants, method, samples=samples, seed=seed, batch=batch, probe=probe)
+    if isinstance(spec, str | os.PathLike):
+        text = os.fspath(spec)
+        if path.suffix in (".npz", ".npy"):
+            pieces, label = sources.from_file(path, wants), path.name
+        elif sources.FUNCTION.fullmatch(text):
+            pieces, label = sources.from_function(text, wants, samples, seed), text
+        else:
+            raise OptionError(_unknown(path))
+    elif callable(spec) and not hasattr(spec, "__array__"):
+        label = getattr(spec, "__name__", type(spec).__name__)
+        pieces = sources.from_callable(spec, wants, label, samples, seed)
+    else:
+        label = f"a {type(spec).__name__}"
+        pieces = sources.from_object(spec, wants, label, samples)
+    return calibrate(pieces, graph, wants, label, samples=samples, seed=seed, batch=batch)
+
+
+def _unknown(path: Path) -> str:
+    forms = "a .npz or .npy file, a folder of images, package.module:function or data-free"
+    return f"{path} is not {forms}" if path.exists() else f"no such file: {path}; give {forms}"
+
+
+def _folder(
+    folder: Path,
+    graph: Graph,
+    wants: tuple[Wanted, ...],
+    preprocess: str | Preprocess | None,
+    samples: int,
+    seed: int,
+    batch: int | None,
+) -> Calibration:
+    """Samples that are the images in a folder; they feed the only input that takes images."""
+    steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+    takers = [want for want in wants if images.image_shape(want) is not None]
+    if len(wants) != 1 or not takers:
+        inputs = ", ".join(f"`{want.name}` {want}" for want in wants)
+        raise OptionError(
+            f"{folder}: a folder of images is for a network whose only input is an image; "
+            f"this one's are {inputs}: give a .npz or a function"
+        )
+    paths = images.find(folder, samples, seed)
+    reader = images.Images(paths, takers[0], steps or Preprocess())
+    size, unit = batch_size(graph, wants, batch)
+    members = in_units(np.arange(len(paths)), unit)
+    said = f"{folder.name}/, {preprocess}" if isinstance(preprocess, str) else f"{folder.name}/"
+    if steps is None:
+        said += f", {reader.default}"
+    return Calibration(said, "data", reader, (Group(members, size),), unit, seed)

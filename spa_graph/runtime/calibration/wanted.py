@@ -1,0 +1,204 @@
+"""What each input of a network takes, and whether given arrays are that.
+
+Samples lie along one axis of an input, the *sample axis*: the batch axis, wherever it stands
+(`[layers, batch, width]` for a recurrent state), or axis 0 of a network whose sizes are all fixed.
+An input without one, such as an initial state of fixed size or a sampling rate, is the same for
+every run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from spa_graph.errors import ModelError, OptionError
+from spa_graph.graph import Graph
+
+Array = NDArray[Any]
+
+_BATCH = re.compile(r"n|b|bs|bsz|batch.*|.*batch(_?size)?", re.IGNORECASE)
+"""How exporters name a batch axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one input takes.
+
+    shape: the size of each axis, None where it is free.
+    nominal: sizes that the network accepts.
+    axis: the sample axis, or None.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    nominal: tuple[int, ...]
+    axis: int | None
+
+    @property
+    def batch(self) -> int | None:
+        """How many samples a run takes, or None if it takes any number."""
+        return None if self.axis is None else self.shape[self.axis]
+
+    @property
+    def floating(self) -> bool:
+        """Whether it takes real numbers; bfloat16 is none of NumPy's own types."""
+        return self.dtype.kind not in "biu"
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join('?' if n is None else str(n) for n in self.shape)}]"
+
+
+def wanted(graph: Graph, model: ir.Model | None = None) -> tuple[Wanted, ...]:
+    """What the inputs of a network take.
+
+    Args:
+        model: tells which axes are free, and their names; else the graph's samples show it.
+
+    Raises:
+        ModelError: an input is no tensor of numbers.
+    """
+    for name in graph.inputs:
+        if name not in graph.dtypes or name not in graph.samples[0]:
+            raise ModelError(f"input `{name}` is not a tensor of numbers; it can't be calibrated")
+    labels = {name: _labels(graph, name, _declared(model, name)) for name in graph.inputs}
+    axes = _sample_axes(graph, labels)
+    return tuple(
+        Wanted(
+            name=name,
+            dtype=graph.dtypes[name],
+            shape=tuple(
+                size if label is None else None
+                for size, label in zip(graph.samples[0][name], labels[name], strict=True)
+            ),
+            nominal=graph.samples[0][name],
+            axis=axes[name],
+        )
+        for name in graph.inputs
+    )
+
+
+Label = str | tuple[int, ...]
+"""What tells free axes apart: the name in the file, or the sizes in the graph's samples."""
+
+
+def _declared(model: ir.Model | None, name: str) -> ir.Shape | None:
+    if model is None:
+        return None
+    return next((value.shape for value in model.graph.inputs if value.name == name), None)
+
+
+def _labels(graph: Graph, name: str, declared: ir.Shape | None) -> tuple[Label | None, ...]:
+    """For each axis of an input what it is known by if it is free, else None."""
+    sizes = list(zip(*(sample[name] for sample in graph.samples), strict=True))
+    if declared is None or len(declared) != len(sizes):
+        return tuple(seen if len(set(seen)) > 1 else None for seen in sizes)
+    labels: list[Label | None] = []
+    for dim, seen in zip(declared, sizes, strict=True):
+        fixed = isinstance(dim, int) and dim > 0
+        labels.append(None if fixed else (getattr(dim, "value", None) or seen))
+    return tuple(labels)
+
+
+def _sample_axes(
+    graph: Graph, labels: Mapping[str, tuple[Label | None, ...]]
+) -> dict[str, int | None]:
+    """The sample axis of each input."""
+    free = [label for name in graph.inputs for label in labels[name] if label is not None]
+    named = [label for label in free if isinstance(label, str) and _BATCH.fullmatch(label)]
+    leading = [labels[name][0] for name in graph.inputs if labels[name]]
+    batch = next(iter(named), next((label for label in leading if label is not None), None))
+    if batch is not None:
+        return {name: own.index(batch) if batch in own else None for name, own in labels.items()}
+    shapes = graph.samples[0]
+    principal = max(graph.inputs, key=lambda name: (len(shapes[name]), np.prod(shapes[name])))
+    fixed = shapes[principal][:1]
+    return {name: 0 if fixed and shapes[name][:1] == fixed else None for name in graph.inputs}
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def check_shape(want: Wanted, shape: tuple[int, ...], where: str) -> None:
+    """Whether an array along whose sample axis any number of samples lie has a right shape.
+
+    Raises:
+        OptionError: it hasn't; the text shows both shapes.
+    """
+    fits = len(shape) == len(want.shape) and all(
+        size is None or size == got or axis == want.axis
+        for axis, (size, got) in enumerate(zip(want.shape, shape, strict=True))
+    )
+    if not fits:
+        raise OptionError(
+            f"{where}: `{want.name}` has shape {list(shape)}, but the network's input is {want}"
+        )
+    if 0 in shape:
+        raise OptionError(f"{where}: `{want.name}` is empty, its shape is {list(shape)}")
+
+
+def convert(want: Wanted, array: Array, where: str) -> Array:
+    """An array's numbers in the type of an input.
+
+    Raises:
+        OptionError: they can't be: text, NaN, fractions for integers, numbers out of range.
+    """
+    if array.dtype.kind not in "biuf" and not _is_extended_float(array.dtype):
+        raise OptionError(
+            f"{where}: `{want.name}` holds {array.dtype}, but the network's input is {want}"
+        )
+    if array.dtype.kind not in "biu" and np.isnan(array).any():
+        raise OptionError(f"{where}: `{want.name}` has NaN; leave out or repair these samples")
+    if array.dtype == want.dtype:
+        return np.ascontiguousarray(array)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(want.dtype)
+    if not want.floating and not np.array_equal(converted, array):
+        raise OptionError(
+            f"{where}: `{want.name}` is {array.dtype} and has numbers that are no {want.dtype}, "
+            f"but the network's input is {want}"
+        )
+    return converted
+
+
+def _is_extended_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a type that NumPy doesn't know is bfloat16 or an 8-bit float."""
+    return dtype.kind == "V" and "float" in dtype.name
+
+
+def by_name(
+    given: Mapping[str, Any], wants: tuple[Wanted, ...], where: str
+) -> dict[str, tuple[Wanted, Any]]:
+    """What was given for each input.
+
+    Raises:
+        OptionError: an input is missing, or a name is not an input's.
+    """
+    names = ", ".join(f"`{want.name}`" for want in wants)
+    for name in given:
+        if name not in {want.name for want in wants}:
+            raise OptionError(f"{where}: the network has no input `{name}`; its inputs are {names}")
+    for want in wants:
+        if want.name not in given:
+            raise OptionError(f"{where}: nothing for input `{want.name}`; the inputs are {names}")
+    return {want.name: (want, given[want.name]) for want in wants}
+
+
+def only_input(wants: tuple[Wanted, ...], where: str) -> Wanted:
+    """The input that a lone array feeds: the only one, or the only one of real numbers.
+
+    Raises:
+        OptionError: there are several.
+    """
+    floating = [want for want in wants if want.floating]
+    for candidates in (wants, floating):
+        if len(candidates) == 1:
+            return candidates[0]
+    names = ", ".join(f"`{want.name}`" for want in wants)
+    raise OptionError(f"{where}: one array, but the network has the inputs {names}; name them")
