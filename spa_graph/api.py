@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import onnx_ir as ir
 from spa_graph.errors import BudgetError, ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
+from spa_graph.passes.calibrated import Calibrated, calibrate
 from spa_graph.passes.network import Analysis, Pruned, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
-from spa_graph.passes.report import file_size, report
+from spa_graph.passes.reconstruct import reconstruct
+from spa_graph.passes.report import calibration_report, file_size, report
 from spa_graph.plan import Plan
 from spa_graph.runtime.benchmark import Latency, measure
 from spa_graph.runtime.inputs import random_inputs
@@ -88,7 +90,10 @@ def prune(
             `ratio` (remove this share of channels everywhere); `criterion`, `aggregate`,
             `normalize`, `seed`, `min_channels`, `round_to`, `exclude`, `exact`, `input_shapes`;
             `scope` (kinds of structures, see `coupling.structures`), `attention` ("heads" or
-            "head-dim") and `groups` ("groups" or "within").
+            "head-dim") and `groups` ("groups" or "within"). With `calibrate` (a file, a folder of
+            images, `package.module:function`, "data-free", arrays, an iterable of batches) the
+            weights that are left are refitted; then also `samples`, `preprocess`, `reconstruct`,
+            `allocation`, `memory_limit` (bytes).
 
     Raises:
         BudgetError: the budget can't be met.
@@ -99,14 +104,16 @@ def prune(
     if chosen.budget is None and chosen.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
     timer = Timer(progress)
-    with _blaming(model):
+    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
+    with _blaming(model), wanted.places() as (draft, scratch):
         analysis, restore = _prepare(model, chosen, output, timer)
-        kept = pipeline.choose(analysis, chosen, timer)
-        pruned = rewrite(analysis, kept, chosen, timer)
+        calibrated = None
+        if chosen.calibrate is not None:
+            calibrated = calibrate(analysis, chosen, timer, scratch)
+        choice = pipeline.choose(analysis, chosen, timer, calibrated, scratch)
+        pruned = rewrite(analysis, choice.kept, chosen, timer)
         _check_budget(analysis, pruned, chosen)
-        return _finish(
-            model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds
-        )
+        return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)
 
 
 def apply_plan(
@@ -130,12 +137,14 @@ def apply_plan(
     blocks = {key: plan.model[key] for key in ("attention", "groups") if key in plan.model}
     chosen = _options(options | blocks)
     timer = Timer(progress)
-    with _blaming(model):
+    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
+    with _blaming(model), wanted.places() as (draft, scratch):
         analysis, restore = _prepare(model, chosen, output, timer)
+        calibrated = None
+        if chosen.calibrate is not None:
+            calibrated = calibrate(analysis, chosen, timer, scratch)
         pruned = pipeline.replay(analysis, plan, chosen, timer)
-        return _finish(
-            model, restore, analysis, pruned, chosen, timer, output, verify, latency_seconds
-        )
+        return wanted.finish(restore, analysis, pruned, draft, scratch, None, calibrated)
 
 
 @contextmanager
@@ -195,46 +204,75 @@ def _check_budget(analysis: Analysis, pruned: Pruned, options: Options) -> None:
         )
 
 
-def _finish(
-    model: object,
-    restore: Any,
-    analysis: Analysis,
-    pruned: Pruned,
-    options: Options,
-    timer: Timer,
-    output: str | os.PathLike[str] | None,
-    verify: bool,
-    latency_seconds: float,
-) -> Result:
-    """Write, prove, measure; the output takes its place only if all of that worked."""
-    source = Path(model) if isinstance(model, str | os.PathLike) else None
-    with ExitStack() as stack:
-        draft = stack.enter_context(files.staged(Path(output))) if output is not None else None
-        # Beside the output, where there is room: the reference network is as large as the original,
-        # and many systems keep /tmp in memory.
-        beside = draft.parent if draft is not None else None
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=beside)))
-        draft = draft or scratch / "pruned.onnx"
-        agreement = latency = sizes = None
-        if output is not None or verify or latency_seconds:
-            with timer.step("write"):
-                files.write(pruned.model, draft)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wanted:
+    """What is wanted of a run, besides the pruned network."""
+
+    model: object
+    options: Options
+    timer: Timer
+    output: str | os.PathLike[str] | None
+    verify: bool
+    latency_seconds: float
+
+    @contextmanager
+    def places(self) -> Iterator[tuple[Path, Path]]:
+        """Where the network is drafted, and a folder for all else; the draft takes the output's
+        place if the block succeeds."""
+        with ExitStack() as stack:
+            draft = None
+            if self.output is not None:
+                draft = stack.enter_context(files.staged(Path(self.output)))
+            # Beside the output, where there is room: the reference network is as large as the
+            # original, and many systems keep /tmp in memory.
+            beside = draft.parent if draft is not None else None
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=beside)))
+            yield draft or scratch / "pruned.onnx", scratch
+
+    def finish(
+        self,
+        restore: Any,
+        analysis: Analysis,
+        pruned: Pruned,
+        draft: Path,
+        scratch: Path,
+        choice: pipeline.Choice | None,
+        calibrated: Calibrated | None,
+    ) -> Result:
+        """Write, prove, refit, measure."""
+        source = Path(self.model) if isinstance(self.model, str | os.PathLike) else None
+        agreement = latency = sizes = reconstruction = None
+        self._write(pruned, draft)
+        if self.verify:
+            agreement = proof.verify(analysis, pruned, draft, scratch, self.timer)
+        if calibrated is not None and self.options.method != "none":
+            with self.timer.step("reconstruct") as progress:
+                reconstruction = reconstruct(
+                    analysis, pruned, calibrated, self.options, scratch, progress
+                )
+            self._write(pruned, draft)
+        if source is not None:
             before = sum(path.stat().st_size for path in files.sources(analysis.original))
-            sizes = (before, file_size(draft)) if source else None
-        if verify:
-            agreement = proof.verify(analysis, pruned, draft, scratch, timer)
-        if latency_seconds:
-            latency = _measure(analysis, source, draft, scratch, latency_seconds, timer)
+            sizes = before, file_size(draft)
+        if self.latency_seconds:
+            latency = _measure(analysis, source, draft, scratch, self.latency_seconds, self.timer)
         data = report(
             analysis,
             pruned,
-            options=_plain_options(options),
-            seconds=timer.seconds,
+            options=_plain_options(self.options),
+            seconds=self.timer.seconds,
             agreement=agreement,
             latency=latency,
             sizes=sizes,
         )
-    return Result(restore(pruned.model), pruned.plan, data)
+        if calibrated is not None:
+            data["calibration"] = calibration_report(calibrated, choice, reconstruction)
+        return Result(restore(pruned.model), pruned.plan, data)
+
+    def _write(self, pruned: Pruned, draft: Path) -> None:
+        if self.output is not None or self.verify or self.latency_seconds:
+            with self.timer.step("write"):
+                files.write(pruned.model, draft)
 
 
 def _measure(
@@ -253,4 +291,12 @@ def _measure(
 
 
 def _plain_options(options: Options) -> dict[str, Any]:
-    return {key: value for key, value in asdict(options).items() if value not in (None, (), {})}
+    given = {name: getattr(options, name) for name in Options.__dataclass_fields__}
+    given["criterion"], given["reconstruct"] = options.criterion_name, options.method
+    if not isinstance(options.calibrate, str | os.PathLike | None):
+        given["calibrate"] = f"a {type(options.calibrate).__name__}"
+    return {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in given.items()
+        if value is not None and value not in ((), {})
+    }

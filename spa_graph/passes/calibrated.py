@@ -1,58 +1,86 @@
-"""What calibration data says of the dense network: the statistics of its linear layers."""
+"""Calibration data and what the dense network does on it: the statistics of its linear layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from spa_graph.passes.importance import Criterion
+from spa_graph.frontends.onnx import files
+from spa_graph.passes.importance import Criterion, make_criterion
 from spa_graph.passes.network import Analysis
+from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.statistics.layers import Layer, Scratch, linear_layers, observe
 from spa_graph.passes.statistics.moments import Moments
 from spa_graph.passes.statistics.readers import Layers
 from spa_graph.passes.statistics.runner import Runner
+from spa_graph.runtime.calibration import Calibration, Prober, calibration
 from spa_graph.runtime.sessions import Feeds
+
+FITTED = 0.75
+"""The share of the calibration data that is fitted to; by the rest repairs are judged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibrated:
-    """Calibration data, and the dense network's statistics on it.
-
-    batches: inputs of the network; the first `fitting` are fitted to, the others are held out.
-    layers: the statistics, of the first ones.
-    """
+    """Calibration data, and the dense network's statistics on the part that is fitted to."""
 
     source: str
-    batches: list[Feeds]
-    fitting: int
+    fitting: Calibration
+    held_out: Calibration
     criterion: Criterion
     layers: Layers
 
     @property
-    def held_out(self) -> list[Feeds]:
-        return self.batches[self.fitting :]
+    def batches(self) -> Iterable[Feeds]:
+        """All batches, first those that are fitted to."""
+        return chain(self.fitting, self.held_out)
 
 
-def take_statistics(
-    analysis: Analysis,
-    criterion: Criterion,
-    batches: Sequence[Feeds],
-    *,
-    limit: int,
-    folder: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> Layers:
-    """Run the dense network over calibration data.
+def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) -> Calibrated:
+    """Read or make calibration data, and run the dense network on it.
 
     Args:
-        criterion: may want to see features.
-        limit: bytes of moments that are kept in memory; the others are kept in `folder`.
+        folder: for files that are needed meanwhile.
+
+    Raises:
+        OptionError: the data can't be read, or doesn't fit the network.
     """
+    with timer.step("calibration data"):
+        path = folder / "dense.onnx"
+        files.write(analysis.model, path)
+        prober = Prober(lambda also: files.openable(path, also), analysis.graph.outputs)
+        data = calibration(
+            options.calibrate,
+            analysis.graph,
+            samples=options.samples,
+            seed=options.seed,
+            preprocess=options.preprocess,
+            model=analysis.model,
+            probe=prober,
+        )
+    fitting, held_out = data.split(FITTED)
+    criterion = make_criterion(options.criterion_name, options.seed)
+    with timer.step("statistics") as progress:
+        limit = options.memory_limit // 2
+        layers = _statistics(analysis, criterion, fitting, limit, folder, progress)
+    return Calibrated(data.source, fitting, held_out, criterion, layers)
+
+
+def _statistics(
+    analysis: Analysis,
+    criterion: Criterion,
+    batches: Calibration,
+    limit: int,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> Layers:
+    """Run the dense network; moments beyond `limit` bytes are kept in files of `folder`."""
     scratch = Scratch(limit, folder)
-    layers = [layer for layer in linear_layers(analysis.coupling) if _read(analysis, layer)]
+    layers = [layer for layer in linear_layers(analysis.coupling) if _loses(analysis, layer)]
     for layer in layers:
         layer.moments = Moments(scratch.zeros)
     names = list(dict.fromkeys(layer.source for layer in layers))
@@ -64,12 +92,11 @@ def take_statistics(
             features = runner.value(layer.source, 0)
             criterion.observe(layer, features)
             observe(layer, features, len(batches), generator)
-        if progress:
-            progress(number + 1, len(batches))
+        progress(number + 1, len(batches))
     return {(layer.operator.index, layer.linear.slots[1]): layer for layer in layers}
 
 
-def _read(analysis: Analysis, layer: Layer) -> bool:
-    """Whether a layer sums over channels that can go; others lose nothing themselves."""
+def _loses(analysis: Analysis, layer: Layer) -> bool:
+    """Whether a layer sums over channels that can go."""
     features = analysis.coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
     return analysis.coupling.channel_of(features[layer.linear.features]) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import numpy as np
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.passes.allocate import Kept
+from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.cost import CostModel, counts_as_weight
 from spa_graph.passes.network import Analysis, Pruned
+from spa_graph.passes.pipeline import Choice
+from spa_graph.passes.reconstruct import Reconstruction
 from spa_graph.runtime.benchmark import Latency
 from spa_graph.runtime.verify import Agreement
 
@@ -93,6 +97,23 @@ def report(
             "speedup": latency.speedup,
             "runs": latency.runs,
         }
+    return data
+
+
+def calibration_report(
+    calibrated: Calibrated, choice: Choice | None, reconstruction: Reconstruction | None
+) -> dict[str, Any]:
+    """What calibration data was used for, and what it brought."""
+    data: dict[str, Any] = {
+        "source": calibrated.source,
+        "fitted_to": calibrated.fitting.count,
+        "held_out": calibrated.held_out.count,
+        "criterion": calibrated.criterion.name,
+    }
+    if choice is not None and choice.sensitivity is not None:
+        data["probes"] = [asdict(probe) for probe in choice.sensitivity.probes]
+    if reconstruction is not None:
+        data["reconstruction"] = asdict(reconstruction)
     return data
 
 

@@ -12,7 +12,7 @@ Allocation adds such curves up (`allocate.allocate_by_distortion`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def measure(
     input_shapes: InputShapes,
     scores: Floats,
     layers: Layers,
-    held_out: Sequence[Feeds],
+    held_out: Iterable[Feeds],
     folder: Path,
     whole: NDArray[np.bool_],
     progress: Callable[[int, int], None] | None = None,
@@ -117,13 +117,13 @@ class _Probing:
         analysis: Analysis,
         input_shapes: InputShapes,
         layers: Layers,
-        batches: Sequence[Feeds],
+        batches: Iterable[Feeds],
         folder: Path,
     ) -> None:
         self._analysis = analysis
         self._input_shapes = input_shapes
         self._by_result = {layer.operator.outputs[0]: layer for layer in layers.values()}
-        self._batches = batches
+        self._batches = list(batches)
         self._draft = folder / "probe.onnx"
         self._want = self._run(analysis.model)
 

@@ -18,15 +18,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
-from spa_graph.passes.options import Method
+from spa_graph.passes.options import Method, Options
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
 from spa_graph.passes.reconstruct.regression import GramRegression, Outcome, RowRegression
 from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, set_weight
 from spa_graph.passes.statistics.layers import pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
 from spa_graph.passes.statistics.runner import Runner
-from spa_graph.runtime.sessions import Feeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +54,25 @@ class Regression(Protocol):
 def repair(
     analysis: Analysis,
     pruned: Pruned,
-    batches: Sequence[Feeds],
-    fitting: int,
-    method: Method,
-    *,
-    limit: int,
+    calibrated: Calibrated,
+    options: Options,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Repair]:
-    """Refit the pruned network's weights, in place.
-
-    Args:
-        batches: calibration data; the first `fitting` are fitted to, the others are held out.
-        limit: bytes of features that are kept in memory, the rest is kept in `folder`.
-    """
-    dense = Runner(analysis.model, batches, limit // 2, folder)
-    small = Runner(pruned.model, batches, limit // 2, folder)
+    """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
+    limit = options.memory_limit // 4
+    dense = Runner(analysis.model, calibrated.batches, limit, folder)
+    small = Runner(pruned.model, calibrated.batches, limit, folder)
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
+    if options.params is not None:
+        sites = [site.without_new_bias() for site in sites]  # it would cost parameters
     done: list[Repair] = []
     for stage in stages(sites, small, lambda site: site.nodes):
         dense.advance([source for site in stage for source in site.sources])
         small.advance([site.sources[0] for site in stage])
         for site in stage:
-            done.append(_repair(pruned, site, dense, small, fitting, method))
+            fitting = len(calibrated.fitting)
+            done.append(_repair(pruned, site, dense, small, fitting, options.method))
             if progress:
                 progress(len(done), len(sites))
     return done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,14 @@ class Site:
     def matrix(self) -> Rows:
         """The weight that is left, as it is now; (groups, inputs, outputs)."""
         return self.pruned.matrix(stored_tensor(self.weight).numpy())
+
+    def without_new_bias(self) -> Site:
+        """The site, which has no place for a bias unless it has one already."""
+        if self.bias is not None:
+            node, slot = self.bias
+            if slot >= len(node.inputs) or node.inputs[slot] is None:
+                return replace(self, bias=None)
+        return self
 
     def left(self, matrix: Array) -> Array:
         """What is left of the dense layer's matrices (groups, inputs, outputs)."""

@@ -12,7 +12,7 @@ damping towards the weights and its targets from the dense network: those are wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from spa_graph.frontends.onnx.editor import operator_nodes
 from spa_graph.frontends.onnx.weights import store_tensor, stored_tensor
+from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
+from spa_graph.passes.options import Options
 from spa_graph.passes.reconstruct.repair import Repair, stages
 from spa_graph.passes.reconstruct.sites import Site, find_sites, set_weight
 from spa_graph.passes.statistics.layers import Layer, pick, positions_wanted
 from spa_graph.passes.statistics.moments import Floats
 from spa_graph.passes.statistics.runner import Runner
-from spa_graph.runtime.sessions import Feeds
 
 DAMPING = 1e-2
 """A share of the mean diagonal of H, as in OBC and GPTQ."""
@@ -55,23 +56,19 @@ def remove_inputs(matrix: Floats, hessian: Floats, gone: NDArray[np.int64]) -> F
 def sweep(
     analysis: Analysis,
     pruned: Pruned,
-    batches: Sequence[Feeds],
-    fitting: int,
-    *,
-    limit: int,
+    calibrated: Calibrated,
+    options: Options,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Repair]:
-    """Refit the pruned network's weights, in place; arguments as in `repair`."""
+    """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
     model = analysis.model.clone()
     model.meta.update(analysis.model.meta)
     nodes = operator_nodes(model, analysis.graph)
-    walk = Runner(model, batches, limit, folder)
-    sites = [
-        site
-        for site in find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
-        if not site.shared
-    ]
+    walk = Runner(model, calibrated.batches, options.memory_limit // 2, folder)
+    fitting = len(calibrated.fitting)
+    sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
+    sites = [site for site in sites if not site.shared]
     done: list[Repair] = []
     for stage in stages(sites, walk, lambda site: [nodes[site.layers[0].operator.index]]):
         walk.advance([site.sources[0] for site in stage])

@@ -9,7 +9,7 @@ in memory wait on disk.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +62,14 @@ class Store:
 class Runner:
     """One network on its way through calibration data."""
 
-    def __init__(self, model: ir.Model, batches: Sequence[Feeds], limit: int, folder: Path) -> None:
+    def __init__(self, model: ir.Model, batches: Iterable[Feeds], limit: int, folder: Path) -> None:
         self.model = model
-        self.batches = len(batches)
+        self.batches = 0
         self._todo = [node for node in model.graph if node.op_type != "Constant"]
         self._outputs = {value.name for value in model.graph.outputs}
         self.store = Store(limit, folder)
         for number, feeds in enumerate(batches):
+            self.batches += 1
             for name, array in feeds.items():
                 self.store.put(name, number, np.asarray(array))
 
