@@ -140,10 +140,10 @@ class _Probing:
         return found if np.isfinite(found) else np.inf
 
     def _take_over(self, model: ir.Model, site: Site, layer: Layer) -> None:
-        matrix, bias = taken_over(layer, site.rows)
-        results = layer.map.grouped(site.results)
-        if not results.all():
-            return  # it loses results as well: only where a group runs through both sides
+        if not site.results.all():
+            return  # it loses results as well: where a group runs through both sides
+        stays = site.rows.reshape(layer.map.groups, -1, layer.map.window)[..., 0]
+        matrix, bias = taken_over(layer, stays)
         set_weight(site, matrix)
         if site.bias is not None:
             add_to_bias(model, site, bias)

@@ -90,9 +90,9 @@ def _blocks(weights: Weights, axis: int) -> Iterator[tuple[slice, NDArray[np.flo
 class Criterion:
     """Base of all criteria: subclass, give it a `name`, implement `channels`.
 
-    A criterion that `needs_data` sees only the axes along which layers read a group's channels, and
-    there `part.layer.moments`; or implement `rows`, the importance of each row of a layer's matrix.
-    What moments don't tell it can take from the features themselves, batch by batch: `observe`.
+    A criterion that `needs_data` sees only the axes along which layers read a group's channels. It
+    may implement `rows` instead: the importance of what a layer reads, from `layer.moments`. What
+    moments don't tell it can take from the features themselves, batch by batch: `observe`.
     """
 
     name: ClassVar[str]
@@ -107,7 +107,7 @@ class Criterion:
         return part.layer.per_position(self.rows(part.layer))[part.index].sum(1)
 
     def rows(self, layer: Layer) -> Floats:
-        """The importance of what a layer reads; (groups, inputs)."""
+        """The importance of the channels that a layer reads; (groups, channels)."""
         raise NotImplementedError
 
     def observe(self, layer: Layer, features: NDArray[Any]) -> None:

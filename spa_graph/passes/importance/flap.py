@@ -20,4 +20,4 @@ class FLAP(Criterion):
     needs_data = True
 
     def rows(self, layer: Layer) -> Floats:
-        return layer.moments.variance * np.square(layer.matrix.astype(np.float64)).sum(2)
+        return layer.moments.variance * np.square(layer.by_channel.astype(np.float64)).sum(2)

@@ -20,4 +20,4 @@ class Wanda(Criterion):
     needs_data = True
 
     def rows(self, layer: Layer) -> Floats:
-        return np.abs(layer.matrix).sum(2) * np.sqrt(layer.moments.power)
+        return np.abs(layer.by_channel).sum(2) * np.sqrt(layer.moments.power)

@@ -29,7 +29,8 @@ class Layer:
     """One linear operator of the dense network.
 
     source: the value that holds its features.
-    moments: of the rows that it sees; empty before `collect`.
+    moments: of the channels that it reads, position by position. A convolution looks at windows;
+        how channels go together shows in one position, and takes far less time and memory.
     """
 
     linear: Linear
@@ -45,24 +46,22 @@ class Layer:
         """The weight as (groups, inputs, outputs)."""
         return self.map.matrix(self.load())
 
+    @property
+    def by_channel(self) -> Rows:
+        """The weight as (groups, channels, window * outputs): what becomes of each channel."""
+        return self.matrix.reshape(self.map.groups, -1, self.map.window * self.map.outputs)
+
     def per_position(self, values: Floats) -> Floats:
-        """Something per row of the matrices, (groups, inputs), added up per position of the
-        weight's input axis."""
-        split = values.reshape(self.map.groups, -1, self.map.window).sum(2)
-        return split.reshape(-1) if self.map.transposed else split.sum(0)
+        """Something per channel, (groups, channels), per position of the weight's input axis."""
+        return values.reshape(-1) if self.map.transposed else values.sum(0)
 
-    def rows_of(self, positions: Ints) -> list[Ints]:
-        """For each group, the rows of its matrix that go with positions of the input axis.
+    @property
+    def blocks(self) -> int:
+        """How many matrices have rows for all positions of the weight's input axis.
 
-        Args:
-            positions: (channels, k); the result's are (channels, k * window).
+        Those of a grouped transposed convolution have positions of their own: none.
         """
-        inside = np.arange(self.map.window)
-        rows = positions[:, :, None] * self.map.window + inside
-        flat = rows.reshape(len(positions), -1)
-        if not self.map.transposed:
-            return [flat] * self.map.groups
-        return [flat] if self.map.groups == 1 else []
+        return 0 if self.map.transposed and self.map.groups > 1 else self.map.groups
 
 
 def linear_layers(coupling: Coupling) -> list[Layer]:
@@ -112,6 +111,6 @@ def observe(
     layer: Layer, features: NDArray[Any], batches: int, generator: np.random.Generator
 ) -> None:
     """Take one batch of `batches` into the moments of a layer."""
-    count = math.prod(layer.map.positions(features))
-    wanted = -(-positions_wanted(layer.map) // batches)
-    layer.moments.add(layer.map.rows(features, pick(generator, count, wanted)))
+    wanted = -(-max(POSITIONS * layer.by_channel.shape[1], LEAST) // batches)
+    places = pick(generator, layer.map.places(features), wanted)
+    layer.moments.add(layer.map.at(features, places))

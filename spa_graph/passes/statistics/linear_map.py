@@ -141,6 +141,18 @@ class LinearMap:
         split = windows.astype(np.float32, copy=False).reshape(len(positions), self.groups, -1)
         return np.ascontiguousarray(split.transpose(1, 0, 2))
 
+    def places(self, features: Array) -> int:
+        """How many positions the features themselves have."""
+        channels = features.shape[1 if self.kernel else self.linear.features]
+        return features.size // channels
+
+    def at(self, features: Array, places: Ints) -> Rows:
+        """All channels at some positions of the features; (groups, places, channels)."""
+        moved = np.moveaxis(features, 1 if self.kernel else self.linear.features, -1)
+        where = np.unravel_index(places, moved.shape[:-1])
+        split = moved[where].astype(np.float32, copy=False).reshape(len(places), self.groups, -1)
+        return np.ascontiguousarray(split.transpose(1, 0, 2))
+
     def _windows(self, features: Array) -> Array:
         """A view: (batch, channels, *positions, *kernel)."""
         before, after = self._padding(features.shape[2:])

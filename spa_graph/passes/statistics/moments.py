@@ -1,4 +1,4 @@
-"""First and second moments of what a layer sees, summed up batch by batch."""
+"""First and second moments of channels, summed up batch by batch."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Layers = Mapping[tuple[int, int], Layer]
 class Reader:
     """One matrix of a layer whose inputs belong to a group.
 
-    rows: the rows of the matrix that go with each channel; (channels, k).
+    rows: the rows of the matrix that go with each coupled channel; (channels, k).
     """
 
     layer: Layer
@@ -36,7 +36,7 @@ class Reader:
     @property
     def matrix(self) -> Floats:
         """The weight, scaled so that the variances of the layer's results sum to 1."""
-        matrix = self.layer.matrix[self.block].astype(np.float64)
+        matrix = self.layer.by_channel[self.block].astype(np.float64)
         return matrix / np.sqrt(variance(self.layer))
 
     @property
@@ -51,14 +51,14 @@ def variance(layer: Layer) -> float:
     if layer.moments.wide:
         return float(separate(layer).sum()) or 1.0
     total = 0.0
-    for block, matrix in enumerate(layer.matrix.astype(np.float64)):
+    for block, matrix in enumerate(layer.by_channel.astype(np.float64)):
         total += float((matrix * (layer.moments.covariance(block) @ matrix)).sum())
     return total or 1.0
 
 
 def separate(layer: Layer) -> Floats:
     """What the results lose without each row, if no other takes over; (groups, inputs)."""
-    return layer.moments.variance * np.square(layer.matrix.astype(np.float64)).sum(2)
+    return layer.moments.variance * np.square(layer.by_channel.astype(np.float64)).sum(2)
 
 
 def readers(layers: Layers, group: ChannelGroup) -> list[Reader]:
@@ -67,8 +67,7 @@ def readers(layers: Layers, group: ChannelGroup) -> list[Reader]:
     for member in group.members:
         layer = layers.get((member.operator, member.slot))
         if layer is not None and member.axis == layer.linear.inputs:
-            rows = layer.rows_of(member.index)
-            found += [Reader(layer, block, index) for block, index in enumerate(rows)]
+            found += [Reader(layer, block, member.index) for block in range(layer.blocks)]
     return found
 
 
@@ -102,22 +101,23 @@ def error_curve(found: Sequence[Reader], order: Ints) -> Floats:
 def taken_over(layer: Layer, stays: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """The weight that is left, refitted on the dense network's statistics, and its new bias.
 
+    A channel that is gone is replaced by what the others say of it at the same position.
+
     Args:
-        stays: which rows of the matrices are left; (groups, inputs), equally many in each.
+        stays: which channels are left; (groups, channels), equally many in each group.
 
     Returns:
         The matrices (groups, inputs left, outputs), and what to add to the bias (groups, outputs).
     """
-    if layer.moments.wide:  # without its Gram matrix only the means are known
-        left = layer.matrix[0][stays[0]].astype(np.float64)
-        lost = layer.moments.mean[0] * ~stays[0]
-        return left[None], (lost @ layer.matrix[0])[None]
     matrices, biases = [], []
-    for block, (matrix, left) in enumerate(
-        zip(layer.matrix.astype(np.float64), stays, strict=True)
-    ):
-        gram, mean = layer.moments.shrunk(block), layer.moments.mean[block]
-        fitted = np.linalg.solve(gram[np.ix_(left, left)], gram[left] @ matrix)
-        matrices.append(fitted)
-        biases.append(mean @ matrix - mean[left] @ fitted)
+    for block, (whole, left) in enumerate(zip(layer.by_channel, stays, strict=True)):
+        matrix, mean = whole.astype(np.float64), layer.moments.mean[block]
+        if layer.moments.wide:  # without its Gram matrix only the means are known
+            fitted = matrix[left]
+        else:
+            gram = layer.moments.shrunk(block)
+            fitted = np.linalg.solve(gram[np.ix_(left, left)], gram[left] @ matrix)
+        matrices.append(fitted.reshape(-1, layer.map.outputs))
+        lost = mean @ matrix - mean[left] @ fitted
+        biases.append(lost.reshape(layer.map.window, -1).sum(0))
     return np.stack(matrices), np.stack(biases)
