@@ -53,9 +53,10 @@ def sound_looks() -> Iterator[Look]:
 
 def mixes(look: Look) -> Iterator[Look]:
     """The same look of other kinds of images."""
-    even = dict.fromkeys(noise.IMAGES, 1.0)
-    for mix in (noise.IMAGE_MIX, even, *({name: 1.0} for name in noise.IMAGES)):
-        yield replace(look, mix=mix)
+    yield look
+    yield replace(look, name=f"{look.name}, mixed evenly", mix=dict.fromkeys(noise.IMAGES, 1.0))
+    for kind in noise.IMAGES:
+        yield replace(look, name=f"{look.name}, {kind}", mix={kind: 1.0})
 
 
 def scales(look: Look) -> Iterator[Look]:
