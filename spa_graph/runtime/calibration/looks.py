@@ -22,7 +22,7 @@ class Look:
     name: str
     offset: tuple[float, ...] = (0.0,)
     gain: tuple[float, ...] = (1.0,)
-    mix: Mapping[str, float] = field(default_factory=lambda: noise.IMAGE_MIX)
+    mix: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(noise.IMAGES, 1.0))
 
 
 _MEAN, _DEVIATION = 0.48, 0.25
@@ -52,11 +52,11 @@ def sound_looks() -> Iterator[Look]:
 
 
 def mixes(look: Look) -> Iterator[Look]:
-    """The same look of other kinds of images."""
+    """The same look, and ones with one kind of image prevailing; the others keep it diverse."""
     yield look
-    yield replace(look, name=f"{look.name}, mixed evenly", mix=dict.fromkeys(noise.IMAGES, 1.0))
     for kind in noise.IMAGES:
-        yield replace(look, name=f"{look.name}, {kind}", mix={kind: 1.0})
+        mix = {**dict.fromkeys(noise.IMAGES, 1.0), kind: 5.0}
+        yield replace(look, name=f"{look.name}, mostly {kind}", mix=mix)
 
 
 def scales(look: Look) -> Iterator[Look]:

@@ -164,12 +164,6 @@ IMAGES: Mapping[str, ImageMaker] = {
     "gradients": gradients,
     "strokes": strokes,
 }
-IMAGE_MIX: Mapping[str, float] = {
-    "dead-leaves": 0.5,
-    "spectral": 0.25,
-    "gradients": 0.1,
-    "strokes": 0.15,
-}
 
 
 # --- sounds --------------------------------------------------------------------------------------
