@@ -22,7 +22,7 @@ class Look:
     name: str
     offset: tuple[float, ...] = (0.0,)
     gain: tuple[float, ...] = (1.0,)
-    mix: Mapping[str, float] = field(default_factory=lambda: noise.IMAGE_MIX)
+    mix: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(noise.IMAGES, 1.0))
 
 
 _MEAN, _DEVIATION = 0.48, 0.25
@@ -52,10 +52,11 @@ def sound_looks() -> Iterator[Look]:
 
 
 def mixes(look: Look) -> Iterator[Look]:
-    """The same look of other kinds of images."""
-    even = dict.fromkeys(noise.IMAGES, 1.0)
-    for mix in (noise.IMAGE_MIX, even, *({name: 1.0} for name in noise.IMAGES)):
-        yield replace(look, mix=mix)
+    """The same look, and ones with one kind of image prevailing; the others keep it diverse."""
+    yield look
+    for kind in noise.IMAGES:
+        mix = {**dict.fromkeys(noise.IMAGES, 1.0), kind: 5.0}
+        yield replace(look, name=f"{look.name}, mostly {kind}", mix=mix)
 
 
 def scales(look: Look) -> Iterator[Look]:

@@ -68,6 +68,13 @@ def layers(graph: Graph) -> list[Layer]:
 def distance(found: Sequence[Layer], batches: Iterable[Feeds], probe: Probe) -> float:
     """How far a network's inner statistics on these inputs are from those in training."""
     names = [layer.value for layer in found]
+    with np.errstate(all="ignore"):  # a look at a wrong scale may well overflow
+        return _distance(found, names, batches, probe)
+
+
+def _distance(
+    found: Sequence[Layer], names: Sequence[str], batches: Iterable[Feeds], probe: Probe
+) -> float:
     sums = [np.zeros((3, 1))] * len(found)  # of x, x^2, 1, per channel
     for feeds in batches:
         for number, (layer, value) in enumerate(zip(found, probe(feeds, names), strict=True)):

@@ -164,12 +164,6 @@ IMAGES: Mapping[str, ImageMaker] = {
     "gradients": gradients,
     "strokes": strokes,
 }
-IMAGE_MIX: Mapping[str, float] = {
-    "dead-leaves": 0.5,
-    "spectral": 0.25,
-    "gradients": 0.1,
-    "strokes": 0.15,
-}
 
 
 # --- sounds --------------------------------------------------------------------------------------
@@ -217,24 +211,3 @@ def texture(shape: tuple[int, ...], rng: Rng) -> Array:
         _filtered(rng.standard_normal((height, width)), gain) for _ in range(int(np.prod(outer)))
     ]
     return np.stack(planes).reshape(shape).astype(np.float32)
-
-
-# --- tokens --------------------------------------------------------------------------------------
-
-
-def tokens(shape: tuple[int, ...], vocabulary: int, rng: Rng) -> Array:
-    """A sequence in which, as in texts and files, few tokens are frequent, and some repeat.
-
-    Half of the sequences draw from a random Zipf distribution of their own, half uniformly.
-    """
-    length = int(np.prod(shape))
-    if rng.random() < 0.5:
-        return rng.integers(0, vocabulary, shape)
-    kinds = min(vocabulary, max(4, length))
-    names = rng.choice(vocabulary, kinds, replace=False)
-    weights = np.arange(1, kinds + 1.0) ** -rng.uniform(0.5, 1.5)
-    drawn = names[rng.choice(kinds, length, p=weights / weights.sum())]
-    repeats = rng.random(length) < rng.uniform(0, 0.3)
-    repeats[:1] = False
-    source = np.maximum.accumulate(np.where(repeats, 0, np.arange(length)))
-    return drawn[source].reshape(shape)

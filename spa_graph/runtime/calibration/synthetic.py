@@ -74,7 +74,7 @@ Maker = Callable[[tuple[int, ...], np.random.Generator], Array]
 def _maker(graph: Graph, want: Wanted, kind: Role, method: str, look: Look | None) -> Maker:
     """What makes one sample of an input, of its shape without the sample axis."""
     if kind == "tokens":
-        return _token_maker(want, table_size(graph, want.name) or 1, method)
+        return _token_maker(want, table_size(graph, want.name) or 1)
     if kind in ("mask", "flag"):
         return lambda shape, _: np.ones(shape)
     if kind == "state":
@@ -92,13 +92,12 @@ def _maker(graph: Graph, want: Wanted, kind: Role, method: str, look: Look | Non
     return lambda shape, rng: rng.standard_normal(shape)
 
 
-def _token_maker(want: Wanted, vocabulary: int, method: str) -> Maker:
+def _token_maker(want: Wanted, vocabulary: int) -> Maker:
+    """Uniform over the vocabulary: drawing few tokens often, as texts do, measured no better."""
     if vocabulary <= _FEW_KINDS:
         return lambda shape, _: np.zeros(shape)
     if "position" in want.name.lower():
         return lambda shape, _: np.broadcast_to(np.arange(shape[-1]) % vocabulary, shape)
-    if method == "structured":
-        return lambda shape, rng: noise.tokens(shape, vocabulary, rng)
     return lambda shape, rng: rng.integers(0, vocabulary, shape)
 
 
