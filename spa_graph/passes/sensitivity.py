@@ -80,7 +80,8 @@ def measure(
         if whole[number] or group.size < 2:
             found.curves.append(shape)
             continue
-        counts = sorted({max(1, round(level * group.size)) for level in LEVELS})
+        most = group.size - 1
+        counts = sorted({min(max(1, round(level * group.size)), most) for level in LEVELS})
         heights = {}
         for removed in counts:
             heights[removed] = probing.distortion(group.start + order[:removed])
