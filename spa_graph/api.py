@@ -15,7 +15,7 @@ import onnx_ir as ir
 from spa_graph.errors import BudgetError, ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
-from spa_graph.passes.calibrated import Calibrated, calibrate
+from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
 from spa_graph.passes.network import Analysis, Pruned, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
@@ -85,7 +85,7 @@ def prune(
         output: where to write the pruned model, if anywhere.
         verify: prove on random input that the result is the masked original.
         latency_seconds: measure latency before and after for about this long.
-        progress: called with (step, done, total).
+        progress: called with (step, done, total, detail); see `passes.options.Progress`.
         options: the fields of `Options`: one of `flops`, `params` (keep at most this share) and
             `ratio` (remove this share of channels everywhere); `criterion`, `aggregate`,
             `normalize`, `seed`, `min_channels`, `round_to`, `exclude`, `exact`, `input_shapes`;
@@ -265,6 +265,9 @@ class _Wanted:
             latency=latency,
             sizes=sizes,
         )
+        if calibrated is None and latency is not None:
+            seconds = estimated_seconds(analysis, latency.before / 1e3, self.options.samples)
+            data["calibration_estimate"] = round(seconds, 1)
         if calibrated is not None:
             data["calibration"] = calibration_report(calibrated, choice, reconstruction)
         return Result(restore(pruned.model), pruned.plan, data)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from spa_graph.coupling.structures import KINDS
 from spa_graph.errors import OptionError, RewriteError, SpaError, VerificationError
 from spa_graph.frontends.onnx import files
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
+from spa_graph.passes.options import METHODS
 
 LATENCY_SECONDS = 2.0
 
@@ -72,6 +74,19 @@ class _RoundTo(click.ParamType[Any]):
         return int(click.IntRange(1).convert(value, param, ctx))
 
 
+class _Bytes(click.ParamType[Any]):
+    name = "4GB"
+    _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}  # noqa: RUF012
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 4GB or 512MB", param, ctx)
+        return int(float(found[1]) * self._UNITS[found[2].upper()])
+
+
 def _together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         for decorator in reversed(decorators):
@@ -97,6 +112,20 @@ _block_options = _together(
                  show_default=True,
                  help="Prune whole groups of a convolution, or the same channels of each."),
 )  # fmt: skip
+_calibration_options = _together(
+    click.option("--calibrate", metavar="DATA",
+                 help="Refit the weights that are left on samples: a .npz or .npy file, a folder "
+                 "of images, package.module:function, or `data-free` to make them up."),
+    click.option("--samples", type=click.IntRange(1), default=256, show_default=True,
+                 help="How many samples to use."),
+    click.option("--preprocess", metavar="STEPS",
+                 help="How images become inputs: imagenet, or resize=256,crop=224,scale=1/255,..."),
+    click.option("--reconstruct", type=click.Choice(METHODS),
+                 help="How to refit [default: ls with --calibrate]: means (bias), means and "
+                 "variances (bn), least squares (ls), the paper's sweep (obspa)."),
+    click.option("--memory-limit", type=_Bytes(), default=4 << 30, show_default="4GB",
+                 help="Statistics and features beyond this wait on disk."),
+)  # fmt: skip
 _output_options = _together(
     click.option("-o", "--output", type=click.Path(path_type=Path),
                  help="The file to write [default: MODEL.pruned.onnx beside the input]."),
@@ -119,6 +148,7 @@ def cli() -> None:
     spa-prune model.onnx --flops 0.5            writes model.pruned.onnx with half the FLOPs
     spa-prune model.onnx --params 0.6 -o small.onnx --round-to 8 --plan plan.json
     spa-prune apply other.onnx plan.json        replays that plan
+    spa-prune model.onnx --flops 0.5 --calibrate samples.npz    refits what is left
     spa-prune inspect model.onnx                what can be pruned, what can't, and why
     spa-prune demo                              a bundled trained network, before and after
 
@@ -140,9 +170,13 @@ def cli() -> None:
 @click.option(
     "--criterion",
     type=click.Choice(sorted(CRITERIA)),
-    default="l1",
-    show_default=True,
-    help="What makes a channel important (bn-scale: L1 where no scale is).",
+    help="What makes a channel important [default: l1; with --calibrate obspa].",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(["global", "distortion"]),
+    help="Rank the channels of all groups together, or distort the outputs least, as measured "
+    "group by group [default: global; with --calibrate distortion].",
 )
 @click.option(
     "--aggregate",
@@ -158,7 +192,7 @@ def cli() -> None:
     show_default=True,
     help="How groups are made comparable.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For --criterion random.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option(
     "--min-channels",
     type=click.IntRange(1),
@@ -180,6 +214,7 @@ def cli() -> None:
     help="What to prune [default: all but the residual width of pre-norm transformers, "
     "unless the budget can't be met without it].",
 )
+@_calibration_options
 @_block_options
 @_analysis_options
 @click.option(
@@ -214,6 +249,7 @@ def prune_command(
 @cli.command(name="apply")
 @_model
 @click.argument("plan", type=click.Path(path_type=Path))
+@_calibration_options
 @_analysis_options
 @_output_options
 def apply_command(
@@ -279,12 +315,20 @@ def inspect_command(
     metavar="R",
     help="Keep at most this share of the FLOPs.",
 )
-@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), default="l1", show_default=True)
+@click.option(
+    "--criterion", type=click.Choice(sorted(CRITERIA)), help="What makes a channel count."
+)
+@click.option("--calibrate", metavar="DATA", help="Refit what is left, for example on `data-free`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Keep the pruned network.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--quiet", is_flag=True, help="No progress.")  # fmt: skip
 def demo_command(
-    flops: float, criterion: str, output: Path | None, overwrite: bool, quiet: bool
+    flops: float,
+    criterion: str | None,
+    calibrate: str | None,
+    output: Path | None,
+    overwrite: bool,
+    quiet: bool,
 ) -> None:
     """Prune a bundled trained network and show accuracy and latency before and after."""
     import tempfile
@@ -302,6 +346,7 @@ def demo_command(
                 output=target,
                 flops=flops,
                 criterion=criterion,
+                calibrate=calibrate,
                 latency_seconds=LATENCY_SECONDS,
                 progress=progress,
             )

@@ -33,19 +33,20 @@ def progress(quiet: bool) -> Iterator[Callback | None]:
         yield _print_steps(console)
         return
     columns = (
-        TextColumn("{task.description:9}"),
+        TextColumn("{task.description:16}"),
         BarColumn(30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}"),
     )
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
-        def update(step: str, done: int, total: int) -> None:
+        def update(step: str, done: int, total: int, detail: str = "") -> None:
             if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total)
+                tasks[step] = bars.add_task(step, total=total, detail="")
             if not bars.tasks[tasks[step]].finished:
-                bars.update(tasks[step], completed=done, total=total)
+                bars.update(tasks[step], completed=done, total=total, detail=detail)
 
         yield update
 
@@ -53,10 +54,12 @@ def progress(quiet: bool) -> Iterator[Callback | None]:
 def _print_steps(console: Console) -> Callback:
     started: set[str] = set()
 
-    def update(step: str, _done: int, _total: int) -> None:
+    def update(step: str, _done: int, _total: int, detail: str = "") -> None:
         if step not in started:
             started.add(step)
             console.print(f"{step} ...")
+        if detail:
+            console.print(f"  {detail}")
 
     return update
 
@@ -96,6 +99,7 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
     )
     console.print(f"FLOPs and latency are for input {sizes}")
     _show_last_resort(console, report)
+    _show_reconstruction(console, report)
     _show_proof(console, report.get("verification"))
     _show_unsupported(console, report["frozen"])
 
@@ -108,6 +112,38 @@ def _show_last_resort(console: Console, report: dict[str, Any]) -> None:
             "the budget took channels from the residual width too, which every layer reads; "
             "--scope heads,ffn forbids it"
         )
+
+
+def _show_reconstruction(console: Console, report: dict[str, Any]) -> None:
+    """What calibration brought; or what it would cost."""
+    calibration = report.get("calibration")
+    if calibration is None:
+        if "calibration_estimate" in report:
+            console.print(
+                "the weights that are left were not refitted; --calibrate data-free would do it in "
+                f"about {_duration(report['calibration_estimate'])}, real samples do it better"
+            )
+        return
+    console.print(
+        f"calibrated on {calibration['source']}: {calibration['fitted_to']} fitted to, "
+        f"{calibration['held_out']} held out"
+    )
+    found = calibration.get("reconstruction")
+    if found is None:
+        return
+    if found["undone"]:
+        console.print("refitting did not help on the held-out samples, so it was undone")
+        return
+    layers = found["layers"]
+    refitted = sum(layer["after"] < layer["before"] for layer in layers)
+    console.print(
+        f"refitted {refitted} of {len(layers)} layers: the outputs' error on held-out samples fell "
+        f"from {found['before']:.2g} to {found['after']:.2g} of their variance"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _show_proof(console: Console, proof: dict[str, Any] | None) -> None:

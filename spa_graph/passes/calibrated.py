@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,8 +12,15 @@ import numpy as np
 from spa_graph.frontends.onnx import files
 from spa_graph.passes.importance import Criterion, make_criterion
 from spa_graph.passes.network import Analysis
-from spa_graph.passes.options import Options, Timer
-from spa_graph.passes.statistics.layers import Layer, Scratch, linear_layers, observe
+from spa_graph.passes.options import Options, StepProgress, Timer
+from spa_graph.passes.statistics.layers import (
+    LEVELS,
+    POSITIONS,
+    Layer,
+    Scratch,
+    linear_layers,
+    observe,
+)
 from spa_graph.passes.statistics.moments import Moments
 from spa_graph.passes.statistics.readers import Layers
 from spa_graph.passes.statistics.runner import Runner
@@ -76,7 +83,7 @@ def _statistics(
     batches: Calibration,
     limit: int,
     folder: Path,
-    progress: Callable[[int, int], None],
+    progress: StepProgress,
 ) -> Layers:
     """Run the dense network; moments beyond `limit` bytes are kept in files of `folder`."""
     scratch = Scratch(limit, folder)
@@ -100,3 +107,24 @@ def _loses(analysis: Analysis, layer: Layer) -> bool:
     """Whether a layer sums over channels that can go."""
     features = analysis.coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
     return analysis.coupling.channel_of(features[layer.linear.features]) is not None
+
+
+FLOP_RATE = 2e10
+"""Floating-point operations per second that dense linear algebra is taken to reach, for estimates
+only."""
+
+
+def estimated_seconds(analysis: Analysis, latency: float, samples: int) -> float:
+    """About how long calibration would take.
+
+    Args:
+        latency: seconds that the network needs for one sample.
+        samples: how many there would be.
+    """
+    prunable = sum(group.size > 1 for group in analysis.groups)
+    runs = 3 + len(LEVELS) * (1 - FITTED) * prunable
+    algebra = 0.0
+    for layer in linear_layers(analysis.coupling):
+        inputs = layer.map.inputs
+        algebra += layer.map.groups * 2 * inputs**2 * (POSITIONS * inputs + layer.map.outputs)
+    return runs * samples * latency + algebra / FLOP_RATE

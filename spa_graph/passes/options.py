@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from spa_graph.coupling.scope import Block
 from spa_graph.coupling.structures import KINDS, Kind
@@ -15,8 +16,18 @@ from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.passes.allocate import Budget
 
-Progress = Callable[[str, int, int], None]
-"""Called with a step's name, how much of it is done, and how much there is."""
+
+class Progress(Protocol):
+    """Told how the steps go."""
+
+    def __call__(self, step: str, done: int, total: int, detail: str = "") -> None:
+        """How much of a step is done, how much there is, and perhaps what came out last."""
+
+
+class StepProgress(Protocol):
+    """Told how one step goes."""
+
+    def __call__(self, done: int, total: int, detail: str = "") -> None: ...
 
 
 Method = Literal["none", "bias", "bn", "ls", "obspa"]
@@ -116,17 +127,21 @@ class Options:
         return Budget("params", self.params) if self.params is not None else None
 
 
+def _silent(step: str, done: int, total: int, detail: str = "") -> None:
+    """Tell nobody."""
+
+
 class Timer:
     """Seconds per step."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._progress = progress or (lambda *_: None)
+        self._progress: Progress = progress or _silent
 
     @contextmanager
-    def step(self, name: str) -> Iterator[Callable[[int, int], None]]:
+    def step(self, name: str) -> Iterator[StepProgress]:
         self._progress(name, 0, 1)
         start = time.perf_counter()
-        yield lambda done, total: self._progress(name, done, total)
+        yield partial(self._progress, name)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self._progress(name, 1, 1)

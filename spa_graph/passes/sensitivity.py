@@ -26,13 +26,11 @@ from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.passes.network import Analysis, cut
 from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, matching, set_weight
 from spa_graph.passes.statistics.distortion import Outputs, distortion
-from spa_graph.passes.statistics.layers import Layer
+from spa_graph.passes.statistics.layers import LEVELS, Layer
 from spa_graph.passes.statistics.readers import Layers, error_curve, readers, taken_over
 from spa_graph.runtime.sessions import Feeds, open_session, run
 
 Floats = NDArray[np.float64]
-LEVELS = (0.25, 0.5, 0.75)
-"""Shares of a group's channels without which the network is run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from spa_graph.frontends.onnx.reader import read
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.cost import CostModel
 from spa_graph.passes.network import Analysis, Pruned
-from spa_graph.passes.options import Options
+from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Repair, repair
 from spa_graph.passes.reconstruct.sweep import sweep
 from spa_graph.passes.statistics.distortion import Outputs, distortion
@@ -49,7 +48,7 @@ def reconstruct(
     calibrated: Calibrated,
     options: Options,
     folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> Reconstruction:
     """Refit the pruned network's weights; they stay as they are if that doesn't help.
 

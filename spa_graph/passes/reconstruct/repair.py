@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
-from spa_graph.passes.options import Method, Options
+from spa_graph.passes.options import Method, Options, StepProgress
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
 from spa_graph.passes.reconstruct.regression import GramRegression, Outcome, RowRegression
 from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, set_weight
@@ -42,6 +42,9 @@ class Repair:
     after: float
     damping: float
 
+    def __str__(self) -> str:
+        return f"{self.layer}: error {self.before:.3g} -> {self.after:.3g}"
+
 
 class Regression(Protocol):
     """What takes in rows and residuals, batch by batch, and finds the update."""
@@ -57,7 +60,7 @@ def repair(
     calibrated: Calibrated,
     options: Options,
     folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> list[Repair]:
     """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
     limit = options.memory_limit // 4
@@ -74,7 +77,7 @@ def repair(
             fitting = len(calibrated.fitting)
             done.append(_repair(pruned, site, dense, small, fitting, options.method))
             if progress:
-                progress(len(done), len(sites))
+                progress(len(done), len(sites), str(done[-1]))
     return done
 
 

@@ -12,7 +12,6 @@ damping towards the weights and its targets from the dense network: those are wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from spa_graph.frontends.onnx.editor import operator_nodes
 from spa_graph.frontends.onnx.weights import store_tensor, stored_tensor
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
-from spa_graph.passes.options import Options
+from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Repair, stages
 from spa_graph.passes.reconstruct.sites import Site, find_sites, set_weight
 from spa_graph.passes.statistics.layers import Layer, pick, positions_wanted
@@ -59,7 +58,7 @@ def sweep(
     calibrated: Calibrated,
     options: Options,
     folder: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> list[Repair]:
     """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
     model = analysis.model.clone()
@@ -82,7 +81,7 @@ def sweep(
             set_weight(site, site.left(matrix))
             done.append(outcome)
             if progress:
-                progress(len(done), len(sites))
+                progress(len(done), len(sites), str(done[-1]))
     return done
 
 

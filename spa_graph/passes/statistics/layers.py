@@ -20,6 +20,8 @@ from spa_graph.passes.statistics.moments import Floats, Moments
 Ints = NDArray[np.int64]
 POSITIONS = 16
 """Positions per input of a layer that are looked at: what more of them change is small."""
+LEVELS = (0.25, 0.5, 0.75)
+"""Shares of a group's channels without which the network is run to measure its sensitivity."""
 LEAST = 4096
 """... and at least so many."""
 
