@@ -110,7 +110,7 @@ def prune(
         calibrated = None
         if chosen.calibrate is not None:
             calibrated = calibrate(analysis, chosen, timer, scratch)
-        choice = pipeline.choose(analysis, chosen, timer, calibrated, scratch)
+        choice = pipeline.choose(analysis, chosen, timer, calibrated)
         pruned = rewrite(analysis, choice.kept, chosen, timer)
         _check_budget(analysis, pruned, chosen)
         return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)
@@ -251,7 +251,7 @@ class _Wanted:
                     analysis, pruned, calibrated, self.options, scratch, progress
                 )
             self._write(pruned, draft)
-        if source is not None:
+        if source is not None and draft.exists():
             before = sum(path.stat().st_size for path in files.sources(analysis.original))
             sizes = before, file_size(draft)
         if self.latency_seconds:

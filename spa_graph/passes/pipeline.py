@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -38,14 +37,8 @@ def choose(
     options: Options,
     timer: Timer,
     calibrated: Calibrated | None = None,
-    folder: Path | None = None,
 ) -> Choice:
-    """Score and allocate: which channels stay.
-
-    Args:
-        calibrated: what calibration data says of the network.
-        folder: where pruned networks may be written to be measured.
-    """
+    """Score and allocate: which channels stay; `calibrated` is what calibration data says."""
     if not analysis.coupling.count:
         raise ModelError(_why_nothing(analysis.coupling, options))
     criterion = (
@@ -75,18 +68,11 @@ def choose(
                 raise
             whole = last_resort
             kept = allocate(analysis.coupling, analysis.cost, scores, *budget, whole)
-    if calibrated is None or folder is None or options.allocation == "global":
+    if calibrated is None or options.allocation == "global":
         return Choice(kept)
     with timer.step("measure groups") as progress:
         sensitivity = measure(
-            analysis,
-            options.input_shapes,
-            scores,
-            calibrated.layers,
-            calibrated.held_out,
-            folder,
-            whole,
-            progress,
+            analysis, scores, calibrated.layers, calibrated.held_out, whole, progress
         )
     with timer.step("allocate"):
         kept = allocate_by_distortion(

@@ -92,9 +92,9 @@ def stages(
     waiting = list(sites)
     while waiting:
         unrepaired = {id(node) for site in waiting for node in nodes(site)}
-        ready = [s for s in waiting if unrepaired.isdisjoint(network.pending(s.sources[:1]))]
-        yield ready
-        waiting = [site for site in waiting if site not in ready]
+        behind = network.behind(unrepaired)
+        yield [site for site in waiting if site.sources[0] not in behind]
+        waiting = [site for site in waiting if site.sources[0] in behind]
 
 
 def _repair(

@@ -77,9 +77,13 @@ class Runner:
         """A value that `advance` computed and that is still needed."""
         return self.store.get(name, batch)
 
-    def pending(self, wanted: Collection[str]) -> set[int]:
-        """The nodes, by identity, that must still run for some values."""
-        return set(map(id, ancestors(self._todo, wanted, self.store.names())))
+    def behind(self, nodes: Collection[int]) -> set[str]:
+        """The values that depend on nodes, given by identity, that are still to run."""
+        found: set[str] = set()
+        for node in self._todo:
+            if id(node) in nodes or any(value.name in found for value in reads(node)):
+                found.update(value.name for value in node.outputs if value.name)
+        return found
 
     def advance(self, wanted: Collection[str]) -> None:
         """Compute some values of every batch, from what is known."""
