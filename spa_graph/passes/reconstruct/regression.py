@@ -12,7 +12,7 @@ Each damping is tried on the held-out part; if none helps there, the layer stays
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,24 @@ class Outcome:
     damping: float = np.inf
 
 
+def _lowest(error: Callable[[float], float]) -> tuple[float, float]:
+    """The damping with the lowest error, and that error; each try costs a factorisation.
+
+    The error falls, then rises as the damping grows: walk downhill from the middle.
+    """
+    at = len(DAMPINGS) // 2
+    found = {at: error(DAMPINGS[at])}
+    for step in (1, -1):
+        while 0 <= at + step < len(DAMPINGS):
+            found[at + step] = error(DAMPINGS[at + step])
+            if found[at + step] >= found[at]:
+                break
+            at += step
+        if len(found) > 2:
+            break  # it fell on this side, so it rises on the other
+    return DAMPINGS[at], found[at]
+
+
 class GramRegression:
     """From sums of products: for layers that see more positions than they have inputs."""
 
@@ -61,17 +79,16 @@ class GramRegression:
     def solve(self) -> Outcome:
         fitting, held = self._parts
         before = float(held.error(None, None).sum())
-        best = Outcome(None, before, before)
-        for damping in DAMPINGS:
-            matrix, bias = self._fit(fitting, damping)
-            after = float(held.error(matrix, bias).sum())
-            if after < best.after:
-                best = Outcome(Update(matrix, bias), before, after, damping)
-        if best.update is None:
-            return best
-        matrix, bias = self._fit(fitting.plus(held), best.damping)
+
+        def error(damping: float) -> float:
+            return float(held.error(*self._fit(fitting, damping)).sum())
+
+        damping, after = _lowest(error)
+        if after >= before:
+            return Outcome(None, before, before)
+        matrix, bias = self._fit(fitting.plus(held), damping)
         bias = bias - np.einsum("gk,gko->go", self._shift[:, 0].astype(np.float64), matrix)
-        return Outcome(Update(matrix, bias), before, best.after, best.damping)
+        return Outcome(Update(matrix, bias), before, after, damping)
 
     def _fit(self, sums: _Sums, damping: float) -> tuple[Floats, Floats]:
         n = sums.count
