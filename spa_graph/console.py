@@ -54,7 +54,7 @@ def progress(quiet: bool) -> Iterator[Callback | None]:
 def _print_steps(console: Console) -> Callback:
     started: set[str] = set()
 
-    def update(step: str, _done: int, _total: int, detail: str = "") -> None:
+    def update(step: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG001
         if step not in started:
             started.add(step)
             console.print(f"{step} ...")

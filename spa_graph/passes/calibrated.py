@@ -88,8 +88,9 @@ def _statistics(
     """Run the dense network; moments beyond `limit` bytes are kept in files of `folder`."""
     scratch = Scratch(limit, folder)
     layers = [layer for layer in linear_layers(analysis.coupling) if _loses(analysis, layer)]
-    for layer in layers:
-        layer.moments = Moments(scratch.zeros)
+    moments: dict[str, Moments] = {}
+    for layer in layers:  # one update must serve all uses of a weight, so they are seen as one
+        layer.moments = moments.setdefault(layer.weight, Moments(scratch.zeros))
     names = list(dict.fromkeys(layer.source for layer in layers))
     generator = np.random.default_rng(0)
     for number, feeds in enumerate(batches):

@@ -49,7 +49,10 @@ def conv_transpose(scope: Scope) -> None:
     scope.contract(x[1])
     scope.zero("all", (1, 2))
     scope.macs(1.0, x[0], weight[0], weight[1], *weight[2:], *x[2:])
-    _linear(scope, "transposed convolution", inputs=0, outputs=1)
+    if scope.attribute("auto_pad") in (None, "NOTSET", "VALID") and not scope.attribute(
+        "output_shape"
+    ):
+        _linear(scope, "transposed convolution", inputs=0, outputs=1)
 
 
 def convolve(

@@ -20,10 +20,9 @@ def reads(node: ir.Node) -> list[ir.Value]:
         if attribute.type == ir.AttributeType.GRAPHS:
             graphs = list(attribute.value)
         for graph in graphs:
-            inner = list(ir.traversal.RecursiveGraphIterator(graph))
-            own = {id(value) for each in inner for value in (*each.outputs,)}
+            own = {id(value) for each in graph for value in each.outputs}
             own.update(id(value) for value in (*graph.inputs, *graph.initializers.values()))
-            every = [value for each in inner for value in each.inputs if value is not None]
+            every = [value for each in graph for value in reads(each)]
             every += [value for value in graph.outputs if value is not None]
             found += [value for value in every if id(value) not in own]
     return found

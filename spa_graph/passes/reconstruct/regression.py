@@ -68,17 +68,20 @@ class GramRegression:
     def __init__(self, *, bias: bool) -> None:
         self._bias = bias
         self._shift: Any = None
+        self._gap: Any = None  # what inputs and residuals are shifted by, for precision
         self._parts = (_Sums(), _Sums())
 
     def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
         """Take in rows (groups, positions, inputs) and what is missing (.., positions, outputs)."""
         if self._shift is None:
             self._shift = rows.mean(1, keepdims=True) * self._bias
-        self._parts[held_out].add(rows - self._shift, residual)
+            self._gap = residual.mean(1, keepdims=True) * self._bias
+        self._parts[held_out].add(rows - self._shift, residual - self._gap)
 
     def solve(self) -> Outcome:
         fitting, held = self._parts
-        before = float(held.error(None, None).sum())
+        gap = self._gap[:, 0].astype(np.float64)
+        before = float(held.error(None, -gap).sum())
 
         def error(damping: float) -> float:
             return float(held.error(*self._fit(fitting, damping)).sum())
@@ -87,7 +90,7 @@ class GramRegression:
         if after >= before:
             return Outcome(None, before, before)
         matrix, bias = self._fit(fitting.plus(held), damping)
-        bias = bias - np.einsum("gk,gko->go", self._shift[:, 0].astype(np.float64), matrix)
+        bias = gap + bias - np.einsum("gk,gko->go", self._shift[:, 0].astype(np.float64), matrix)
         return Outcome(Update(matrix, bias), before, after, damping)
 
     def _fit(self, sums: _Sums, damping: float) -> tuple[Floats, Floats]:
@@ -130,13 +133,12 @@ class _Sums:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
-    def error(self, matrix: Floats | None, bias: Floats | None) -> Floats:
-        """E |r - D'x - c|^2 per output; (groups, outputs)."""
-        if matrix is None or bias is None:
-            return self.rr / self.count
-        x, r = self.x / self.count, self.r / self.count
-        seen = (matrix * (self.xx / self.count @ matrix - 2 * self.xr / self.count)).sum(1)
-        missing = r - np.einsum("gk,gko->go", x, matrix)
+    def error(self, matrix: Floats | None, bias: Floats) -> Floats:
+        """E |r - D'x - c|^2 per output; (groups, outputs). No matrix is one of zeros."""
+        seen, missing = 0.0, self.r / self.count
+        if matrix is not None:
+            seen = (matrix * (self.xx / self.count @ matrix - 2 * self.xr / self.count)).sum(1)
+            missing = missing - np.einsum("gk,gko->go", self.x / self.count, matrix)
         return self.rr / self.count + seen - 2 * bias * missing + bias**2
 
 

@@ -70,8 +70,12 @@ def repair(
     if options.params is not None:
         sites = [site.without_new_bias() for site in sites]  # it would cost parameters
     done: list[Repair] = []
+    waiting = sites
     for stage in stages(sites, small, lambda site: site.nodes):
-        dense.advance([source for site in stage for source in site.sources])
+        waiting = [site for site in waiting if site not in stage]
+        # all uses of a shared weight are looked at, and layers that wait may lie between them
+        later = [source for site in waiting for source in site.sources]
+        dense.advance([source for site in stage for source in site.sources], later)
         small.advance([site.sources[0] for site in stage])
         for site in stage:
             fitting = len(calibrated.fitting)
@@ -101,7 +105,10 @@ def _repair(
     pruned: Pruned, site: Site, dense: Runner, small: Runner, fitting: int, method: Method
 ) -> Repair:
     counts = [
-        [math.prod(layer.map.positions(dense.value(layer.source, b))) for b in range(dense.batches)]
+        [
+            math.prod(layer.map.positions(site.cropped(layer, dense.value(layer.source, b))))
+            for b in range(dense.batches)
+        ]
         for layer in site.layers
     ]
     share = min(1.0, positions_wanted(site.pruned) / sum(map(sum, counts)))
@@ -113,7 +120,7 @@ def _repair(
     for layer, own in zip(site.layers, counts, strict=True):
         for batch, count in enumerate(own):
             positions = pick(generator, count, round(share * count))
-            features = dense.value(layer.source, batch)
+            features = site.cropped(layer, dense.value(layer.source, batch))
             wanted = site.wanted(layer, features, positions)
             if site.shared:  # its later uses read what the first ones compute: all read the dense
                 rows = site.seen(layer, features, positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.frontends.onnx.editor import operator_nodes
+from spa_graph.frontends.onnx.pieces import is_stored
 from spa_graph.frontends.onnx.weights import add_initializer, store_tensor, stored_tensor
 from spa_graph.graph import Graph, Operator
 from spa_graph.passes.statistics.layers import Layer, linear_layers
@@ -31,6 +33,7 @@ class Site:
     results: which of the dense results stay; (channels,).
     rows: which rows of the dense matrices stay; (groups, inputs).
     bias: where its bias is or may be put; None if it has no place.
+    crops: per layer, which positions stay along axes of its features that are not summed over.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Site:
     results: NDArray[np.bool_]
     rows: NDArray[np.bool_]
     bias: Place | None
+    crops: list[dict[int, Kept]]
 
     @property
     def sources(self) -> list[str]:
@@ -75,6 +79,12 @@ class Site:
         every = zip(matrix, self.rows, results, strict=True)
         return np.stack([own[rows][:, outs] for own, rows, outs in every if rows.any()])
 
+    def cropped(self, layer: Layer, features: Array) -> Array:
+        """A dense layer's features, at the positions that the pruned one has."""
+        for axis, stays in self.crops[self.layers.index(layer)].items():
+            features = np.compress(stays, features, axis)
+        return features
+
     def wanted(self, layer: Layer, features: Array, positions: Array) -> Rows:
         """What the dense layer computes, in the results that stay; (groups, positions, outputs)."""
         results = layer.map.rows(features, positions) @ layer.matrix
@@ -100,13 +110,11 @@ def find_sites(coupling: Coupling, model: ir.Model, graph: Graph, kept: Kept) ->
     for layer in linear_layers(coupling):
         twin = twins.get(layer.operator.outputs[0])
         value = nodes[twin.index].inputs[layer.linear.slots[1]] if twin is not None else None
-        if twin is not None and value is not None and value.name in graph.parameters:
+        moved = twin is None or twin.inputs[layer.linear.slots[0]] != layer.source
+        if twin and not moved and value is not None and value.name in graph.parameters:
             by_weight.setdefault(id(value), []).append((layer, twin))
-    return [
-        _site(coupling, graph, kept, uses, nodes)
-        for uses in by_weight.values()
-        if len({layer.weight for layer, _ in uses}) == 1
-    ]
+    found = (_site(coupling, graph, kept, uses, nodes) for uses in by_weight.values())
+    return [site for site in found if site is not None]
 
 
 def _site(
@@ -115,23 +123,58 @@ def _site(
     kept: Kept,
     uses: Sequence[tuple[Layer, Operator]],
     nodes: Sequence[ir.Node],
-) -> Site:
+) -> Site | None:
+    """The site of a weight; None if it can't be changed for these uses alone, and all alike."""
     layer, twin = uses[0]
     linear = layer.linear
-    parameter = graph.parameters[twin.inputs[linear.slots[1]]]
-    features = coupling.relations.operand(layer.operator, linear.slots[0]) or ()
-    results = coupling.relations.value(layer.operator.outputs[0]) or ()
-    inputs = _stays(coupling, features[linear.features], kept)
-    places = [_bias(nodes[twin.index], linear.slots[2], graph, twin) for _, twin in uses]
+    pruned = LinearMap.of(linear, twin, graph.parameters[twin.inputs[linear.slots[1]]].shape)
+    results, rows = _left(coupling, layer, kept)
+    if not _belongs_to(nodes, uses) or not all(
+        each.weight == layer.weight
+        and each.linear[1:] == linear[1:]
+        and each.map.groups == layer.map.groups
+        and all(map(np.array_equal, _left(coupling, each, kept), (results, rows)))
+        for each, _ in uses[1:]
+    ):
+        return None
+    places = [_bias(nodes[twin.index], pruned, graph) for _, twin in uses]
     return Site(
         layer.weight,
         [each for each, _ in uses],
         [nodes[other.index] for _, other in uses],
-        LinearMap.of(linear, twin, parameter.shape),
-        _stays(coupling, results[linear.result], kept),
-        inputs[layer.map.elements],
+        pruned,
+        results,
+        rows,
         places[0] if len({_stored_in(place) for place in places}) == 1 else None,
+        [_crops(coupling, each, kept) for each, _ in uses],
     )
+
+
+def _belongs_to(nodes: Sequence[ir.Node], uses: Sequence[tuple[Layer, Operator]]) -> bool:
+    """Whether a weight is stored, and read by nothing but these operators."""
+    places = {(id(nodes[twin.index]), layer.linear.slots[1]) for layer, twin in uses}
+    layer, twin = uses[0]
+    value = nodes[twin.index].inputs[layer.linear.slots[1]]
+    assert value is not None
+    users = {(id(use.node), use.idx) for use in value.uses()}
+    return is_stored(value) and users == places and not value.is_graph_output()
+
+
+def _left(coupling: Coupling, layer: Layer, kept: Kept) -> tuple[Kept, Kept]:
+    """Which of a layer's results stay, and which rows of its matrices."""
+    features = coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
+    results = coupling.relations.value(layer.operator.outputs[0]) or ()
+    inputs = _stays(coupling, features[layer.linear.features], kept)
+    return _stays(coupling, results[layer.linear.result], kept), inputs[layer.map.elements]
+
+
+def _crops(coupling: Coupling, layer: Layer, kept: Kept) -> dict[int, Kept]:
+    """What stays along the axes of a layer's features that it doesn't sum over."""
+    features = coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
+    others = enumerate(features)
+    stays = {axis: coupling.kept_elements(dim, kept) for axis, dim in others}
+    stays.pop(len(features) + layer.linear.features)
+    return {axis: some for axis, some in stays.items() if some is not None}
 
 
 def _stays(coupling: Coupling, axis: int, kept: Kept) -> Kept:
@@ -148,19 +191,26 @@ def _stored_in(place: Place | None) -> int:
     return id(node) if value is None else id(value)
 
 
-def _bias(node: ir.Node, slot: int | None, graph: Graph, operator: Operator) -> Place | None:
-    """The bias of the operator itself, or that of an Add behind it."""
+def _bias(node: ir.Node, layout: LinearMap, graph: Graph) -> Place | None:
+    """The bias of the operator itself, or that of an Add behind it: one number per result."""
+    slot = layout.linear.slots[2]
     if slot is not None:
         value = node.inputs[slot] if slot < len(node.inputs) else None
-        return (node, slot) if value is None or value.name in graph.parameters else None
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        place = node, slot
+        if value is None:
+            return place
+    else:
+        uses = list(node.outputs[0].uses())
+        if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+            return None
+        place = uses[0].node, 1 - uses[0].idx
+        value = place[0].inputs[place[1]]
+    if value is None or value.name not in graph.parameters:
         return None
-    place = uses[0].node, 1 - uses[0].idx
-    other = place[0].inputs[place[1]]
-    width = graph.shapes[operator.outputs[0]][-1].nominal
-    stored = graph.parameters.get(other.name or "") if other is not None else None
-    return place if stored is not None and stored.shape == (width,) else None
+    shape = graph.parameters[value.name].shape
+    aligned = slot is not None or layout.linear.result == -1
+    width = layout.groups * layout.outputs
+    return place if aligned and shape[-1:] == (width,) and math.prod(shape) == width else None
 
 
 # --- changing the pruned network -----------------------------------------------------------------
@@ -187,7 +237,7 @@ def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
     old = stored_tensor(value)
     changed = old.numpy() + change.reshape(old.numpy().shape)
     tensor = ir.Tensor(changed.astype(old.dtype.numpy()), name=old.name)
-    if len(value.uses()) > len(site.nodes):
+    if len(value.uses()) > len(site.nodes) or value.is_graph_output() or not is_stored(value):
         copy = add_initializer(model, f"{site.name}.bias", tensor)
         for user, position in _users(site, value):
             user.replace_input_with(position, copy)
@@ -197,16 +247,19 @@ def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
 
 def _users(site: Site, value: ir.Value) -> Iterator[Place]:
     """The places at which a site's operators, or the Adds behind them, read a bias."""
-    own = {id(node) for node in site.nodes}
-    behind = {id(use.node) for node in site.nodes for use in node.outputs[0].uses()}
+    slot = site.pruned.linear.slots[2]
+    nodes = {id(node) for node in site.nodes}
+    if slot is None:
+        nodes = {id(use.node) for node in site.nodes for use in node.outputs[0].uses()}
     for use in list(value.uses()):
-        if id(use.node) in own | behind:
+        if id(use.node) in nodes and slot in (None, use.idx):
             yield use.node, use.idx
 
 
 def matching(sites: Sequence[Site], layers: Mapping[str, Layer]) -> Iterator[tuple[Site, Layer]]:
-    """Sites of one use with the layer, by result, whose statistics were taken."""
+    """Sites whose weight is still one for all uses, with the layer, by result, that was measured."""
     for site in sites:
+        slot = site.pruned.linear.slots[1]
         layer = layers.get(site.layers[0].operator.outputs[0])
-        if layer is not None and not site.shared:
+        if layer is not None and all(node.inputs[slot] is site.weight for node in site.nodes):
             yield site, layer

@@ -41,6 +41,7 @@ class LinearMap:
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
+    output_padding: tuple[int, ...]
     auto_pad: str
 
     @classmethod
@@ -55,6 +56,7 @@ class LinearMap:
             tuple(given.get("strides") or (1,) * rank),
             tuple(given.get("dilations") or (1,) * rank),
             tuple(given.get("pads") or (0,) * 2 * rank),
+            tuple(given.get("output_padding") or (0,) * rank),
             str(given.get("auto_pad") or "NOTSET"),
         )
 
@@ -149,6 +151,7 @@ class LinearMap:
     def at(self, features: Array, places: Ints) -> Rows:
         """All channels at some positions of the features; (groups, places, channels)."""
         moved = np.moveaxis(features, 1 if self.kernel else self.linear.features, -1)
+        moved = np.atleast_2d(moved)
         where = np.unravel_index(places, moved.shape[:-1])
         split = moved[where].astype(np.float32, copy=False).reshape(len(places), self.groups, -1)
         return np.ascontiguousarray(split.transpose(1, 0, 2))
@@ -160,7 +163,7 @@ class LinearMap:
             features = _spread(features, self.strides)
         amount = [(0, 0), (0, 0), *zip(before, after, strict=True)]
         if any(map(any, amount)):
-            crop = tuple(slice(max(-b, 0), -a if a < 0 else None) for b, a in amount)
+            crop = tuple(slice(max(-b, 0), a if a < 0 else None) for b, a in amount)
             features = np.pad(features[crop], [(max(b, 0), max(a, 0)) for b, a in amount])
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
         axes = tuple(range(2, features.ndim))
@@ -173,6 +176,8 @@ class LinearMap:
         """The zeros before and after each spatial axis; of a transposed one, where it is spread."""
         rank = len(self.kernel)
         before, after = list(self.pads[:rank]), list(self.pads[rank:])
+        if self.auto_pad == "VALID":
+            before, after = [0] * rank, [0] * rank
         if self.auto_pad in ("SAME_UPPER", "SAME_LOWER"):
             for axis, size in enumerate(sizes):
                 reach = self.dilations[axis] * (self.kernel[axis] - 1) + 1
@@ -184,7 +189,8 @@ class LinearMap:
         if self.transposed:
             edges = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
             before = [edge - b for edge, b in zip(edges, before, strict=True)]
-            after = [edge - a for edge, a in zip(edges, after, strict=True)]
+            more = zip(edges, after, self.output_padding, strict=True)
+            after = [edge - a + extra for edge, a, extra in more]
         return before, after
 
 

@@ -62,13 +62,14 @@ def separate(layer: Layer) -> Floats:
 
 
 def readers(layers: Layers, group: ChannelGroup) -> list[Reader]:
-    """The matrices that sum over a group's channels."""
-    found = []
+    """The matrices that sum over a group's channels; one that several operators use counts once."""
+    found: dict[tuple[str, int], Reader] = {}
     for member in group.members:
         layer = layers.get((member.operator, member.slot))
         if layer is not None and member.axis == layer.linear.inputs:
-            found += [Reader(layer, block, member.index) for block in range(layer.blocks)]
-    return found
+            for block in range(layer.blocks):
+                found.setdefault((layer.weight, block), Reader(layer, block, member.index))
+    return list(found.values())
 
 
 def error_curve(found: Sequence[Reader], order: Ints) -> Floats:

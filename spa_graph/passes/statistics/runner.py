@@ -85,10 +85,15 @@ class Runner:
                 found.update(value.name for value in node.outputs if value.name)
         return found
 
-    def advance(self, wanted: Collection[str]) -> None:
-        """Compute some values of every batch, from what is known."""
+    def advance(self, wanted: Collection[str], keep: Collection[str] = ()) -> None:
+        """Compute some values of every batch, from what is known.
+
+        Args:
+            keep: values that will be wanted later; they stay if they are computed on the way.
+        """
         known = set(self.store.names())
         nodes = ancestors(self._todo, wanted, known)
+        wanted = {*wanted, *keep}
         if nodes:
             self._run(nodes, wanted, known)
         self._forget(wanted)
