@@ -354,7 +354,7 @@ def _index_matrices(channels: Channels) -> IndexMatrices:
     for dim, own in channels.of_element.items():
         start, size = int(own[0]), len(own)
         group = group_of.get(start, -2)
-        if group_of.get(start + size) == group + 1 and (np.diff(own) == 1).all():
+        if group_of.get(start + size) == group + 1 and (own[1:] - own[:-1] == 1).all():
             found[dim] = [(group, every[:size])]
         else:
             others[dim] = own

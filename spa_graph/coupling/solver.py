@@ -320,9 +320,10 @@ class _Elements:
         channel[living[np.argsort(group, kind="stable")]] = np.arange(len(living))
         bounds = np.append(0, np.cumsum(np.bincount(group, minlength=len(numbers))))
         channel = channel[labels]
-        ranges = zip(self.dims, self.starts.tolist(), self.sizes.tolist(), strict=True)
-        of_element = {dim: channel[start : start + size] for dim, start, size in ranges}
-        return Channels({dim: own for dim, own in of_element.items() if own.max() >= 0}, bounds)
+        last = np.maximum.reduceat(channel, self.starts) if self.dims else self.starts
+        ranges = zip(self.dims, self.starts.tolist(), self.sizes.tolist(), last >= 0, strict=True)
+        of_element = {dim: channel[at : at + size] for dim, at, size, free in ranges if free}
+        return Channels(of_element, bounds)
 
 
 def _expanded(runs: Ints) -> tuple[Ints, Ints]:
