@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ Ints = NDArray[np.int64]
 NOTHING: Ints = np.zeros(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Member:
     """One parameter axis of a channel group.
 
@@ -208,7 +209,7 @@ def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
         _freeze_known(operator, relations)
         if all(graph.known[name].nominal.dtype.kind in "iub" for name in outputs):
             return _freeze_integers(operator, relations, facts)  # no features pass here
-    else:
+    elif not graph.known.keys().isdisjoint(operator.inputs):
         _freeze_sizes_used_as_numbers(operator, relations)
     scope = Scope(operator, relations, facts)
     rule = find_rule(operator.domain, operator.op_type)
@@ -216,13 +217,19 @@ def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
     if rule is None or reason:
         if not known:  # else nothing to report: no features pass here
             scope.freeze_all(reason or f"no rule for {operator.kind}")
-    elif not graph.unshaped.keys().isdisjoint(operator.inputs + operator.outputs):
-        name = next(n for n in operator.inputs + operator.outputs if n in graph.unshaped)
-        scope.freeze_all(f"unknown shape of `{name}` ({graph.unshaped[name]})")
+    elif unshaped := _unshaped(operator, graph):
+        scope.freeze_all(f"unknown shape of `{unshaped}` ({graph.unshaped[unshaped]})")
     else:
         rule(scope)
     _freeze_integers(operator, relations, facts)
     scope.freeze_unmentioned()
+
+
+def _unshaped(operator: Operator, graph: Graph) -> str | None:
+    """An operand of unknown shape."""
+    if not graph.unshaped:
+        return None
+    return next((n for n in operator.inputs + operator.outputs if n in graph.unshaped), None)
 
 
 def _freeze_integers(operator: Operator, relations: Relations, facts: Facts) -> None:
@@ -230,11 +237,13 @@ def _freeze_integers(operator: Operator, relations: Relations, facts: Facts) -> 
 
     Those are narrow, or the rule gave them a role (the int32 bias of a quantised convolution).
     """
+    if relations.integers.isdisjoint(operator.inputs):
+        return
     for slot, name in enumerate(operator.inputs):
-        parameter = relations.graph.parameters.get(name)
-        if parameter is None or parameter.dtype.kind not in "biu":
+        if name not in relations.integers:
             continue
-        quantised = parameter.dtype.kind != "b" and parameter.dtype.itemsize < 4
+        dtype = relations.graph.parameters[name].dtype
+        quantised = dtype.kind != "b" and dtype.itemsize < 4
         if not quantised and facts.roles.get((operator.index, slot), "table") == "table":
             axes = relations.operand(operator, slot) or ()
             relations.freeze(axes, operator, "holds positions or sizes")
@@ -244,9 +253,13 @@ def _freeze_known(operator: Operator, relations: Relations) -> None:
     """Values that follow from shapes are data about axes, not features.
 
     One repeated value (zeros, ones) can still take any size that its consumers need; the operator's
-    rule says how that size comes about. So can an axis that repeats a value.
+    rule says how that size comes about. So can an axis that repeats a value. Most of these values
+    are single numbers, which have nothing to freeze.
     """
+    wide_inputs = any(map(relations.is_wide, operator.inputs))
     for name in filter(None, operator.outputs):
+        if not wide_inputs and not relations.is_wide(name):
+            continue
         if not relations.graph.known[name].uniform:
             why = (operator, "is computed from sizes and constants")
             axes = relations.value(name) or ()
@@ -314,9 +327,10 @@ def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:
 def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> list[ChannelGroup]:
     index = _index_matrices(channels)
     members: list[list[Member]] = [[] for _ in range(len(channels.bounds) - 1)]
-    for use in sorted(relations.uses, key=lambda use: (use.operator, use.slot)):
+    dim = relations.dim
+    for use in sorted(relations.uses, key=itemgetter(1, 2)):  # by operator and slot
         for position, axis in enumerate(use.axes):
-            for group, matrix in index.get(relations.dim(axis), ()):
+            for group, matrix in index.get(dim(axis), ()):
                 member = Member(use.parameter, use.operator, use.slot, position, matrix)
                 members[group].append(member)
     names = _group_names(members, relations.graph.operators)
@@ -327,26 +341,44 @@ def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> l
     ]
 
 
-def _index_matrices(channels: Channels) -> dict[Axis, list[tuple[int, Ints]]]:
-    """For each Dim: its groups, with the elements of each channel, (channels, k).
+IndexMatrices = dict[Axis, list[tuple[int, Ints]]]
+"""For each Dim: its groups, with the elements of each channel, (channels, k)."""
 
-    The elements of all Dims are sorted by Dim and channel, and cut where Dim or group change.
-    """
-    if not channels.of_element:
-        return {}
-    dims = list(channels.of_element)
-    sizes = [len(own) for own in channels.of_element.values()]
-    channel = np.concatenate(list(channels.of_element.values()))
-    element = np.concatenate([np.arange(size) for size in sizes])
-    dim = np.repeat(np.arange(len(dims)), sizes)
-    order = np.argsort(dim * (channels.bounds[-1] + 1) + channel, kind="stable")
-    order = order[channel[order] >= 0]
-    widths = np.diff(channels.bounds)
-    group = np.repeat(np.arange(len(widths)), widths)[channel[order]]
-    place = dim[order] * len(widths) + group
+
+def _index_matrices(channels: Channels) -> IndexMatrices:
+    """Most Dims are one whole group, channel by channel; all of these share one array."""
+    every = np.arange(max(map(len, channels.of_element.values()), default=0))[:, None]
+    group_of = {start: group for group, start in enumerate(channels.bounds.tolist())}
+    found: IndexMatrices = {}
+    others: dict[Axis, Ints] = {}
+    for dim, own in channels.of_element.items():
+        start, size = int(own[0]), len(own)
+        group = group_of.get(start, -2)
+        if group_of.get(start + size) == group + 1 and (own[1:] - own[:-1] == 1).all():
+            found[dim] = [(group, every[:size])]
+        else:
+            others[dim] = own
+    if others:
+        found |= _sorted_elements(others, channels.bounds)
+    return found
+
+
+def _sorted_elements(of_element: dict[Axis, Ints], bounds: Ints) -> IndexMatrices:
+    """The elements of all Dims sorted by Dim and channel, and cut where Dim or group change."""
+    dims, widths = list(of_element), np.diff(bounds)
+    sizes = [len(own) for own in of_element.values()]
+    channel = np.concatenate(list(of_element.values()))
+    living = np.flatnonzero(channel >= 0)
+    channel = channel[living]
+    dim = np.repeat(np.arange(len(dims)), sizes)[living]
+    element = np.concatenate([np.arange(size) for size in sizes])[living]
+    key = dim * (bounds[-1] + 1) + channel
+    if (np.diff(key) < 0).any():
+        order = np.argsort(key, kind="stable")
+        element, channel, dim = element[order], channel[order], dim[order]
+    place = dim * len(widths) + np.repeat(np.arange(len(widths)), widths)[channel]
     cuts = np.flatnonzero(np.diff(place, prepend=-1, append=-1))
-    element = element[order]
-    found: dict[Axis, list[tuple[int, Ints]]] = {}
+    found: IndexMatrices = {}
     for start, stop in pairwise(cuts.tolist()):
         at, own = divmod(int(place[start]), len(widths))
         matrix = element[start:stop].reshape(widths[own], -1)

@@ -12,6 +12,7 @@ tensors; each of its uses gets axes of its own, and it is copied if they end up 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from spa_graph.graph import ONE, Extent, Graph, Operator, Parameter
+from spa_graph.graph import ONE, Extent, Graph, Operator, Parameter, Shape
 
 Axis = int
 Axes = tuple[Axis, ...]
@@ -64,6 +65,9 @@ class Use(NamedTuple):
 Why = tuple[object, ...]
 
 
+_SINGLE: Why = ("has a single element",)
+
+
 class Relations:
     """Collects what the rules say; `coupling.solver` turns it into channel groups."""
 
@@ -74,11 +78,15 @@ class Relations:
         self.blocks: set[Axis] = set()
         self._parent: list[Axis] = []
         self.extents: list[Extent] = []
-        self._owner: list[str] = []
-        self._place: list[int | str] = []
+        # The axes of a value follow each other: its name stands once, beside the first of them.
+        self._starts: list[Axis] = []
+        self._owners: list[str] = []
+        self._labels: dict[Axis, str] = {}
         self._why: dict[Axis, Why] = {}
         self._values: dict[str, Axes] = {}
-        self._own_axes: dict[tuple[int, int], Axes] = {}
+        self._own_axes: dict[int, dict[int, Axes]] = {}  # by operator and slot
+        self.integers: set[str] = set()
+        """Parameters that are integers or flags, of more than one element."""
         self._enter_parameters()
 
     def _enter_parameters(self) -> None:
@@ -88,60 +96,84 @@ class Relations:
                 if name in places:
                     places[name].append((operator.index, slot))
         for name, parameter in self.graph.parameters.items():
-            shape = [Extent(size, size) for size in parameter.shape]
-            users = [self.graph.operators[operator].op_type for operator, _ in places[name]]
-            shared = len(users) > 1 and (CUTTING.issuperset(users) or tied_on_purpose(parameter))
-            common = self._new_axes(name, shape) if shared else None
-            for place in places[name]:
-                axes = common or self._new_axes(name, shape)
-                self._own_axes[place] = axes
-                self.uses.append(Use(name, *place, axes))
+            shape = self.graph.shapes.get(name)
+            if shape is None:
+                shape = tuple(Extent(size, size) for size in parameter.shape)
+            if parameter.dtype.kind in "biu" and any(extent != ONE for extent in shape):
+                self.integers.add(name)
+            self._enter_uses(parameter, shape, places[name])
+
+    def _enter_uses(
+        self, parameter: Parameter, shape: Shape, places: Sequence[tuple[int, int]]
+    ) -> None:
+        """A parameter's axes: one value's for all uses, or each use's own."""
+        name = parameter.name
+        if len(places) > 1 and not self._is_tied(parameter, places):
+            for operator, slot in places:
+                axes = self._own_axes.setdefault(operator, {})[slot] = self._new_axes(name, shape)
+                self.uses.append(Use(name, operator, slot, axes))
+        elif places:
+            axes = self._values[name] = self._new_axes(name, shape)
+            self.uses += [Use(name, operator, slot, axes) for operator, slot in places]
+
+    def _is_tied(self, parameter: Parameter, places: Sequence[tuple[int, int]]) -> bool:
+        users = [self.graph.operators[operator].op_type for operator, _ in places]
+        return CUTTING.issuperset(users) or tied_on_purpose(parameter)
 
     # --- axes ---------------------------------------------------------------------------------
 
     def new_axis(self, extent: Extent, owner: str, label: str) -> Axis:
         """An axis of no value in particular, such as the number of groups of a convolution."""
         (axis,) = self._new_axes(owner, (extent,))
-        self._place[axis] = label
+        self._labels[axis] = label
         return axis
 
-    def _new_axes(self, name: str, shape: Sequence[Extent]) -> Axes:
-        first, rank = len(self._parent), len(shape)
-        axes = tuple(range(first, first + rank))
+    def _new_axes(self, name: str, shape: Shape) -> Axes:
+        first = len(self._parent)
+        axes = tuple(range(first, first + len(shape)))
+        self._starts.append(first)
+        self._owners.append(name)
         self._parent += axes
         self.extents += shape
-        self._owner += [name] * rank
-        self._place += range(rank)
         if ONE in shape:
-            self.freeze((a for a in axes if self.extents[a] == ONE), "has a single element")
+            single = (axis for axis, extent in zip(axes, shape, strict=True) if extent == ONE)
+            self._why.update(dict.fromkeys(single, _SINGLE))
         return axes
+
+    def is_wide(self, name: str) -> bool:
+        """Whether a value may have more than one element, as far as its shape is known."""
+        shape = self.graph.shapes.get(name, ())
+        return shape not in ((), (ONE,))
 
     def value(self, name: str) -> Axes | None:
         """The axes of a value, or None if its shape is unknown."""
         axes = self._values.get(name)
         if axes is None and name in self.graph.shapes:
             axes = self._values[name] = self._new_axes(name, self.graph.shapes[name])
-            unsized = [a for i, a in enumerate(axes) if (name, i) in self.graph.unsized]
-            self.freeze(unsized, "has a size that depends on what comes in")
+            if self.graph.unsized:
+                unsized = [a for i, a in enumerate(axes) if (name, i) in self.graph.unsized]
+                self.freeze(unsized, "has a size that depends on what comes in")
         return axes
 
     def operand(self, operator: Operator, slot: int) -> Axes | None:
         """The axes of an operator's input, its own where it uses a parameter."""
-        return self._own_axes.get((operator.index, slot)) or self.value(operator.inputs[slot])
+        own = self._own_axes.get(operator.index, {}).get(slot)
+        return self.value(operator.inputs[slot]) if own is None else own
 
     def operands(self, operator: Operator) -> list[Axes | None]:
         """The axes of all inputs."""
-        own = self._own_axes.get
-        return [
-            own((operator.index, slot)) or self.value(name)
-            for slot, name in enumerate(operator.inputs)
-        ]
+        own = self._own_axes.get(operator.index)
+        if own is None:
+            return list(map(self.value, operator.inputs))
+        slots = enumerate(operator.inputs)
+        return [own[slot] if slot in own else self.value(name) for slot, name in slots]
 
     def extent(self, axis: Axis) -> Extent:
         return self.extents[axis]
 
     def label(self, axis: Axis) -> str:
-        return f"{self._owner[axis]}:{self._place[axis]}"
+        at = bisect_right(self._starts, axis) - 1
+        return f"{self._owners[at]}:{self._labels.get(axis, axis - self._starts[at])}"
 
     @property
     def count(self) -> int:
@@ -180,8 +212,11 @@ class Relations:
 
     def freeze(self, axes: Iterable[Axis], *why: object) -> None:
         """Keep the size of these axes. `why` are the parts of a sentence, joined if it is read."""
+        parent, frozen = self._parent, self._why
         for axis in axes:
-            self._why.setdefault(self.dim(axis), why)
+            while parent[axis] != axis:  # `dim` in its place, as above
+                parent[axis] = axis = parent[parent[axis]]
+            frozen.setdefault(axis, why)
 
     def why(self, axis: Axis) -> Why | None:
         """The parts of the reason for which the axis's Dim is frozen, or None."""

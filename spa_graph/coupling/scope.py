@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.relations import Axes, Axis, IndexMap, Product, Relations, Segment, Why
-from spa_graph.graph import ONE, Extent, Known, Operator
+from spa_graph.graph import ONE, Extent, Known, Operator, Shape
 
 ZeroMode = Literal["all", "any", "move", "never", "divide", "compact"]
 """When an output channel is zero although the operator isn't told to skip it.
@@ -52,6 +53,9 @@ class Zeros(NamedTuple):
     mode: ZeroMode = "never"
     inputs: Slots = None
     outputs: Slots = (0,)
+
+
+_zeros = cache(Zeros)  # few are different
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +147,7 @@ class Scope:
         self.relations = relations
         self.facts = facts
         self._inputs = relations.operands(operator)
-        self._outputs = [relations.value(name) for name in operator.outputs]
+        self._outputs = list(map(relations.value, operator.outputs))
         self._mentioned: set[Axis] = set()
         self._ties = facts.ties[operator.index] = []
 
@@ -171,6 +175,9 @@ class Scope:
 
     def extent(self, axis: Axis) -> Extent:
         return self.relations.extents[axis]
+
+    def extents(self, axes: Iterable[Axis]) -> Shape:
+        return tuple(map(self.relations.extents.__getitem__, axes))
 
     def known(self, slot: int) -> Known | None:
         """The value of an input, if it follows from shapes and constants alone."""
@@ -213,9 +220,11 @@ class Scope:
 
     def freeze_unmentioned(self) -> None:
         """Freeze the axes that the rule said nothing about: unknown is frozen."""
-        for axes in self._inputs + self._outputs:
-            if axes and not self._mentioned.issuperset(axes):
-                self.freeze({*axes} - self._mentioned, "needs it at this size")
+        mentioned = self._mentioned
+        for operands in (self._inputs, self._outputs):
+            for axes in operands:
+                if axes and not mentioned.issuperset(axes):
+                    self.freeze({*axes} - mentioned, "needs it at this size")
 
     def freeze_all(self, why: str) -> None:
         """Freeze everything the operator touches, and report the operator."""
@@ -253,12 +262,13 @@ class Scope:
     def product(self, whole: Axis, factors: Sequence[Axis]) -> None:
         """`whole` merges the factors, the last one running fastest. Dynamic factors are frozen."""
         self._mentioned.update((whole, *factors))
-        factors = [axis for axis in factors if self.extent(axis) != ONE]
+        extents = self.relations.extents
+        factors = [axis for axis in factors if extents[axis] != ONE]
         if len(factors) == 1:
             self.same(whole, factors[0])
             return
         for axis in factors:
-            if not self.extent(axis).static:
+            if not extents[axis].static:
                 self.freeze((axis,), "merged axis of dynamic size")
         if not factors:
             self.freeze((whole,), "has a single element")
@@ -316,7 +326,7 @@ class Scope:
         "all" of no inputs is always: the channels are zero whatever comes in. `outputs` are those
         that get the zeros; "move" moves them to all outputs.
         """
-        self.facts.zeros[self.operator.index] = Zeros(mode, slots, outputs)
+        self.facts.zeros[self.operator.index] = _zeros(mode, slots, outputs)
 
     def covers(self, whole: Axis, axis: Axis) -> None:
         """An operand that is zero along `whole` is zero along `axis`, as gates x hidden is."""

@@ -35,6 +35,7 @@ from spa_graph.coupling.relations import (
 )
 
 Ints = NDArray[np.int64]
+_ROUNDS = 4
 AnyRelation = TypeVar("AnyRelation", bound=Relation)
 
 
@@ -239,31 +240,21 @@ class _Elements:
         self.start_of = dict(zip(self.dims, self.starts.tolist(), strict=True))
         self.frozen = np.zeros(int(self.sizes.sum()), bool)
         self.edges: list[tuple[Ints, Ints]] = []
+        self.runs: list[tuple[int, int, int]] = []  # edges between ranges: two starts and a length
 
     def components(
         self, items: list[Relation], carrying: dict[int, Axis], reaches_parameter: set[Axis]
     ) -> Channels:
         for position, item in enumerate(items):
             self._connect(item, carrying.get(position))
-        labels = self._labels()
+        if self.runs:
+            self.edges.append(_expanded(np.array(self.runs)))
+        labels = _components(len(self.frozen), self.edges)
         alive = np.zeros(len(labels), bool)
         reached = [dim in reaches_parameter for dim in self.dims]
         alive[labels[np.repeat(np.array(reached, bool), self.sizes)]] = True
         alive[labels[self.frozen]] = False
         return self._number(labels, alive)
-
-    def _labels(self) -> Ints:
-        """For each element, the first element of its component."""
-        every = np.arange(len(self.frozen))
-        if not self.edges:
-            return every
-        edges = tuple(np.concatenate(ends) for ends in zip(*self.edges, strict=True))
-        shape = (len(every), len(every))
-        matrix = csr_array((np.ones(len(edges[0])), edges), shape=shape)
-        count, labels = connected_components(matrix, directed=False)
-        first = np.zeros(count, np.int64)
-        first[labels[::-1]] = every[::-1]
-        return first[labels]
 
     def _at(self, axis: Axis) -> int | None:
         """Where the axis's Dim starts in the array, or None if it is frozen."""
@@ -274,8 +265,7 @@ class _Elements:
 
     def _connect(self, item: Relation, carrier: Axis | None) -> None:
         if isinstance(item, Segment):
-            inside = item.offset + np.arange(self._size(item.part))
-            self._tie(item.part, np.arange(self._size(item.part)), item.whole, inside)
+            self._tie_run(item)
         elif isinstance(item, IndexMap):
             taken = item.index >= 0
             self._freeze(item.out, np.flatnonzero(~taken))
@@ -288,6 +278,15 @@ class _Elements:
             self._tie(item.whole, every, carrier, every // inner % sizes[at])
         elif self._at(item.whole) is not None:
             self._freeze(item.whole, np.arange(self._size(item.whole)))
+
+    def _tie_run(self, item: Segment) -> None:
+        whole, part, size = self._at(item.whole), self._at(item.part), self._size(item.part)
+        if whole is not None and part is not None:
+            self.runs.append((whole + item.offset, part, size))
+        elif whole is not None:
+            self.frozen[whole + item.offset : whole + item.offset + size] = True
+        elif part is not None:
+            self.frozen[part : part + size] = True
 
     def _tie(self, first: Axis, first_index: Ints, second: Axis, second_index: Ints) -> None:
         a, b = self._at(first), self._at(second)
@@ -321,6 +320,42 @@ class _Elements:
         channel[living[np.argsort(group, kind="stable")]] = np.arange(len(living))
         bounds = np.append(0, np.cumsum(np.bincount(group, minlength=len(numbers))))
         channel = channel[labels]
-        ranges = zip(self.dims, self.starts.tolist(), self.sizes.tolist(), strict=True)
-        of_element = {dim: channel[start : start + size] for dim, start, size in ranges}
-        return Channels({dim: own for dim, own in of_element.items() if own.max() >= 0}, bounds)
+        last = np.maximum.reduceat(channel, self.starts) if self.dims else self.starts
+        ranges = zip(self.dims, self.starts.tolist(), self.sizes.tolist(), last >= 0, strict=True)
+        of_element = {dim: channel[at : at + size] for dim, at, size, free in ranges if free}
+        return Channels(of_element, bounds)
+
+
+def _expanded(runs: Ints) -> tuple[Ints, Ints]:
+    """The edges between ranges, one by one."""
+    first, second, sizes = runs.T
+    within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(first, sizes) + within, np.repeat(second, sizes) + within
+
+
+def _components(count: int, edges: list[tuple[Ints, Ints]]) -> Ints:
+    """For each element, the first element of its component.
+
+    Of each edge the later end follows the earlier one, then all follow what those follow. An
+    element can follow only one other; edges that this leaves apart join what their ends followed
+    in the next round. Relations make shallow trees, where few rounds, all of them array operations,
+    take a fraction of a search; what is left after these is searched.
+    """
+    labels = np.arange(count)
+    if not edges:
+        return labels
+    a, b = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+    for _ in range(_ROUNDS):
+        np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))
+        while not np.array_equal(further := labels[labels], labels):
+            labels = further
+        a, b = labels[a], labels[b]
+        apart = a != b
+        if not apart.any():
+            return labels
+        a, b = a[apart], b[apart]
+    matrix = csr_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
+    labels = connected_components(matrix, directed=False)[1].astype(np.int64)[labels]
+    first = np.zeros(count, np.int64)
+    first[labels[::-1]] = np.arange(count)[::-1]
+    return first[labels]

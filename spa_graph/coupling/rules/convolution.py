@@ -36,7 +36,8 @@ def conv_transpose(scope: Scope) -> None:
     x, weight, out = scope.input(0), scope.input(1), scope.output()
     if x is None or weight is None or out is None:
         return scope.freeze_all("an operand has no known shape")
-    _frame(scope, x, weight, out)
+    _freeze_windows(scope, x, weight, out)
+    scope.same(x[0], out[0])
     per_group = scope.extent(x[1]).nominal // scope.attribute("group", 1)
     groups = _groups(scope, per_group)
     scope.same(x[1], weight[0])
@@ -72,13 +73,13 @@ def convolve(
         return scope.freeze_all("an operand has no known shape")
     if channels_last:
         x, out = channels_first(x), channels_first(out)
-    _frame(scope, x, weight, out)
+    _freeze_windows(scope, x, weight, out)
     scope.contract(x[1], slots=exact_slots)
-    scope.same(out[1], weight[0])
     count = scope.attribute("group", 1)
     if count == 1:
-        scope.same(x[1], weight[1])
+        scope.align((x[0], out[1], x[1]), (out[0], weight[0], weight[1]))
     else:
+        scope.align((x[0], out[1]), (out[0], weight[0]))
         groups = _groups(scope, scope.extent(weight[1]).nominal)
         per_group = scope.extent(out[1]).nominal // count
         scope.product(x[1], (groups, weight[1]))
@@ -92,9 +93,7 @@ def convolve(
     scope.macs(1.0, out[0], weight[0], weight[1], *weight[2:], *out[2:])
 
 
-def _frame(scope: Scope, x: Axes, weight: Axes, out: Axes) -> None:
-    """What convolutions in both directions share: batch, windows, and the summed channel."""
-    scope.same(x[0], out[0])
+def _freeze_windows(scope: Scope, x: Axes, weight: Axes, out: Axes) -> None:
     scope.freeze((*x[2:], *out[2:], *weight[2:]), WINDOW)
 
 

@@ -76,8 +76,10 @@ def multiply(
     scope.align(out[len(batch) :], rows + columns)
     broadcast(scope, a[:-2], batch)
     broadcast(scope, b[:-2], batch)
-    pairs = zip(a[-3::-1], b[-3::-1], batch[::-1], strict=False)
-    _prefer_blocks(scope, [o for i, j, o in pairs if scope.extent(i) == scope.extent(j) != ONE])
+    if len(a) > 2 and len(b) > 2:
+        pairs = zip(a[-3::-1], b[-3::-1], batch[::-1], strict=False)
+        blocks = [o for i, j, o in pairs if scope.extent(i) == scope.extent(j) != ONE]
+        _prefer_blocks(scope, blocks)
     scope.zero("any")
     scope.macs(1.0, *out, k)
 
@@ -96,9 +98,10 @@ def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
         scope.freeze(axes[:surplus], "has no counterpart in the output")
         axes = axes[surplus:]
     out = out[-surplus:] if surplus < 0 else out
-    if ONE in map(scope.extent, axes):
-        pairs = zip(out, axes, strict=True)
-        tied = [(o, a) for o, a in pairs if scope.extent(a) != ONE or scope.extent(o) == ONE]
+    extents = scope.extents(axes)
+    if ONE in extents:
+        pairs = zip(out, axes, extents, strict=True)
+        tied = [(o, a) for o, a, size in pairs if size != ONE or scope.extent(o) == ONE]
         out, axes = zip(*tied, strict=True) if tied else ((), ())
     scope.align(out, axes)
 

@@ -31,26 +31,31 @@ def reshape(scope: Scope) -> None:
 
 def regroup(scope: Scope, source: Axes, out: Axes) -> None:
     """Relate the axes of a tensor before and after a reshape."""
-    before, after = (tuple(map(scope.extent, axes)) for axes in (source, out))
-    if min(map(min, before + after), default=1) < 1:
+    lined_up = _line_up(scope.extents(source), scope.extents(out))
+    if lined_up is None:
         return scope.freeze((*source, *out), "reshapes a tensor that is empty or of unknown size")
-    equal, blocks, left_over = _line_up(before, after)
+    equal, blocks, left_over = lined_up
     scope.align([source[i] for i, _ in equal], [out[j] for _, j in equal])
     for left, right in blocks:
         _relate_block(scope, [source[i] for i in left], [out[j] for j in right])
-    silent = [source[i] for i in left_over[0]] + [out[j] for j in left_over[1]]
-    scope.freeze(silent, "reshapes to sizes that do not line up")
+    if left_over is not None:
+        silent = [source[i] for i in left_over[0]] + [out[j] for j in left_over[1]]
+        scope.freeze(silent, "reshapes to sizes that do not line up")
 
 
 _Block = tuple[list[int], list[int]]
+_LinedUp = tuple[list[tuple[int, int]], list[_Block], _Block | None]
 
 
 @lru_cache(maxsize=1024)
-def _line_up(before: Shape, after: Shape) -> tuple[list[tuple[int, int]], list[_Block], _Block]:
+def _line_up(before: Shape, after: Shape) -> _LinedUp | None:
     """Positions of equal axes, of blocks of axes of equal product, and of what does not line up.
 
-    Every block is the shortest one; axes of a single element belong to none.
+    Every block is the shortest one; axes of a single element belong to none. None if a size is not
+    known, or zero.
     """
+    if min(map(min, before + after), default=1) < 1:
+        return None
     left = [i for i, extent in enumerate(before) if extent != ONE]
     right = [j for j, extent in enumerate(after) if extent != ONE]
     equal: list[tuple[int, int]] = []
@@ -70,7 +75,7 @@ def _line_up(before: Shape, after: Shape) -> tuple[list[tuple[int, int]], list[_
         else:
             blocks.append((left[:a], right[:b]))
         left, right = left[a:], right[b:]
-    return equal, blocks, (left, right)
+    return equal, blocks, (left, right) if left or right else None
 
 
 def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
@@ -78,8 +83,7 @@ def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
         whole, factors = (left[0], right) if len(left) == 1 else (right[0], left)
         scope.product(whole, factors)
         return
-    sides = [tuple(map(scope.extent, side)) for side in (left, right)]
-    cuts = _common_cuts(*sides)
+    cuts = _common_cuts(scope.extents(left), scope.extents(right))
     if cuts is None:
         scope.freeze((*left, *right), "reshapes to sizes that do not line up")
         return
