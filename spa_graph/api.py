@@ -105,15 +105,16 @@ def prune(
         raise OptionError("give a budget: flops, params or ratio")
     timer = Timer(progress)
     wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
-    with _blaming(model), wanted.places() as (draft, scratch):
+    with _blaming(model):
         analysis, restore = _prepare(model, chosen, output, timer)
-        calibrated = None
-        if chosen.calibrate is not None:
-            calibrated = calibrate(analysis, chosen, timer, scratch)
-        choice = pipeline.choose(analysis, chosen, timer, calibrated)
-        pruned = rewrite(analysis, choice.kept, chosen, timer)
-        _check_budget(analysis, pruned, chosen)
-        return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)
+        with wanted.places() as (draft, scratch):
+            calibrated = None
+            if chosen.calibrate is not None:
+                calibrated = calibrate(analysis, chosen, timer, scratch)
+            choice = pipeline.choose(analysis, chosen, timer, calibrated)
+            pruned = rewrite(analysis, choice.kept, chosen, timer)
+            _check_budget(analysis, pruned, chosen)
+            return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)
 
 
 def apply_plan(
@@ -138,13 +139,14 @@ def apply_plan(
     chosen = _options(options | blocks)
     timer = Timer(progress)
     wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
-    with _blaming(model), wanted.places() as (draft, scratch):
+    with _blaming(model):
         analysis, restore = _prepare(model, chosen, output, timer)
-        calibrated = None
-        if chosen.calibrate is not None:
-            calibrated = calibrate(analysis, chosen, timer, scratch)
-        pruned = pipeline.replay(analysis, plan, chosen, timer)
-        return wanted.finish(restore, analysis, pruned, draft, scratch, None, calibrated)
+        with wanted.places() as (draft, scratch):
+            calibrated = None
+            if chosen.calibrate is not None:
+                calibrated = calibrate(analysis, chosen, timer, scratch)
+            pruned = pipeline.replay(analysis, plan, chosen, timer)
+            return wanted.finish(restore, analysis, pruned, draft, scratch, None, calibrated)
 
 
 @contextmanager

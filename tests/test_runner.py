@@ -80,15 +80,14 @@ def test_nothing_is_computed_twice_or_before_it_is_wanted(
     assert computed == [["s"], ["a", "r"], ["b", "sum"], ["p", "f", "y"]]
 
 
-def test_pending_are_the_operators_that_have_not_run(tmp_path: Path) -> None:
+def test_what_lies_behind_operators_that_have_not_run(tmp_path: Path) -> None:
     model = ir.from_proto(network(RESIDUAL))
     walk = Runner(model, [random_feeds(network(RESIDUAL))], PLENTY, tmp_path)
-    names = {id(node): node.outputs[0].name for node in model.graph}
-    walk.advance(["s"])
-    assert {names[i] for i in walk.pending(["sum"])} == {"a", "r", "b", "sum"}
-    walk.advance(["r"])
-    assert {names[i] for i in walk.pending(["sum"])} == {"b", "sum"}
-    assert walk.pending(["r"]) == set()
+    nodes = {node.outputs[0].name: id(node) for node in model.graph}
+    assert {"b", "sum", "y"} <= walk.behind({nodes["b"]})
+    assert "r" not in walk.behind({nodes["b"]})
+    walk.advance(["sum"])
+    assert "sum" not in walk.behind({nodes["b"]})
 
 
 def test_values_that_nobody_reads_any_more_are_dropped(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def _users(site: Site, value: ir.Value) -> Iterator[Place]:
 
 
 def matching(sites: Sequence[Site], layers: Mapping[str, Layer]) -> Iterator[tuple[Site, Layer]]:
-    """Sites whose weight is still one for all uses, with the layer, by result, that was measured."""
+    """Sites whose weight is still one for all uses, with the layer that was measured."""
     for site in sites:
         slot = site.pruned.linear.slots[1]
         layer = layers.get(site.layers[0].operator.outputs[0])
