@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.scope import Linear
+from spa_graph.errors import ModelError
 from spa_graph.graph import Operator
 from spa_graph.passes.statistics.linear_map import LinearMap, Rows
 from spa_graph.passes.statistics.moments import Floats, Moments
@@ -22,6 +23,8 @@ POSITIONS = 16
 """Positions per input of a layer that are looked at: what more of them change is small."""
 LEVELS = (0.25, 0.5, 0.75)
 """Shares of a group's channels without which the network is run to measure its sensitivity."""
+LARGEST = 1e15
+"""Sums of squares of larger features don't fit single precision."""
 LEAST = 4096
 """... and at least so many."""
 
@@ -112,7 +115,17 @@ class Scratch:
 def observe(
     layer: Layer, features: NDArray[Any], batches: int, generator: np.random.Generator
 ) -> None:
-    """Take one batch of `batches` into the moments of a layer."""
+    """Take one batch of `batches` into the moments of a layer.
+
+    Raises:
+        ModelError: the features are no numbers, or so large that their squares aren't.
+    """
     wanted = -(-max(POSITIONS * layer.by_channel.shape[1], LEAST) // batches)
     places = pick(generator, layer.map.places(features), wanted)
-    layer.moments.add(layer.map.at(features, places))
+    rows = layer.map.at(features, places)
+    if not np.abs(rows).max(initial=0) < LARGEST:
+        raise ModelError(
+            f"what the layer of `{layer.weight}` reads of the calibration data is NaN, infinite or "
+            f"beyond {LARGEST:g}; check the data and its scale"
+        )
+    layer.moments.add(rows)

@@ -1,0 +1,103 @@
+"""Distortion of outputs, and the allocation that minimises it."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+import spa_graph
+from spa_graph.errors import BudgetError
+from spa_graph.passes.allocate import Budget, Limits, allocate, allocate_by_distortion
+from spa_graph.passes.sensitivity import scaled
+from spa_graph.passes.statistics.distortion import distortion
+from tests.models import network
+
+CHAIN = """
+net (float[N,4] x) => (float[N,3] y) <float[4,6] w1, float[6,5] w2, float[5,7] w3, float[7,3] w4>
+{
+    a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) d = Relu(c)
+    e = MatMul(d, w3) f = Relu(e) y = MatMul(f, w4)
+}
+"""
+ONE = Limits(round_to=1)
+
+
+def test_distortion_is_a_share_of_the_variance_over_samples() -> None:
+    want = [[np.array([[0.0, 1.0], [2.0, 1.0]], np.float32)]]
+    got = [[np.array([[1.0, 1.0], [2.0, 1.0]], np.float32)]]
+    assert distortion(want, got) == pytest.approx(0.5)  # 1 of (1 + 1) around the mean (1, 1)
+    assert distortion(want, want) == 0
+    mean = [[np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)]]
+    assert distortion(want, mean) == pytest.approx(1)
+
+
+def test_outputs_count_alike_and_integers_do_not() -> None:
+    small = np.array([[0.0], [1.0]], np.float32)
+    large = 1000 * small
+    labels = np.array([1, 2])
+    whole = distortion([[small, large, labels]], [[1 - small, large, labels + 1]])
+    assert whole == pytest.approx(0.5 * distortion([[small]], [[1 - small]]))
+
+
+def test_another_shape_is_infinitely_far() -> None:
+    assert distortion([[np.zeros((2, 3), "f")]], [[np.zeros((2, 2), "f")]]) == np.inf
+
+
+def test_scaled_curves_have_the_measured_heights_and_never_fall() -> None:
+    curve = np.array([0.0, 1.0, 2.0, 4.0, 8.0])
+    found = scaled(curve, {1: 0.5, 3: 6.0})
+    assert found[1] == pytest.approx(0.5)
+    assert found[3] == pytest.approx(6.0)
+    assert (np.diff(found) >= 0).all()
+    assert (np.diff(scaled(curve, {1: 5.0, 3: 1.0})) >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_allocation_is_near_the_best_and_uses_the_budget(seed: int, share: float) -> None:
+    analysis = spa_graph.analyze(network(CHAIN))
+    generator = np.random.default_rng(seed)
+    scores = generator.random(analysis.coupling.count)
+    sizes = [group.size for group in analysis.groups]
+    curves = [np.append(0, np.cumsum(np.sort(generator.random(size)) ** 3)) for size in sizes]
+    whole = np.zeros(len(sizes), bool)
+    budget = Budget("flops", share)
+
+    def loss(counts: tuple[int, ...]) -> float:
+        return sum(curve[len(curve) - 1 - n] for curve, n in zip(curves, counts, strict=True))
+
+    def counts_of(kept: np.ndarray) -> tuple[int, ...]:  # type: ignore[type-arg]
+        return tuple(int(kept[group.start : group.stop].sum()) for group in analysis.groups)
+
+    def ratio(counts: tuple[int, ...]) -> float:
+        return analysis.cost.ratio("flops", np.array(counts))
+
+    arguments = (analysis.coupling, analysis.cost, scores)
+    found = counts_of(allocate_by_distortion(*arguments, curves, budget, ONE, whole))
+    assert ratio(found) <= share
+    for group, size in enumerate(sizes):  # no single channel more would fit
+        more = tuple(n + (i == group) for i, n in enumerate(found))
+        assert found[group] == size or ratio(more) > share
+    every = product(*(range(1, size + 1) for size in sizes))
+    best = min(loss(counts) for counts in every if ratio(counts) <= share)
+    step = max(float(np.diff(curve[: len(curve) - 1]).max()) for curve in curves)
+    assert loss(found) <= best + step
+    ranked = counts_of(allocate(*arguments, budget, ONE, whole))
+    assert loss(found) <= loss(ranked) + step
+
+
+def test_whole_groups_and_floors_are_respected() -> None:
+    analysis = spa_graph.analyze(network(CHAIN))
+    scores = np.ones(analysis.coupling.count)
+    curves = [np.zeros(group.size + 1) for group in analysis.groups]
+    whole = np.array([True, False, False])
+    arguments = (analysis.coupling, analysis.cost, scores, curves)
+    limits = Limits(round_to=1, min_channels=2)
+    kept = allocate_by_distortion(*arguments, Budget("flops", 0.6), limits, whole)
+    counts = [int(kept[group.start : group.stop].sum()) for group in analysis.groups]
+    assert counts[0] == analysis.groups[0].size
+    assert min(counts) >= 2
+    with pytest.raises(BudgetError, match="can't be reached"):
+        allocate_by_distortion(*arguments, Budget("flops", 0.05), limits, whole)
