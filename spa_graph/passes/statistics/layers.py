@@ -21,12 +21,12 @@ from spa_graph.passes.statistics.moments import Floats, Moments
 Ints = NDArray[np.int64]
 POSITIONS = 16
 """Positions per input of a layer that are looked at: what more of them change is small."""
+LEAST = 4096
+"""... and at least so many."""
 LEVELS = (0.25, 0.5, 0.75)
 """Shares of a group's channels without which the network is run to measure its sensitivity."""
 LARGEST = 1e15
 """Sums of squares of larger features don't fit single precision."""
-LEAST = 4096
-"""... and at least so many."""
 
 
 @dataclass(slots=True, eq=False)
