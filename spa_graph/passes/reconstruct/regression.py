@@ -12,7 +12,7 @@ Each damping is tried on the held-out part; if none helps there, the layer stays
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,32 +172,30 @@ class RowRegression:
             for a, b in zip(self._rows, self._residuals, strict=True)
         )
         before = float(np.square(rh).sum(1).mean())
-        best = Outcome(None, before, before)
         mean, gap = self._means(x, r)
         cross = (xh - mean) @ (x - mean).T
-        for damping, solution in self._solutions(x - mean, r - gap, DAMPINGS):
-            after = float(np.square(rh - gap - cross @ solution).sum(1).mean())
-            if after < best.after:
-                best = Outcome(Update(solution, gap), before, after, damping)
-        if best.update is None:
-            return best
+        solution = self._solver(x - mean, r - gap)
+
+        def error(damping: float) -> float:
+            return float(np.square(rh - gap - cross @ solution(damping)).sum(1).mean())
+
+        damping, after = _lowest(error)
+        if after >= before:
+            return Outcome(None, before, before)
         x, r = np.concatenate([x, xh]), np.concatenate([r, rh])
         mean, gap = self._means(x, r)
-        ((_, solution),) = self._solutions(x - mean, r - gap, (best.damping,))
-        matrix = (x - mean).T @ solution
+        matrix = (x - mean).T @ self._solver(x - mean, r - gap)(damping)
         update = Update(matrix[None], (gap - mean @ matrix).reshape(1, -1))
-        return Outcome(update, before, best.after, best.damping)
+        return Outcome(update, before, after, damping)
 
     def _means(self, x: Rows, r: Rows) -> tuple[Rows, Rows]:
         return x.mean(0) * self._bias, r.mean(0) * self._bias
 
-    def _solutions(
-        self, x: Rows, r: Rows, dampings: tuple[float, ...]
-    ) -> Iterator[tuple[float, Floats]]:
-        """(X X' + damping)^-1 R for each damping."""
+    @staticmethod
+    def _solver(x: Rows, r: Rows) -> Callable[[float], Floats]:
+        """(X X' + damping)^-1 R as a function of the damping."""
         values, vectors = np.linalg.eigh((x @ x.T).astype(np.float64))
         values = np.maximum(values, 0)
         scale = float(values.sum()) / x.shape[1] or 1.0
         turned = vectors.T @ r
-        for damping in dampings:
-            yield damping, vectors @ (turned / (values + damping * scale)[:, None])
+        return lambda damping: vectors @ (turned / (values + damping * scale)[:, None])
