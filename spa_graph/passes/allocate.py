@@ -190,7 +190,8 @@ class _Ladder:
         self.groups = coupling.groups
         self.full = np.array([g.size for g in self.groups], np.int64)
         self.steps = np.array([limits.step(g) for g in self.groups], np.int64)
-        floors = self.round_up(np.minimum(limits.min_channels, self.full))
+        least = np.array([g.least for g in self.groups], np.int64)
+        floors = self.round_up(np.minimum(np.maximum(limits.min_channels, least), self.full))
         self.floors = np.where(whole, self.full, floors)
         self.total = coupling.count
         self.ranked = [
