@@ -313,16 +313,20 @@ class Scope:
     # --- positions ----------------------------------------------------------------------------
 
     def ranks(self, axis: Axis, slot: int, least: int, why: str) -> None:
-        """Output `slot` holds positions in an axis of which `least` elements are picked.
-
-        A ranking among the experts that are left picks others: it is renormalising.
-        """
+        """Output `slot` holds positions in an axis of which `least` elements are picked."""
         self.only_experts((axis,), why)
-        self.renormalise(axis)
-        self.facts.least.append((axis, least))
+        self.picks(axis, least)
         name = self.operator.outputs[slot] if slot < len(self.operator.outputs) else ""
         if name:
             self.facts.ranked[name] = self.facts.positions[name] = axis
+
+    def picks(self, axis: Axis, least: int) -> None:
+        """The operator picks `least` elements of an axis, and so does it of what is left of it.
+
+        Among fewer it picks others: it is renormalising.
+        """
+        self.renormalise(axis)
+        self.facts.least.append((axis, least))
 
     def positions(self, slot: int) -> Axis | None:
         """The axis that an input holds positions in, if it is known to hold positions."""
