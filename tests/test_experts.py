@@ -15,6 +15,7 @@ from spa_graph import BudgetError, OptionError, Plan
 from spa_graph.models_zoo import catalogue
 from spa_graph.models_zoo.architectures import Exporter, write
 from spa_graph.models_zoo.topologies import TOPOLOGIES
+from spa_graph.passes.report import inspection
 from spa_graph.runtime.inputs import random_inputs
 from tests.models import assert_same_outputs, shapes, stored
 
@@ -58,8 +59,15 @@ def test_an_expert_that_leaves_is_one_that_is_never_picked(
 def test_as_many_experts_stay_as_are_picked(routed: onnx.ModelProto) -> None:
     result = spa_graph.prune(routed, ratio=0.95, scope=SCOPE)
     assert {shape[0] for name, shape in shapes(result.model).items() if "up" in name} == {2}
-    with pytest.raises(BudgetError, match="smallest possible is"):
+    with pytest.raises(BudgetError, match="a router finds"):
         spa_graph.prune(routed, params=0.1, scope=SCOPE)
+
+
+def test_the_smallest_network_is_told_as_it_can_be_reached(routed: onnx.ModelProto) -> None:
+    smallest = inspection(spa_graph.analyze(routed))["smallest_params_ratio"]
+    result = spa_graph.prune(routed, params=smallest + 1e-6, round_to=1)
+    assert result.report["ratio"]["params"] == pytest.approx(smallest)
+    assert [group["least"] for group in result.report["groups"]] == [1, 2, 1, 2, 1]
 
 
 def test_a_plan_that_leaves_too_few(routed: onnx.ModelProto) -> None:
