@@ -144,7 +144,7 @@ def _relate(
     graph: Graph, exclude: Mapping[str, str], within: Collection[Block], inseparable: set[Axis]
 ) -> tuple[Relations, Facts]:
     """What the rules say of every operator, and what is frozen besides."""
-    relations, facts = Relations(graph), Facts()
+    relations, facts = Relations(graph), Facts(stored={*graph.parameters})
     for operator in graph.operators:
         _apply_rule(operator, relations, facts)
     _freeze_but_experts(relations, facts)
@@ -211,6 +211,8 @@ def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
 def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
     graph = relations.graph
     outputs = [name for name in operator.outputs if name]
+    if facts.stored.issuperset(filter(None, operator.inputs)) and not operator.captures:
+        facts.stored.update(outputs)
     known = all(map(graph.known.__contains__, outputs))
     if known:
         _freeze_known(operator, relations)

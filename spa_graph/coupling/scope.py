@@ -118,7 +118,8 @@ class Facts:
 
     `ties`: per operator, the axes that it makes one itself with those in their place. Others may be
     one Dim because of the rest of the network: both axes of a covariance matrix.
-    `blocks` are the axes that count blocks. At least so many elements of an axis stay as `least`
+    `blocks` are the axes that count blocks. `stored` are weights, and what is computed from nothing
+    else. At least so many elements of an axis stay as `least`
     says. `positions`: values whose elements are positions in an axis; `ranked`: those among them
     that come straight out of a ranking, all others are moved ones; `computed_with`: the axes of
     those that are used for more than that.
@@ -137,6 +138,7 @@ class Facts:
     blocks: list[tuple[Block, Axis]] = field(default_factory=list)
     hidden_units: list[Axis] = field(default_factory=list)
     only_experts: list[tuple[Axis, Why]] = field(default_factory=list)
+    stored: set[str] = field(default_factory=set)
     least: list[tuple[Axis, int]] = field(default_factory=list)
     ranked: dict[str, Axis] = field(default_factory=dict)
     positions: dict[str, Axis] = field(default_factory=dict)
@@ -211,6 +213,10 @@ class Scope:
         return (
             self.has_input(slot) and self.operator.inputs[slot] in self.relations.graph.parameters
         )
+
+    def is_stored(self, slot: int) -> bool:
+        """Whether an input is a weight, or computed from weights alone."""
+        return self.has_input(slot) and self.operator.inputs[slot] in self.facts.stored
 
     # --- relations ----------------------------------------------------------------------------
 

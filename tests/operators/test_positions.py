@@ -66,6 +66,9 @@ ROUTED = [
         SOFTMAX_LAST, LOOK_UP + " shift = Gather(b, i) rise = Unsqueeze(shift, two)",
         MIX.replace("a = Relu(h)", "hb = Add(h, rise) a = Relu(hb)"), extra="float[6,8] b"),
         "b:0", "b:1"),
+    mixed("weights that are computed", routed(
+        SOFTMAX_LAST, "wg = Mul(w, gain) ug = Mul(u, gain) up = Gather(wg, i) down = Gather(ug, i)",
+        extra="float gain = {0.5}")),
     mixed("scores apart from what is ranked", routed(
         "p = Sigmoid(l) pb = Add(p, b) v, i = TopK(pb, k) c = GatherElements<axis=1>(p, i)",
         extra="float[6] b"), "b:0"),

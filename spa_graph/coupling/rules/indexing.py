@@ -25,7 +25,7 @@ def _index(scope: Scope, axes: Axes, why: str) -> None:
     """
     if not scope.look_up(1, *axes):
         scope.freeze(axes, why)
-    elif scope.is_parameter(0) and len(scope.input(0) or ()) > 2:
+    elif scope.is_stored(0) and len(scope.input(0) or ()) > 2:
         scope.prefer(axes[0], "experts")
 
 
