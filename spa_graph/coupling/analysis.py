@@ -285,7 +285,7 @@ def _freeze_known(operator: Operator, relations: Relations) -> None:
 # Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.
 SIZE_SLOTS = {
     "Reshape": (1,), "Expand": (1,), "Slice": (1, 2), "Split": (1,), "ConstantOfShape": (0,),
-    "Resize": (3,), "Upsample": (1,), "Tile": (1,), "OneHot": (1,),
+    "Resize": (3,), "Upsample": (1,), "Tile": (1,),
 }  # fmt: skip
 
 
@@ -350,7 +350,7 @@ def _least(relations: Relations, facts: Facts, channels: Channels) -> list[int]:
         own = channels.of_element.get(relations.dim(axis), NOTHING)
         groups = np.unique(np.searchsorted(channels.bounds, own[own >= 0], side="right") - 1)
         least[groups] = np.maximum(least[groups], -(-sizes[groups] * count // max(len(own), 1)))
-    return least.tolist()
+    return np.minimum(least, sizes).tolist()
 
 
 def _groups(

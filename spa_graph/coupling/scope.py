@@ -119,10 +119,9 @@ class Facts:
     `ties`: per operator, the axes that it makes one itself with those in their place. Others may be
     one Dim because of the rest of the network: both axes of a covariance matrix.
     `blocks` are the axes that count blocks. `stored` are weights, and what is computed from nothing
-    else. At least so many elements of an axis stay as `least`
-    says. `positions`: values whose elements are positions in an axis; `ranked`: those among them
-    that come straight out of a ranking, all others are moved ones; `computed_with`: the axes of
-    those that are used for more than that.
+    else. `least`: how many elements of an axis stay at least. `positions`: values whose elements
+    are positions in an axis; `ranked`: those among them that come straight out of a ranking;
+    `computed_with`: the axes of those that are used for more than to index.
     """
 
     costs: list[Cost] = field(default_factory=list)

@@ -172,6 +172,8 @@ def mixture(scope: Scope) -> None:
     first, second = scope.input(2), scope.input(4)
     if x is None or router is None or out is None or first is None or second is None:
         return scope.freeze_all(UNKNOWN)
+    if len(scope.operator.inputs) > 8:
+        return scope.freeze_all("has inputs that no rule knows")
     k, hidden = scope.attribute("k", 1), second[2]
     scope.prefer(router[1], "experts")
     scope.picks(router[1], k)
