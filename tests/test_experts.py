@@ -92,6 +92,22 @@ def test_experts_that_are_looked_up_save_parameters_rather_than_flops(
     assert result.report["ratio"]["params"] <= 0.5
 
 
+def test_an_unknown_reader_of_positions_keeps_the_experts(routed: onnx.ModelProto) -> None:
+    """Only those whose positions it reads."""
+    model = onnx.ModelProto.FromString(routed.SerializeToString())
+    graph = model.graph
+    ranking = next(node for node in graph.node if node.op_type == "TopK")
+    look = helper.make_node("Look", [ranking.output[1]], ["seen"], "look", domain="ai.custom")
+    graph.node.insert([*graph.node].index(ranking) + 1, look)
+    model.opset_import.append(helper.make_opsetid("ai.custom", 1))
+    analysis = spa_graph.analyze(model)
+    pairs = zip(analysis.structures, analysis.groups, strict=True)
+    names = {member.parameter for s, g in pairs if s.kind == "experts" for member in g.members}
+    assert names == {"block1.router.weight", "block1.up", "block1.down"}
+    reason = analysis.coupling.frozen_reasons["block0.up:0"]
+    assert reason == "ai.custom::Look `look`: computes with positions in this axis"
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])

@@ -79,6 +79,12 @@ ROUTED = [
         "r1:1", "r2:1"),
     mixed("the best one", routed(
         "i = ArgMax<axis=1>(l) c = ReduceMax(l, one)", mix=MIX)),
+    mixed("ranked twice, the better of the best", routed(
+        "v1, i1 = TopK(l, four) v, i2 = TopK(v1, k) i = GatherElements<axis=1>(i1, i2)"
+        " c = Softmax(v)", extra="int64[1] four = {4}")),
+    mixed("one that all share besides", routed(SOFTMAX_LAST, mix=MIX.replace("y =", "z =") + """
+        ws = Gather(w, third) us = Gather(u, third) hs = MatMul(x, ws) s0 = MatMul(hs, us)
+        y = Add(z, s0)""", extra="int64 third = {2}")),
     mixed("positions cut and joined", routed(
         "v, i0 = TopK(l, k) c = Softmax(v) i1, i2 = Split<axis=1, num_outputs=2>(i0)"
         " i3 = Slice(i0, none, one, one) i = Concat<axis=1>(i3, i2)",
@@ -86,6 +92,10 @@ ROUTED = [
 ]  # fmt: skip
 
 DENSELY = [
+    mixed("dense, what all say, picked", routed(SOFTMAX_LAST, DENSE, """
+        iu = Unsqueeze(i, two) ie = Expand(iu, copies) q = GatherElements<axis=1>(moved, ie)
+        ce = Unsqueeze(c, two) m = Mul(q, ce) y = ReduceSum<keepdims=0>(m, one)""",
+        extra="int64[3] copies = {1,1,3}")),
     mixed("dense, one-hot", routed(
         SOFTMAX_LAST, f"hot = OneHot(i, depth, ends) {BACK}", WEIGH,
         extra="int64 depth = {6}, float[2] ends = {0, 1}")),
@@ -136,6 +146,16 @@ KEPT = [
         (float[N,4] x) => (float[N,3] y) <float[4,6] r, float[6,8] w, float[8,3] u>
         { l = MatMul(x, r) i = ArgMax<axis=1, keepdims=0>(l) h = Gather(w, i) y = MatMul(h, u) }""",
         "w:1", "u:0", frozen={"r:1": "is searched by position", "w:0": "is searched by position"}),
+    row("places that are stored and picked, as detectors do", """
+        (float[1,4] x) => (float[1,2,3] y) <float[4,6] r, float[1,6,4] w, float[4,3] u,
+         int64[1] k = {2}, int64[1] last = {-1}, int64[3] copies = {1,1,4}>
+        { l = MatMul(x, r) v, i = TopK(l, k) j = Unsqueeze(i, last) e = Expand(j, copies)
+          h = GatherElements<axis=1>(w, e) y = MatMul(h, u) }""",
+        "w:2", "u:0", frozen=dict.fromkeys(("r:1", "w:1"), "is ordered by position"), exact=None),
+    kept("sought in a list", routed(
+        SOFTMAX_LAST + " nz = NonZero(i) f = Cast<to=1>(nz) n = ReduceSum<keepdims=0>(f)",
+        mix=MIX.replace("y = ReduceSum<keepdims=0>(m, one)",
+                        "d = ReduceSum<keepdims=0>(m, one) y = Add(d, n)")), COMPUTED),
     row("k that is data", """
         (float[N,4] x, int64[1] k) => (float[N,A] y) <float[4,6] r, float[6,4,8] w>
         { l = MatMul(x, r) y, i = TopK(l, k) }""", frozen={"r:1": "is ordered by position"}),

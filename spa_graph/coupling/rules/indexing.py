@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from spa_graph.coupling.registry import rule
 from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.coupling.scope import Scope
+from spa_graph.graph import ONE
 
 BY_POSITION = "picks elements by position"
 
@@ -25,7 +26,7 @@ def _index(scope: Scope, axes: Axes, why: str) -> None:
     """
     if not scope.look_up(1, *axes):
         scope.freeze(axes, why)
-    elif scope.is_stored(0) and len(scope.input(0) or ()) > 2:
+    elif scope.is_stored(0) and sum(n != ONE for n in scope.extents(scope.input(0) or ())) > 2:
         scope.prefer(axes[0], "experts")
 
 
