@@ -43,8 +43,8 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
         "flops": cost.cost("flops", cost.full),
         "params": cost.cost("params", cost.full),
         "channels": coupling.count,
-        "smallest_flops_ratio": cost.ratio("flops", np.ones_like(cost.full)),
-        "smallest_params_ratio": cost.ratio("params", np.ones_like(cost.full)),
+        "smallest_flops_ratio": cost.ratio("flops", cost.least),
+        "smallest_params_ratio": cost.ratio("params", cost.least),
         "groups": [_group(analysis, i, None) for i in range(len(coupling.groups))],
         "operators": _operators(analysis, None),
         "frozen": frozen(coupling),
@@ -158,6 +158,7 @@ def _group(analysis: Analysis, number: int, kept: Kept | None) -> dict[str, Any]
         "structure": structure.kind,
         "pre_norm": structure.pre_norm,
         "channels": group.size,
+        "least": group.least,
         "exact": group.exact,
         "parameters": [
             {
