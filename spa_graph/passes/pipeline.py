@@ -18,7 +18,7 @@ from spa_graph.passes.allocate import (
 )
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.importance import make_criterion, score
-from spa_graph.passes.network import Analysis, Pruned, rewrite
+from spa_graph.passes.network import Analysis, Analyzed, Pruned, rewrite
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.sensitivity import Sensitivity, measure
 from spa_graph.plan import Plan, kept_channels
@@ -33,7 +33,7 @@ class Choice:
 
 
 def choose(
-    analysis: Analysis,
+    analysis: Analyzed,
     options: Options,
     timer: Timer,
     calibrated: Calibrated | None = None,
@@ -70,6 +70,7 @@ def choose(
             kept = allocate(analysis.coupling, analysis.cost, scores, *budget, whole)
     if calibrated is None or options.allocation == "global":
         return Choice(kept)
+    assert isinstance(analysis, Analysis)  # only those are calibrated
     with timer.step("measure groups") as progress:
         sensitivity = measure(
             analysis, scores, calibrated.layers, calibrated.held_out, whole, progress
@@ -81,7 +82,7 @@ def choose(
     return Choice(kept, sensitivity)
 
 
-def _scopes(analysis: Analysis, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
+def _scopes(analysis: Analyzed, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
     """Which groups lose nothing, and which if the budget can't be met so; shape (groups,)."""
     if not scope:
         pre_norm = np.array([structure.pre_norm for structure in analysis.structures])

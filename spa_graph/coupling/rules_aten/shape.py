@@ -1,0 +1,43 @@
+"""Joining along a new axis, taking one apart, and moving elements along an axis."""
+
+from __future__ import annotations
+
+from spa_graph.coupling.registry import ATEN, rule
+from spa_graph.coupling.scope import Scope
+
+UNKNOWN = "an operand has no known shape"
+
+
+@rule("stack", domain=ATEN)
+def stack(scope: Scope) -> None:
+    parts, out = scope.inputs(), scope.output()
+    if out is None or len(parts) != len(scope.operator.inputs):
+        return scope.freeze_all(UNKNOWN)
+    along = scope.attribute("dim", 0) % len(out)
+    scope.freeze((out[along],), "counts the stacked tensors")
+    for axes in parts:
+        scope.align(axes, out[:along] + out[along + 1 :])
+    scope.zero("all")
+
+
+@rule("unbind", domain=ATEN)
+def unbind(scope: Scope) -> None:
+    x, outs = scope.input(0), scope.outputs()
+    if x is None or len(outs) != len(scope.operator.outputs):
+        return scope.freeze_all(UNKNOWN)
+    along = scope.attribute("dim", 0)
+    scope.freeze((x[along],), "is taken apart")
+    for axes in outs:
+        scope.align(x[:along] + x[along + 1 :], axes)
+    scope.zero("all", outputs=None)
+
+
+@rule("roll", domain=ATEN)
+def roll(scope: Scope) -> None:
+    """Also what turns axes around."""
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all(UNKNOWN)
+    scope.align(x, out)
+    scope.freeze([x[axis] for axis in scope.attribute("dims")], "moves elements by position")
+    scope.zero("all")
