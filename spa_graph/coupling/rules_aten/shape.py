@@ -32,6 +32,19 @@ def unbind(scope: Scope) -> None:
     scope.zero("all", outputs=None)
 
 
+@rule("slice_scatter", domain=ATEN)
+def slice_scatter(scope: Scope) -> None:
+    """Positions along one axis are overwritten."""
+    x, part, out = scope.input(0), scope.input(1), scope.output()
+    if x is None or part is None or out is None:
+        return scope.freeze_all(UNKNOWN)
+    along = scope.attribute("dim", 0) % len(x)
+    scope.freeze((x[along], part[along], out[along]), "is written by position")
+    scope.align(x[:along] + x[along + 1 :], out[:along] + out[along + 1 :])
+    scope.align(x[:along] + x[along + 1 :], part[:along] + part[along + 1 :])
+    scope.zero("all")
+
+
 @rule("roll", domain=ATEN)
 def roll(scope: Scope) -> None:
     """Also what turns axes around."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,22 @@ def resized(call: Call, size: int) -> Call:
 def has_batch(leaf: Any, batch: int | None) -> bool:
     """Whether a leaf is a tensor whose first axis seems to be the batch."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch
+
+
+def with_shapes(call: Call, shapes: Sequence[tuple[int, ...] | None]) -> Call:
+    """The call with tensors of other sizes: what they hold is repeated, or left out.
+
+    shapes: per leaf; None for those that stay.
+    """
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    for place, (leaf, shape) in enumerate(zip(leaves, shapes, strict=True)):
+        for axis, size in enumerate(shape or ()):
+            if isinstance(leaf, Tensor) and leaf.shape[axis] != size:
+                index = torch.arange(size, device=leaf.device) % leaf.shape[axis]
+                leaf = leaf.index_select(axis, index)
+        leaves[place] = leaf
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return Call(args, kwargs)
 
 
 def randomised(call: Call, seed: int) -> Call:

@@ -7,7 +7,6 @@ the masked reference runs without the removed channels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from spa_graph.errors import RewriteError
 from spa_graph.frontends.torch.lowering import arguments_by_name, is_symbolic, set_arguments
 from spa_graph.frontends.torch.reader import Place, Reading
 from spa_graph.frontends.torch.sizes import Sizes
-from spa_graph.graph import Extent, Operator, Shape
+from spa_graph.graph import Operator, Shape
 from spa_graph.plan import AxisIndices, same_slices
 
 aten = torch.ops.aten
@@ -246,11 +245,3 @@ def set_data(tensor: Tensor, new: Tensor) -> None:
     tensor.data = new.contiguous()
 
 
-def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy with a state of its own; `module` may share its state with another."""
-    return copy.deepcopy(module)
-
-
-def same_extent(first: Extent, second: Extent) -> bool:
-    """Whether two sizes agree under both choices."""
-    return first == second

@@ -33,7 +33,9 @@ class Folding:
 
     def enter(self, node: fx.Node, tensor: Tensor) -> None:
         """A constant: a buffer or parameter that holds integers or flags."""
-        if tensor.numel() <= LIMIT and not tensor.is_floating_point() and not tensor.is_complex():
+        single = not tensor.ndim and not isinstance(tensor, torch.nn.Parameter)
+        whole = not tensor.is_floating_point() and not tensor.is_complex()
+        if single or (whole and tensor.numel() <= LIMIT):
             held = tensor.detach().cpu()
             self._values[node] = (held, held)
 

@@ -62,7 +62,8 @@ class Sizes:
 def choose_sizes(module: fx.GraphModule, ranges: Mapping[Any, Any], *, batched: bool) -> Sizes:
     """The size that each symbol was traced with, and another one within its range.
 
-    Costs are those of one sample: a batch (the only free axis if `batched`) counts as 1, then 2.
+    Costs are those of one sample: a batch (the only free axis if `batched`) counts as 1. The other
+    choice is one that the module takes, and that differs from the example.
     """
     sizes = Sizes({}, {})
     for node in module.graph.nodes:
@@ -70,14 +71,14 @@ def choose_sizes(module: fx.GraphModule, ranges: Mapping[Any, Any], *, batched: 
         for size in value.shape if isinstance(value, Tensor) else ():
             if isinstance(size, torch.SymInt):
                 for symbol in sympy.sympify(size.node.expr).free_symbols:
-                    first, second = (1, 2) if batched else _within(size, ranges.get(symbol))
-                    sizes.nominal[symbol], sizes.other[symbol] = first, second
+                    first, second = _within(size, ranges.get(symbol), 1 if batched else _STEP)
+                    sizes.nominal[symbol], sizes.other[symbol] = 1 if batched else first, second
     return sizes
 
 
-def _within(size: torch.SymInt, allowed: Any) -> tuple[int, int]:
+def _within(size: torch.SymInt, allowed: Any, step: int) -> tuple[int, int]:
     hint = int(size.node.hint)
-    low, high = (int(allowed.lower), allowed.upper) if allowed is not None else (1, hint + _STEP)
-    if hint + _STEP <= high:
-        return hint, hint + _STEP
+    low, high = (int(allowed.lower), allowed.upper) if allowed is not None else (1, hint + step)
+    if hint + step <= high:
+        return hint, hint + step
     return (hint, int(high)) if hint < high else (hint, max(low, 1))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from spa_graph.errors import ModelError
@@ -28,6 +29,7 @@ from spa_graph.frontends.torch.calls import (
     batch_size,
     has_batch,
     resized,
+    with_shapes,
 )
 from spa_graph.frontends.torch.sizes import Sizes, choose_sizes
 
@@ -40,12 +42,21 @@ class Traced:
     """A module as a graph.
 
     module: runs like the original; its nodes are ATen operators, its state is the original's.
-    calls: what it was traced with, and a call of another batch size if it takes one.
+    calls: what it was traced with, and a call at the other sizes if some are free.
     """
 
     module: fx.GraphModule
     sizes: Sizes
     calls: list[Call]
+
+    def flat(self, call: Call) -> list[Any]:
+        """What the graph's placeholders take in a call."""
+        return fx_pytree.tree_flatten_spec((call.args, call.kwargs), self.module._in_spec)
+
+    @property
+    def measured(self) -> tuple[Call, int]:
+        """A call at sizes that were chosen for the analysis, and which choice that is."""
+        return (self.calls[-1], 1) if len(self.calls) > 1 else (self.calls[0], 0)
 
 
 def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
@@ -57,8 +68,7 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
     check_module(model)
     _run_once(model, call)
     if dynamic_shapes is not None:
-        program = _export(model, call, dynamic_shapes)
-        return _traced(program, [call], batched=False)
+        return _traced(_export(model, call, dynamic_shapes), call, batched=False)
     batch = batch_size(call)
     if batch is not None:
         wider = call if batch > 1 else resized(call, 2)  # export takes a size of 1 for a constant
@@ -67,11 +77,8 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
         except ModelError:
             pass  # it may be traceable for its own sizes
         else:
-            traced = _traced(program, [call], batched=True)
-            if traced.sizes.dynamic:
-                traced.calls.append(resized(call, batch + 1))
-            return traced
-    return _traced(_export(model, call, None), [call], batched=False)
+            return _traced(program, call, batched=True)
+    return _traced(_export(model, call, None), call, batched=False)
 
 
 def check_module(model: nn.Module) -> None:
@@ -153,11 +160,22 @@ def _short(error: BaseException) -> str:
     return text if len(text) < 300 else text[:297] + "..."
 
 
-def _traced(program: Any, calls: list[Call], *, batched: bool) -> Traced:
+def _traced(program: Any, call: Call, *, batched: bool) -> Traced:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = program.module(check_guards=False)
     sizes = choose_sizes(module, program.range_constraints, batched=batched)
-    return Traced(module, sizes, calls)
+    traced = Traced(module, sizes, [call])
+    if sizes.dynamic:
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        shapes = [_other_shape(node.meta.get("val"), sizes) for node in placeholders]
+        flat = with_shapes(Call(tuple(traced.flat(call)), {}), shapes)
+        args, kwargs = pytree.tree_unflatten(list(flat.args), module._in_spec)
+        traced.calls.append(Call(args, kwargs))
+    return traced
+
+
+def _other_shape(value: Any, sizes: Sizes) -> tuple[int, ...] | None:
+    return tuple(e.other for e in sizes.shape(value)) if isinstance(value, Tensor) else None
 
 

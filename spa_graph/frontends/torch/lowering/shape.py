@@ -163,6 +163,11 @@ def scatter(call: AtenCall) -> Lowered | None:
     return Lowered("ScatterElements", operands, {"axis": call["dim"]})
 
 
+@lowers("slice_scatter")
+def slice_scatter(call: AtenCall) -> Lowered:
+    return Lowered("slice_scatter", [call["self"], call["src"]], {"dim": call["dim"]}, domain="aten")
+
+
 @lowers("pad", "constant_pad_nd")
 def pad(call: AtenCall) -> Lowered | None:
     """PyTorch lists (before, after) from the last axis on, ONNX all before, then all after."""
