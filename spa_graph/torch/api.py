@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spa_graph.errors import OptionError
 from spa_graph.frontends.torch import surgery
-from spa_graph.frontends.torch.calls import as_call
+from spa_graph.frontends.torch.editor import slice_parameters
 from spa_graph.frontends.torch.tracing import check_module
+from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.pipeline import choose
 from spa_graph.plan import Plan, kept_channels
@@ -19,7 +20,6 @@ from spa_graph.torch.options import ReturnType, check_return_type, in_python, ma
 from spa_graph.torch.pipeline import (
     ModuleAnalysis,
     Outcome,
-    PrunedGraph,
     copied,
     finish,
     make_report,
@@ -59,9 +59,8 @@ def analyze(
         SpaError: the module can't be traced, or an option is wrong.
     """
     with in_python():
-        return prepare(
-            model, example_inputs, make_options(options, budget=False), dynamic_shapes, Timer()
-        )
+        chosen = make_options(options, budget=False)
+        return prepare(model, example_inputs, chosen, dynamic_shapes, Timer(), even=True)
 
 
 def prune(
@@ -96,7 +95,8 @@ def prune(
     with in_python():
         check_return_type(return_type)
         chosen = make_options(options, budget=True)
-        analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer)
+        even = return_type in (None, "module")
+        analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=even)
         kept = choose(analysis, chosen, timer).kept
         outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
         return _give(analysis, pruned, outcome, chosen, return_type, timer)
@@ -126,9 +126,11 @@ def apply_plan(
     timer = Timer()
     with in_python():
         check_return_type(return_type)
-        blocks = {key: plan.model[key] for key in ("attention", "groups") if key in plan.model}
+        blocks: dict[str, Any] = {
+            key: plan.model[key] for key in ("attention", "groups") if key in plan.model
+        }
         chosen = make_options(blocks, budget=False)
-        analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer)
+        analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=False)
         kept = kept_channels(analysis.coupling, plan)
         outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
         return _give(analysis, pruned, outcome, chosen, return_type, timer)
@@ -140,7 +142,7 @@ def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
         raise OptionError("the plan tells no attributes of modules: give example_inputs")
     check_module(model)
     module = copied(model)
-    state = dict(module.named_parameters(remove_duplicate=False))
+    state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     state |= dict(module.named_buffers(remove_duplicate=False))
     for name, shape in plan.model.get("shapes", {}).items():
         if name not in state or list(state[name].shape) != shape:
@@ -148,7 +150,7 @@ def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
             raise OptionError(
                 f"the plan is for another module: its `{name}` is {shape}, here it is {found}"
             )
-    surgery.slice_parameters(module, plan.kept)
+    slice_parameters(module, plan.kept)
     surgery.set_attributes(module, _read_attributes(attributes))
     remember(module, Record(plan, {}, _read_attributes(attributes)))
     return module

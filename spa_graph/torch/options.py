@@ -43,7 +43,9 @@ def check_return_type(value: str | None) -> None:
         raise OptionError(f"return_type {value}: choose among {', '.join(get_args(ReturnType))}")
 
 
-def excluded(model: nn.Module, patterns: Sequence[str], tied: dict[str, list[str]]) -> tuple[str, ...]:
+def excluded(
+    model: nn.Module, patterns: Sequence[str], tied: dict[str, list[str]]
+) -> tuple[str, ...]:
     """The parameters that patterns name, directly or through a module that holds them.
 
     Raises:
@@ -71,6 +73,7 @@ def in_python() -> Iterator[None]:
         yield
     except SpaError as error:
         text = re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), str(error))
+        text = text.replace("`spa-prune inspect`", "`spa_graph.torch.analyze`")
         if text == str(error):
             raise
         raise type(error)(text) from error

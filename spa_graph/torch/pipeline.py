@@ -9,13 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from spa_graph.coupling.analysis import analyze
 from spa_graph.errors import BudgetError, RewriteError, VerificationError
 from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.calls import as_call
-from spa_graph.frontends.torch.editor import CallEdits, prune_graph
+from spa_graph.frontends.torch.editor import (
+    CallEdits,
+    clear,
+    fill_zeros,
+    prune_graph,
+    put,
+    slice_parameters,
+)
 from spa_graph.frontends.torch.masking import Reference
 from spa_graph.frontends.torch.reader import Reading, read
 from spa_graph.frontends.torch.surgery import Attributes
@@ -25,7 +32,7 @@ from spa_graph.passes.network import Analyzed, PrunedGraph, plan_of, relate
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.report import report
 from spa_graph.passes.rewrite import plan_edits
-from spa_graph.plan import Kept, Plan
+from spa_graph.plan import Kept
 from spa_graph.runtime.verify import Agreement
 from spa_graph.torch.options import excluded
 from spa_graph.torch.proof import Proof, check_sizes, make_proof
@@ -54,12 +61,21 @@ class Outcome:
 
 
 def prepare(
-    model: nn.Module, example_inputs: Any, options: Options, dynamic_shapes: Any, timer: Timer
+    model: nn.Module,
+    example_inputs: Any,
+    options: Options,
+    dynamic_shapes: Any,
+    timer: Timer,
+    *,
+    even: bool,
 ) -> ModuleAnalysis:
-    """Trace and analyse a module; it isn't changed."""
+    """Trace and analyse a module; it isn't changed.
+
+    even: whether what is cut into equal parts must stay so, as a module's `chunk` demands.
+    """
     with timer.step("trace"):
         traced = trace(copied(model).eval(), as_call(example_inputs), dynamic_shapes)
-        reading = read(traced, type(model).__name__)
+        reading = read(traced, type(model).__name__, even=even)
     with timer.step("analyze"):
         names = excluded(model, options.exclude, reading.tied)
         used = tuple(name for name in names if name in reading.graph.parameters)
@@ -102,9 +118,7 @@ def rewrite(
         check_sizes(traced, smaller, edits.expected)
         after = CostModel(analyze(_recounted(smaller, metas, analysis, edits.expected)))
     plan = plan_of(coupling, kept, options)
-    pruned = PrunedGraph(
-        graph=after.coupling.graph, kept=kept, edits=edits, plan=plan, after=after
-    )
+    pruned = PrunedGraph(graph=after.coupling.graph, kept=kept, edits=edits, plan=plan, after=after)
     return pruned, smaller
 
 
@@ -142,17 +156,20 @@ def prove(
 
 
 def into_module(
-    analysis: ModuleAnalysis, pruned: PrunedGraph, proof: Proof, timer: Timer
+    analysis: ModuleAnalysis,
+    pruned: PrunedGraph,
+    proof: Proof,
+    drawn: dict[str, Tensor],
+    timer: Timer,
 ) -> tuple[nn.Module, Attributes, Agreement]:
     """The module itself, made smaller and proven.
+
+    drawn: the parameters that are zero, with what they hold during the proof.
 
     Raises:
         RewriteError: its `forward` states sizes that can't be corrected: which and where.
     """
     with timer.step("module"):
-        if pruned.plan.kept_per_use:
-            name = next(iter(pruned.plan.kept_per_use))
-            raise RewriteError(f"`{name}` is used several times, and pruned differently")
         module = copied(analysis.model)
         training = {name: each.training for name, each in module.named_modules()}
         module.eval()
@@ -161,9 +178,11 @@ def into_module(
         arguments = surgery.by_module(changes)
         stated = surgery.layer_attributes(module, pruned.plan.kept, arguments)
         optional = surgery.candidates(module, analysis.reading, pruned.edits, changes)
-        surgery.slice_parameters(module, pruned.plan.kept)
+        put(module, drawn)
+        slice_parameters(module, pruned.plan.kept)
         surgery.set_attributes(module, stated)
         attributes, agreement = _settle(module, stated, list(optional.values()), proof)
+        clear(module, drawn)
         for name, each in module.named_modules():
             each.training = training[name]
     return module, attributes, agreement
@@ -214,13 +233,15 @@ def finish(
     timer: Timer,
 ) -> tuple[Outcome, PrunedGraph]:
     """Rewrite, prove, and choose the form of the result."""
+    drawn = fill_zeros(analysis.traced.module)
     pruned, smaller = rewrite(analysis, kept, options, timer)
     check_budget(analysis, pruned, options)
     proof, agreement = prove(analysis, pruned, smaller, timer)
+    clear(smaller, drawn)
     why = None
     if return_type in (None, "module"):
         try:
-            module, attributes, agreement = into_module(analysis, pruned, proof, timer)
+            module, attributes, agreement = into_module(analysis, pruned, proof, drawn, timer)
         except RewriteError as error:
             why = str(error)
             if return_type == "module":
@@ -280,5 +301,3 @@ def warn_about_graph(model: nn.Module, why: str) -> None:
         'result is a GraphModule; return_type="graph" asks for that without this warning',
         stacklevel=4,
     )
-
-

@@ -77,7 +77,9 @@ def _sequences(scope: Scope, x: Axes, out: Axes, hidden: Axis) -> None:
     scope.align(x[:2], out[:2])
     scope.freeze(x[:2], "runs over sequences")
     states = scope.attribute("states")
-    given = [scope.input(1 + i) for i in range(states)] + [scope.output(1 + i) for i in range(states)]
+    given = [scope.input(1 + i) for i in range(states)] + [
+        scope.output(1 + i) for i in range(states)
+    ]
     for axes in filter(None, given):
         scope.freeze((axes[0],), "counts layers and directions")
         scope.align(axes[1:], (batch, hidden))

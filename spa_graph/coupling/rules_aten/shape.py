@@ -32,6 +32,20 @@ def unbind(scope: Scope) -> None:
     scope.zero("all", outputs=None)
 
 
+@rule("even_split", domain=ATEN)
+def even_split(scope: Scope) -> None:
+    """A Split into parts that must stay equal: they are one Dim."""
+    x, outs = scope.input(0), scope.outputs()
+    if x is None or len(outs) != len(scope.operator.outputs):
+        return scope.freeze_all(UNKNOWN)
+    along = scope.attribute("axis")
+    for axes in outs:
+        scope.align(outs[0], axes)
+        scope.align(x[:along] + x[along + 1 :], axes[:along] + axes[along + 1 :])
+    scope.product(x[along], (scope.fixed(len(outs), "counts equal parts"), outs[0][along]))
+    scope.zero("move")
+
+
 @rule("slice_scatter", domain=ATEN)
 def slice_scatter(scope: Scope) -> None:
     """Positions along one axis are overwritten."""

@@ -121,7 +121,7 @@ def randomised(call: Call, seed: int) -> Call:
         wide = leaf.detach().float().cpu()
         spread, mean = float(wide.std(correction=0)), float(wide.mean())
         if not 0 < spread < float("inf"):  # constant, or not finite: nothing to imitate
-            return leaf if leaf.unique().numel() == 1 and mean != 0 else noise.to(leaf)
+            return leaf if spread == 0 and mean != 0 else noise.to(leaf)
         return (noise * spread + mean).to(leaf)
 
     return call.map(draw)

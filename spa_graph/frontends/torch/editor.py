@@ -7,7 +7,7 @@ the masked reference runs without the removed channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from spa_graph.frontends.torch.lowering import arguments_by_name, is_symbolic, s
 from spa_graph.frontends.torch.reader import Place, Reading
 from spa_graph.frontends.torch.sizes import Sizes
 from spa_graph.graph import Operator, Shape
-from spa_graph.plan import AxisIndices, same_slices
+from spa_graph.plan import AxisIndices
 
 aten = torch.ops.aten
 
@@ -71,7 +71,7 @@ class CallEdits:
             axis, positions = self._edits.gathers[index]
             new = {"self": place.node.args[0], "dim": axis, "index": torch.from_numpy(positions)}
             return NewCall(aten.index_select.default, new)
-        if place.lowered.op_type == "Split":
+        if place.lowered.op_type in ("Split", "even_split"):
             return self._split(operator, place)
         arguments: dict[str, Any] = {}
         for key, value in self._edits.attributes.get(index, {}).items():
@@ -97,7 +97,11 @@ class CallEdits:
         parts = [self._expected(name)[axis] for name in operator.outputs]
         if not all(part.static for part in parts):
             return None  # cuts an axis of dynamic size, which stays
-        sizes = [part.nominal for part in parts]
+        sizes: Any = [part.nominal for part in parts]
+        if place.lowered.op_type == "even_split":
+            return NewCall(
+                aten.split.Tensor, {"self": place.node.args[0], "split_size": sizes[0], "dim": axis}
+            )
         given = {"self": place.node.args[0], "split_sizes": sizes, "dim": axis}
         return NewCall(aten.split_with_sizes.default, given)
 
@@ -108,7 +112,11 @@ class CallEdits:
             source = operator.inputs[0]
             listed = given[lowered.inner]
             shape = self._expected(source)[-len(listed) :]
-            return {lowered.inner: [extent.nominal for extent in shape]} if self._changed(source) else {}
+            return (
+                {lowered.inner: [extent.nominal for extent in shape]}
+                if self._changed(source)
+                else {}
+            )
         if not lowered.sizes or not self._changed(name):
             return {}
         listed, start = list(given[lowered.sizes]), lowered.attributes.get("from", 0)
@@ -156,7 +164,7 @@ def prune_graph(module: fx.GraphModule, reading: Reading, edits: Edits, sizes: S
     """Make a copy of a traced module smaller, in place; its nodes have the original's names."""
     nodes = {node.name: node for node in module.graph.nodes}
     calls = CallEdits(reading, edits, sizes)
-    _slice_weights(module, reading, edits, nodes)
+    slice_parameters(module, {use.parameter: kept for use, kept in edits.slices if kept})
     for index, place in enumerate(reading.places):
         new = calls.of(index)
         if new is not None:
@@ -200,35 +208,11 @@ def _own(
     return [replace(each) for each in value] if isinstance(value, list) else replace(value)
 
 
-def _slice_weights(
-    module: fx.GraphModule, reading: Reading, edits: Edits, nodes: Mapping[str, fx.Node]
-) -> None:
-    """Slice every weight once; uses that need another slice get a copy."""
-    found: dict[str, list[tuple[AxisIndices, str]]] = {}
-    for use, kept in edits.slices:
-        variants = found.setdefault(use.parameter, [])
-        if not any(same_slices(kept, other) for other, _ in variants):
-            name = use.parameter if not variants else f"{use.parameter}_pruned{len(variants)}"
-            variants.append((kept, name.replace(".", "_") if variants else name))
-        target = next(name for other, name in variants if same_slices(kept, other))
-        if target != use.parameter:
-            place = reading.places[use.operator]
-            source = place.lowered.slots[use.slot]
-            assert isinstance(source, fx.Node)
-            _read_another(module, nodes[place.node.name], nodes[source.name], target)
-    for name, variants in found.items():
-        whole = get_tensor(module, name)
-        for kept, target in variants[1:]:
-            copied = sliced(whole.detach(), kept).clone()
-            module.register_parameter(target, nn.Parameter(copied, whole.requires_grad))
-        if variants[0][0]:
-            set_data(whole, sliced(whole.detach(), variants[0][0]))
-
-
-def _read_another(module: fx.GraphModule, node: fx.Node, old: fx.Node, target: str) -> None:
-    with module.graph.inserting_before(node):
-        fresh = module.graph.get_attr(target)
-    node.replace_input_with(old, fresh)
+def slice_parameters(module: nn.Module, kept: Mapping[str, AxisIndices]) -> None:
+    """Slice parameters and buffers by name, in place: types, devices, ties and hooks stay."""
+    for name, axes in kept.items():
+        tensor = get_tensor(module, name)
+        set_data(tensor, sliced(tensor.detach(), axes))
 
 
 def get_tensor(module: nn.Module, name: str) -> Tensor:
@@ -245,3 +229,29 @@ def set_data(tensor: Tensor, new: Tensor) -> None:
     tensor.data = new.contiguous()
 
 
+def fill_zeros(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Put random numbers in parameters that are all zero, in place; returns them by name.
+
+    A layer that starts at zero hides whatever comes before it, so that equal outputs would show
+    nothing. What is proven with other weights is true with these.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() and not parameter.any():
+            drawn[name] = 0.1 * torch.randn(parameter.shape, generator=generator)
+    put(module, drawn)
+    return drawn
+
+
+def put(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Overwrite parameters by name, in place."""
+    for name, value in values.items():
+        tensor = get_tensor(module, name).detach()
+        tensor.copy_(value.to(tensor))
+
+
+def clear(module: nn.Module, names: Iterable[str]) -> None:
+    """Set parameters to zero by name, in place."""
+    for name in names:
+        get_tensor(module, name).detach().zero_()

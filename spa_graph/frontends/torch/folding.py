@@ -14,7 +14,9 @@ from spa_graph.graph import Known
 
 LIMIT = 1 << 16
 """Tensors of more elements than this are not computed."""
-_FILLING = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"})
+_FILLING = frozenset(
+    {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"}
+)
 _PASSING = frozenset(
     {"clone", "view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "unsqueeze",
      "squeeze", "slice", "select", "to", "_to_copy", "alias", "detach"}
@@ -61,11 +63,10 @@ class Folding:
         value, target = node.meta.get("val"), node.target
         if not isinstance(value, Tensor) or _RANDOM in target.tags:  # type: ignore[union-attr]
             return False
-        if name in _FILLING and name.startswith("new_"):
-            operands = []  # of the operand only the type matters
-        elif not all(n in self._values for n in operands):
+        fills = name in _FILLING  # of an operand only the type matters
+        if not fills and not all(n in self._values for n in operands):
             return False
-        elif not operands and name not in (*_FILLING, "arange"):
+        if not operands and not fills and name != "arange":
             return False
         return all(
             int(np.prod([extent[which] for extent in self._sizes.shape(value)])) <= LIMIT

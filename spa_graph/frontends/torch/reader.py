@@ -60,18 +60,26 @@ class Reading:
     tied: dict[str, list[str]]
 
 
-def read(traced: Traced, name: str, shapes: Mapping[str, Shape] | None = None) -> Reading:
+def read(
+    traced: Traced,
+    name: str,
+    shapes: Mapping[str, Shape] | None = None,
+    *,
+    even: bool = False,
+) -> Reading:
     """Build the neutral graph of a traced module.
 
     Args:
         name: of the network.
         shapes: of values, where they are others than when the module was traced.
+        even: whether what is cut into equal parts must stay so.
     """
-    return _Reader(traced, name, shapes or {}).read()
+    return _Reader(traced, name, shapes or {}, even).read()
 
 
 class _Reader:
-    def __init__(self, traced: Traced, name: str, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, traced: Traced, name: str, shapes: Mapping[str, Shape], even: bool) -> None:
+        self.even = even
         self.module = traced.module
         self.sizes: Sizes = traced.sizes
         self.given = shapes
@@ -160,7 +168,7 @@ class _Reader:
             space, _, name = target._schema.name.partition("::")
             lowering = LOWERINGS.get(name) if space == "aten" else None
             if lowering is not None:
-                call = AtenCall(node, arguments_by_name(node), self.shape_of)
+                call = AtenCall(node, arguments_by_name(node), self.even)
                 lowered = lowering(call)
                 if lowered is not None:
                     return lowered
@@ -170,9 +178,6 @@ class _Reader:
         operands: list[Slot] = [n for n in node.all_input_nodes if n in self.values]
         count = len(value) if isinstance(value, tuple | list) else None
         return Lowered(name, operands, domain=space, outputs=count)
-
-    def shape_of(self, node: fx.Node) -> Shape:
-        return self.graph.shapes[self.values[node]]
 
     def _outputs(self, node: fx.Node, value: Any, lowered: Lowered) -> tuple[str, ...]:
         self.values[node] = node.name

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from spa_graph.edits import Edits
-from spa_graph.frontends.torch.editor import CallEdits, NewCall, get_tensor, set_data, sliced
+from spa_graph.frontends.torch import attention
+from spa_graph.frontends.torch.editor import CallEdits, NewCall
 from spa_graph.frontends.torch.lowering import arguments_by_name
 from spa_graph.frontends.torch.reader import Place, Reading
 from spa_graph.plan import AxisIndices
@@ -32,19 +33,14 @@ SPOKEN = frozenset(
 """Attributes that say what their names say, whether or not `forward` reads them."""
 
 
-def slice_parameters(model: nn.Module, kept: dict[str, AxisIndices]) -> None:
-    """Slice parameters and buffers by name, in place: types, devices, ties and hooks stay."""
-    for name, axes in kept.items():
-        tensor = get_tensor(model, name)
-        set_data(tensor, sliced(tensor.detach(), axes))
-
-
 def set_attributes(model: nn.Module, attributes: Attributes) -> None:
     """Set attributes of modules, in place."""
     for name, own in attributes.items():
         module = model.get_submodule(name)
         for key, value in own.items():
             setattr(module, key, value)
+        if isinstance(module, nn.MultiheadAttention):
+            attention.convert(module)
 
 
 def owner(node: fx.Node) -> str | None:
@@ -56,7 +52,9 @@ def owner(node: fx.Node) -> str | None:
 # --- attributes of PyTorch's own layers -------------------------------------------------------
 
 
-def layer_attributes(model: nn.Module, kept: dict[str, AxisIndices], calls: Attributes) -> Attributes:
+def layer_attributes(
+    model: nn.Module, kept: dict[str, AxisIndices], calls: Attributes
+) -> Attributes:
     """What PyTorch's own layers must state once their weights are sliced.
 
     calls: new arguments of the calls that each module made.
@@ -71,6 +69,8 @@ def layer_attributes(model: nn.Module, kept: dict[str, AxisIndices], calls: Attr
             for leaf, tensor in _own_state(module)
         }
         own = dict(_stated(module, shapes, calls.get(name, {})))
+        if isinstance(module, nn.MultiheadAttention):
+            own |= attention.stated(module, shapes, kept.get(f"{name}.in_proj_weight", {}))
         changed = {key: new for key, new in own.items() if getattr(module, key, new) != new}
         if changed:
             found[name] = changed
@@ -154,19 +154,32 @@ def candidates(
                     sizes = told.setdefault(owner(place.node) or "", {})
                     sizes.setdefault(old.nominal, extent.nominal)
     found: dict[tuple[str, str], Attributes] = {}
-    for name in pairs.keys() | told.keys():
+    still = _unchanged_numbers(reading, {place.node for place, _ in changes})
+    for name in sorted(pairs.keys() | told.keys()):
         module = model.get_submodule(name)
-        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(
-            module, nn.MultiheadAttention
-        ):
-            continue
+        if type(module).__module__.startswith("torch.nn.modules"):
+            continue  # `layer_attributes` knows them
         for key, value in vars(module).items():
             new_value = _renewed(value, pairs.get(name, {}))
             if new_value is None and key in SPOKEN:
                 new_value = _renewed(value, told.get(name, {}))
             if new_value is not None:
-                group = found.setdefault((type(module).__name__, key), {})
+                # another call of the module has this number too, and keeps it: which is meant?
+                doubtful = name.rpartition(".")[2] if value in still.get(name, ()) else ""
+                group = found.setdefault((type(module).__name__ + doubtful, key), {})
                 group[name] = {key: new_value}
+    return found
+
+
+def _unchanged_numbers(reading: Reading, changed: set[fx.Node]) -> dict[str, set[int]]:
+    """The sizes that calls of each module name, and keep."""
+    found: dict[str, set[int]] = {}
+    for place in reading.places:
+        if place.node not in changed and place.lowered.sizes:
+            listed = arguments_by_name(place.node)[place.lowered.sizes]
+            listed = listed if isinstance(listed, list | tuple) else [listed]
+            numbers = {each for each in listed if type(each) is int}
+            found.setdefault(owner(place.node) or "", set()).update(numbers)
     return found
 
 
@@ -187,9 +200,9 @@ def _changed_numbers(place: Place, new: NewCall) -> Iterator[tuple[int, int]]:
         before = old.get(key, old.get("split_size"))
         if isinstance(value, list):
             given = list(before) if isinstance(before, list | tuple) else [before] * len(value)
-            both = zip(given, value, strict=False)
+            both = list(zip(given, value, strict=False))
         else:
-            both = iter([(before, value)])
+            both = [(before, value)]
         for first, second in both:
             if type(first) is int and type(second) is int and first != second:
                 yield first, second

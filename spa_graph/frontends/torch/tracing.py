@@ -34,6 +34,7 @@ from spa_graph.frontends.torch.calls import (
 from spa_graph.frontends.torch.sizes import Sizes, choose_sizes
 
 _TORCH = Path(torch.__file__).parent
+UNINITIALIZED = (nn.UninitializedParameter, nn.UninitializedBuffer)
 LIBRARY = (str(_TORCH), "<frozen", "<eval")
 
 
@@ -86,13 +87,13 @@ def check_module(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(f"a {type(model).__name__} is no torch.nn.Module")
     state = [*model.named_parameters(), *model.named_buffers()]
-    lazy = [name for name, each in state if isinstance(each, nn.parameter.UninitializedTensorMixin)]
+    lazy = [name for name, each in state if isinstance(each, UNINITIALIZED)]
     if lazy:
         raise ModelError(f"`{lazy[0]}` has no shape yet: run the module once before pruning it")
     meta = [name for name, tensor in state if tensor.is_meta]
     if meta:
         raise ModelError(
-            f"`{meta[0]}` is on the meta device, so it has no values to rank: load the weights first"
+            f"`{meta[0]}` is on the meta device, so it has no values: load the weights first"
         )
     devices = {str(tensor.device): name for name, tensor in state}
     if len(devices) > 1:
@@ -134,10 +135,12 @@ def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> Any:
             )
             return program.run_decompositions({})
     except Exception as error:  # a family of many kinds without a common base
+        advice = "change that line: no branches on values of tensors, and tensors as outputs"
+        if dynamic_shapes is not None:
+            advice = "correct dynamic_shapes, or " + advice
         raise ModelError(
             f"torch.export can't trace {type(model).__name__}{_where(error)}: {_short(error)}; "
-            "change that line (no branches on values of tensors, tensors as outputs), or give "
-            "dynamic_shapes"
+            f"{advice}"
         ) from error
 
 
@@ -177,5 +180,3 @@ def _traced(program: Any, call: Call, *, batched: bool) -> Traced:
 
 def _other_shape(value: Any, sizes: Sizes) -> tuple[int, ...] | None:
     return tuple(e.other for e in sizes.shape(value)) if isinstance(value, Tensor) else None
-
-

@@ -2,22 +2,20 @@
 
 An ATen operator that does what an ONNX operator does is given to the analysis as that operator, so
 that one set of rules serves both frontends. A few have no counterpart: they keep their name, in the
-domain "aten", and have rules of their own (`coupling/rules_aten`). Whatever isn't in the registry is
-unknown: it freezes what it touches and is reported.
+domain "aten", and have rules of their own (`coupling/rules_aten`). Whatever isn't in the registry
+is unknown: it freezes what it touches and is reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
-
-from spa_graph.graph import Shape
 
 OPSET = 21
 """The version of ONNX operators whose meaning is taken, where none is stated."""
@@ -57,7 +55,8 @@ class AtenCall:
 
     node: fx.Node
     arguments: Mapping[str, Any]
-    shape_of: Callable[[fx.Node], Shape]
+    even: bool = False
+    """Whether what is cut into equal parts must stay so: a module's `chunk` can't do otherwise."""
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -84,10 +83,13 @@ Lowering = Callable[[AtenCall], Lowered | None]
 LOWERINGS: dict[str, Lowering] = {}
 
 
-def lowers(*names: str) -> Callable[[Lowering], Lowering]:
+AnyLowering = TypeVar("AnyLowering", bound=Lowering)
+
+
+def lowers(*names: str) -> Callable[[AnyLowering], AnyLowering]:
     """Register how ATen operators (overload packets) are lowered."""
 
-    def register(function: Lowering) -> Lowering:
+    def register(function: AnyLowering) -> AnyLowering:
         for name in names:
             if name in LOWERINGS:
                 raise ValueError(f"two lowerings for aten::{name}")

@@ -50,9 +50,7 @@ def conv(call: AtenCall) -> Lowered:
 @lowers("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(call: AtenCall) -> Lowered:
     lowered = conv(call)
-    return Lowered(
-        "ConvTranspose", lowered.slots, lowered.attributes, arguments=lowered.arguments
-    )
+    return Lowered("ConvTranspose", lowered.slots, lowered.attributes, arguments=lowered.arguments)
 
 
 @lowers("convolution")

@@ -93,12 +93,15 @@ def split(call: AtenCall) -> Lowered | None:
     argument = {"split_size", "split_sizes", "chunks"} & call.arguments.keys()
     if not argument:
         return None
+    axis, parts = call.axis("self"), call.result
+    equal = argument != {"split_sizes"} and len({part.shape[axis] for part in parts}) == 1
     return Lowered(
-        "Split",
+        "even_split" if equal and call.even else "Split",
         [call["self"]],
-        {"axis": call.axis("self")},
+        {"axis": axis},
+        domain="aten" if equal and call.even else "",
         version=ATTRIBUTES,
-        outputs=len(call.result),
+        outputs=len(parts),
         sizes=argument.pop(),
     )
 
@@ -165,7 +168,9 @@ def scatter(call: AtenCall) -> Lowered | None:
 
 @lowers("slice_scatter")
 def slice_scatter(call: AtenCall) -> Lowered:
-    return Lowered("slice_scatter", [call["self"], call["src"]], {"dim": call["dim"]}, domain="aten")
+    return Lowered(
+        "slice_scatter", [call["self"], call["src"]], {"dim": call["dim"]}, domain="aten"
+    )
 
 
 @lowers("pad", "constant_pad_nd")
@@ -263,6 +268,11 @@ def argmax(call: AtenCall) -> Lowered | None:
 @lowers("topk", "sort")
 def topk(call: AtenCall) -> Lowered:
     return Lowered("TopK", [call["self"]], {"axis": call["dim"]}, outputs=2)
+
+
+@lowers("argsort")
+def argsort(call: AtenCall) -> Lowered:
+    return Lowered("TopK", [call["self"]], {"axis": call["dim"]})
 
 
 @lowers("cumsum")
