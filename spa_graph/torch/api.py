@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from spa_graph.errors import OptionError
 from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.editor import slice_parameters
-from spa_graph.frontends.torch.tracing import check_module
 from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.pipeline import choose
@@ -140,7 +139,6 @@ def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
     attributes = plan.model.get("attributes")
     if attributes is None:
         raise OptionError("the plan tells no attributes of modules: give example_inputs")
-    check_module(model)
     module = copied(model)
     state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     state |= dict(module.named_buffers(remove_duplicate=False))

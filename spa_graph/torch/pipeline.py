@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spa_graph.coupling.analysis import analyze
-from spa_graph.errors import BudgetError, RewriteError, VerificationError
+from spa_graph.errors import BudgetError, ModelError, RewriteError, VerificationError
 from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.calls import as_call
 from spa_graph.frontends.torch.editor import (
@@ -26,7 +26,7 @@ from spa_graph.frontends.torch.editor import (
 from spa_graph.frontends.torch.masking import Reference
 from spa_graph.frontends.torch.reader import Reading, read
 from spa_graph.frontends.torch.surgery import Attributes
-from spa_graph.frontends.torch.tracing import Traced, trace
+from spa_graph.frontends.torch.tracing import Traced, check_module, trace
 from spa_graph.passes.cost import CostModel
 from spa_graph.passes.network import Analyzed, PrunedGraph, plan_of, relate
 from spa_graph.passes.options import Options, Timer
@@ -94,8 +94,16 @@ def prepare(
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy; whatever the module keeps besides its state comes along."""
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    """A copy; whatever the module keeps besides its state comes along.
+
+    Raises:
+        ModelError: it can't be copied, or is none that can be pruned.
+    """
+    check_module(model)
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever the user's module holds
+        raise ModelError(f"{type(model).__name__} can't be copied: {error}") from error
 
 
 def _shapes(traced: Traced) -> dict[str, tuple[int, ...]]:

@@ -94,7 +94,11 @@ def test_tied_weights_stay_tied() -> None:
     pruned = spa.prune(settled(Tied()), tokens(), params=0.6)
     assert pruned.head.weight is pruned.embedding.weight
     assert pruned(tokens()).shape == (2, 6, 50)
-    assert pruned.embedding.embedding_dim == pruned.head.in_features == pruned.blocks[0].norm1.normalized_shape[0]
+    assert (
+        pruned.embedding.embedding_dim
+        == pruned.head.in_features
+        == pruned.blocks[0].norm1.normalized_shape[0]
+    )
 
 
 def test_a_residual_width_can_be_cut_too() -> None:

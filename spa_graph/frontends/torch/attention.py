@@ -41,14 +41,21 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
+            scores = q @ k.transpose(-2, -1) * self._scale
             weights = functional.softmax(scores if mask is None else scores + mask, -1)
             mixed = functional.dropout(weights, dropout, self.training) @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
+            mixed = functional.scaled_dot_product_attention(
+                q, k, v, mask, dropout, scale=self._scale
+            )
         out = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    @property
+    def _scale(self) -> float:
+        """What scores are multiplied by: heads that were made narrower keep theirs."""
+        return float(getattr(self, "scale", self.head_dim**-0.5))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         if self._qkv_same_embed_dim:
@@ -99,6 +106,8 @@ def stated(
         else:
             size = inner // heads
     found: dict[str, Any] = {"num_heads": heads, "head_dim": size, "embed_dim": width}
+    if size != module.head_dim:
+        found["scale"] = module.head_dim**-0.5
     if packed is not None:
         found |= {"kdim": width, "vdim": width}
     else:

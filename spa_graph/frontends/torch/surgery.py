@@ -71,7 +71,7 @@ def layer_attributes(
         own = dict(_stated(module, shapes, calls.get(name, {})))
         if isinstance(module, nn.MultiheadAttention):
             own |= attention.stated(module, shapes, kept.get(f"{name}.in_proj_weight", {}))
-        changed = {key: new for key, new in own.items() if getattr(module, key, new) != new}
+        changed = {key: new for key, new in own.items() if getattr(module, key, None) != new}
         if changed:
             found[name] = changed
     return found

@@ -66,7 +66,6 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
     Raises:
         ModelError: the module can't be run or traced: why, where, and what to do.
     """
-    check_module(model)
     _run_once(model, call)
     if dynamic_shapes is not None:
         return _traced(_export(model, call, dynamic_shapes), call, batched=False)
