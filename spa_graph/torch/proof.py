@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from spa_graph.errors import VerificationError
 from spa_graph.frontends.torch.calls import Call, randomised
 from spa_graph.frontends.torch.masking import Reference
-from spa_graph.frontends.torch.tracing import Traced
+from spa_graph.frontends.torch.tracing import Traced, short, where
 from spa_graph.graph import Shape
 from spa_graph.runtime.verify import Agreement, compare
 
@@ -44,7 +44,8 @@ class Proof:
             try:
                 got = pytree.tree_leaves(call.run(module))
             except Exception as error:  # whatever the user's module raises
-                raise VerificationError(f"the pruned network fails: {error}") from error
+                text = f"it fails{where(error)}: {short(error)}"
+                raise VerificationError(text) from error
             found.append(agreement(got, wanted))
         return max(found, key=lambda each: (each.share, each.shown))
 
@@ -123,4 +124,4 @@ def check_sizes(traced: Traced, pruned: fx.GraphModule, expected: dict[str, Shap
     except VerificationError:
         raise
     except Exception as error:
-        raise VerificationError(f"the pruned graph fails: {error}") from error
+        raise VerificationError(f"the pruned graph fails: {short(error)}") from error

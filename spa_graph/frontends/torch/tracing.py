@@ -110,7 +110,7 @@ def _run_once(model: nn.Module, call: Call) -> None:
             for leaf in call.leaves()
         )
         raise ModelError(
-            f"the module fails on the example inputs ({shapes}){_where(error)}: {_short(error)}"
+            f"the module fails on the example inputs ({shapes}){where(error)}: {short(error)}"
         ) from error
 
 
@@ -138,12 +138,12 @@ def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> Any:
         if dynamic_shapes is not None:
             advice = "correct dynamic_shapes, or " + advice
         raise ModelError(
-            f"torch.export can't trace {type(model).__name__}{_where(error)}: {_short(error)}; "
+            f"torch.export can't trace {type(model).__name__}{where(error)}: {short(error)}; "
             f"{advice}"
         ) from error
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """The last line of the user's own code that an error passed, if there is one."""
     frames = list(_frames(error))
     return f" at {frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)" if frames else ""
@@ -156,7 +156,8 @@ def _frames(error: BaseException) -> Iterator[traceback.FrameSummary]:
             yield frame
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """The first line of what an error says."""
     lines = [line.strip() for line in str(error).splitlines()]
     text = next((line for line in lines if line), type(error).__name__)
     return text if len(text) < 300 else text[:297] + "..."
