@@ -165,7 +165,8 @@ def candidates(
                 new_value = _renewed(value, told.get(name, {}))
             if new_value is not None:
                 # another call of the module has this number too, and keeps it: which is meant?
-                doubtful = name.rpartition(".")[2] if value in still.get(name, ()) else ""
+                kept = type(value) is int and value in still.get(name, ())
+                doubtful = name.rpartition(".")[2] if kept else ""
                 group = found.setdefault((type(module).__name__ + doubtful, key), {})
                 group[name] = {key: new_value}
     return found
