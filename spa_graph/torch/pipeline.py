@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from spa_graph.coupling.analysis import analyze
 from spa_graph.errors import BudgetError, ModelError, RewriteError, VerificationError
@@ -260,7 +261,19 @@ def finish(
                 ) from error
         else:
             return Outcome(module, attributes, None, agreement), pruned
+    _check_trace(analysis, proof, drawn)
     return Outcome(smaller, None, why, agreement), pruned
+
+
+def _check_trace(analysis: ModuleAnalysis, proof: Proof, drawn: dict[str, Tensor]) -> None:
+    """The reference was made from the traced graph, so that must equal the module that came in."""
+    original = copied(analysis.model).eval()
+    put(original, drawn)
+    traced = [pytree.tree_leaves(call.run(analysis.traced.module)) for call in proof.calls]
+    try:
+        Proof(proof.calls, traced).of(original)
+    except VerificationError as error:
+        raise VerificationError(f"the traced graph is not the module: {error}") from error
 
 
 def check_budget(analysis: ModuleAnalysis, pruned: PrunedGraph, options: Options) -> None:

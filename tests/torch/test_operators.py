@@ -17,6 +17,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import spa_graph.torch as spa  # noqa: E402
+from spa_graph.coupling.registry import ATEN, registered  # noqa: E402
 from spa_graph.errors import ModelError  # noqa: E402
 from tests.torch.networks import settled  # noqa: E402
 
@@ -215,6 +216,26 @@ def test_recurrent_layers(cell: str, bidirectional: bool, bias: bool) -> None:
     assert (pruned.cell.input_size, pruned.cell.hidden_size) == (3, 4)
     assert pruned.cell.weight_hh_l1.shape == ((len(model.cell.weight_hh_l1)) // 2, 4)
     assert pruned(torch.randn(3, 7, 4))[0].shape == (3, 7, 3)
+
+
+def test_parts_of_a_chunk_stay_equal_in_a_module() -> None:
+    """`chunk` can't make other parts; a graph can."""
+    model = settled(Around(f(lambda x: torch.cat([each.relu() for each in x.chunk(2, 1)], 1)), 8))
+    small = [0, 1, 6, 7]
+    with torch.no_grad():
+        model.first.weight[small] *= 0.01
+        model.last.weight[:, small] *= 0.01
+    x = torch.randn(2, 3, 4, 4)
+    module = spa.prune(model, x, ratio=0.5)
+    rows = spa.plan_of(module).kept["first.weight"][0].tolist()
+    assert rows[2:] == [4 + row for row in rows[:2]]
+    graph = spa.prune(model, x, ratio=0.5, return_type="graph")
+    assert spa.plan_of(graph).kept["first.weight"][0].tolist() == [2, 3, 4, 5]
+
+
+def test_every_rule_has_a_row() -> None:
+    rows = {row[0] for row in ROWS} | {"even_split", "lstm", "gru", "rnn_tanh", "rnn_relu"}
+    assert {op_type for domain, op_type in registered() if domain == ATEN} <= rows
 
 
 def test_unknown_operators_are_reported() -> None:

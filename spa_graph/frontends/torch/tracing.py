@@ -10,6 +10,7 @@ where the module lets it.
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ from spa_graph.frontends.torch.sizes import Sizes, choose_sizes
 
 _TORCH = Path(torch.__file__).parent
 UNINITIALIZED = (nn.UninitializedParameter, nn.UninitializedBuffer)
-LIBRARY = (str(_TORCH), "<frozen", "<eval")
+LIBRARY = (f"{_TORCH}{os.sep}", "<frozen", "<eval")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
