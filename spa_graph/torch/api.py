@@ -13,7 +13,7 @@ from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.editor import slice_parameters
 from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
-from spa_graph.passes.pipeline import choose
+from spa_graph.passes.pipeline import choose, rank
 from spa_graph.plan import Plan, kept_channels
 from spa_graph.torch.options import ReturnType, check_return_type, in_python, make_options
 from spa_graph.torch.pipeline import (
@@ -96,7 +96,7 @@ def prune(
         chosen = make_options(options, budget=True)
         even = return_type in (None, "module")
         analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=even)
-        kept = choose(analysis, chosen, timer).kept
+        kept = choose(rank(analysis, chosen, timer), chosen, timer).kept
         outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
         return _give(analysis, pruned, outcome, chosen, return_type, timer)
 
