@@ -115,7 +115,7 @@ class HardCoded(nn.Module):
         self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
 
     def forward(self, x: Any) -> Any:
-        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).reshape(x.shape[0], -1, 3, 4, 8).permute(2, 0, 3, 1, 4)
         x = functional.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -126,7 +126,7 @@ def test_hard_coded_sizes_give_a_graph_and_one_warning() -> None:
         graph = spa.prune(model, features(2, 5, 32), ratio=0.5)
     ours = [str(each.message) for each in caught if "GraphModule" in str(each.message)]
     assert len(ours) == 1 and isinstance(graph, torch.fx.GraphModule)
-    assert "test_attention.py" in ours[0] and "reshape(len(x), -1, 3, 4, 8)" in ours[0]
+    assert "test_attention.py" in ours[0] and "reshape(x.shape[0], -1, 3, 4, 8)" in ours[0]
     assert graph(features(3, 5, 32)).shape == (3, 5, 32)
     assert graph.get_parameter("qkv.weight").shape == (48, 32)
     with warnings.catch_warnings():

@@ -177,6 +177,25 @@ def test_return_types() -> None:
         spa.prune(model, image(), flops=0.5, return_type="file")
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_modules_of_a_fixed_batch(size: int) -> None:
+    """torch.export takes `len(x)` for a constant."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Any) -> Any:
+            return self.second(self.first(x).reshape(len(x), -1, 16).relu())
+
+    x = torch.randn(size, 3, 8)
+    pruned = spa.prune(settled(Fixed()), x, ratio=0.5, return_type="graph")
+    assert pruned(x).shape == (size, 3, 4)
+    with pytest.raises(spa_graph.RewriteError, match=r"test_prune.py:\d+ .*reshape"):
+        spa.prune(settled(Fixed()), x, ratio=0.5, return_type="module")
+
+
 def test_a_traced_graph_module_is_a_module_too() -> None:
     traced = torch.fx.symbolic_trace(settled(Residual()))
     pruned = spa.prune(traced, image(), flops=0.5)

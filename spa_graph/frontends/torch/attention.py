@@ -76,7 +76,7 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
         if mask is not None:
             mask = _added(mask, q)
             if mask.dim() == 3:  # (batch x heads, queries, keys)
-                mask = mask.reshape(len(q), -1, *mask.shape[1:])
+                mask = mask.reshape(q.shape[0], -1, *mask.shape[1:])
         if padding is not None:
             hidden = _added(padding, q)[:, None, None, :]
             mask = hidden if mask is None else mask + hidden

@@ -78,7 +78,9 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
         except ModelError:
             pass  # it may be traceable for its own sizes
         else:
-            return _traced(program, call, batched=True)
+            traced = _traced(program, call, batched=True)
+            if traced.sizes.dynamic or wider is call:
+                return traced  # else it was fixed at a size that isn't the example's
     return _traced(_export(model, call, None), call, batched=False)
 
 
