@@ -136,6 +136,28 @@ def test_hard_coded_sizes_give_a_graph_and_one_warning() -> None:
         spa.prune(model, features(2, 5, 32), ratio=0.5, return_type="module")
 
 
+def test_an_unflatten_that_is_a_layer_follows() -> None:
+    model = nn.Sequential(
+        nn.Linear(6, 8 * 4), nn.Unflatten(1, (8, 2, 2)), nn.ReLU(), nn.Conv2d(8, 3, 1)
+    )
+    pruned = spa.prune(settled(model), features(2, 6), ratio=0.5)
+    assert isinstance(pruned, nn.Sequential) and pruned[1].unflattened_size == (4, 2, 2)
+
+
+def test_a_normalised_parameter() -> None:
+    class Relative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Parameter(torch.randn(5, 16)), nn.LayerNorm(16)
+            self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(self.first(x) + self.norm(self.table))
+
+    pruned = spa.prune(settled(Relative()), features(2, 5, 6), ratio=0.5)
+    assert pruned.norm.normalized_shape == (8,) and pruned.table.shape == (5, 8)
+
+
 # --- libraries --------------------------------------------------------------------------------
 
 WIDTHS: dict[str, Any] = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}

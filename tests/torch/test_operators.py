@@ -162,6 +162,12 @@ ROWS: list[tuple[str, nn.Module, int, int | None]] = [
     ("unflatten", f(lambda x: x.unflatten(1, (2, 4)).sum(1)), 4, 4),
     ("view_inferred", f(lambda x: x.view(len(x), -1, 16)), 8, 4),
     ("squeeze", f(lambda x: x[..., :1].squeeze(-1).unsqueeze(-1)), 8, 4),
+    ("repeat_interleave", f(lambda x: x.repeat_interleave(2, 1)), 16, 4),
+    ("extremum", f(lambda x: x.max(-1)[0]), 8, 4),
+    ("extremum_channels", f(lambda x: x * x.min(1, keepdim=True)[0]), 8, None),
+    ("baddbmm", f(lambda x: torch.baddbmm(x[:, 0], x[..., 0].mT, x[..., 1])[:, None] * x[:, :, :1]
+                  .amax((2, 3), keepdim=True)), 8, 3),
+    ("logical", f(lambda x: x * ((x > 0) & (x < 1))), 8, 4),
     ("tril", f(lambda x: x.tril()), 8, 4),
     ("slice_scatter", f(lambda x: x.slice_scatter(x[..., :2] * 2, 3, 1, 3)), 8, 4),
     ("shuffle", f(lambda x: x.view(-1, 2, 4, 4, 4).transpose(1, 2).reshape(-1, 8, 4, 4)), 8, 4),

@@ -24,6 +24,16 @@ def linear(scope: Scope) -> None:
     scope.linear("matrix", (0, 1, 2), features=-1, inputs=1, outputs=0, result=-1)
 
 
+@rule("baddbmm", domain=ATEN)
+def baddbmm(scope: Scope) -> None:
+    """A (b, m, k), B (b, k, n), C broadcasts to (b, m, n): C + A B."""
+    c, out = scope.input(2), scope.output()
+    multiply(scope, scope.input(0), scope.input(1), out)
+    if c is not None and out is not None:
+        broadcast(scope, c, out)
+    scope.zero("never")
+
+
 @rule("prelu", domain=ATEN)
 def prelu(scope: Scope) -> None:
     """x (n, c, *), slopes (c) or a single one."""

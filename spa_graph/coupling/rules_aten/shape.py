@@ -46,6 +46,31 @@ def even_split(scope: Scope) -> None:
     scope.zero("move")
 
 
+@rule("repeat_interleave", domain=ATEN)
+def repeat_interleave(scope: Scope) -> None:
+    x, out = scope.input(0), scope.output()
+    if x is None or out is None:
+        return scope.freeze_all(UNKNOWN)
+    along = scope.attribute("dim")
+    scope.align(x[:along] + x[along + 1 :], out[:along] + out[along + 1 :])
+    repeats = scope.fixed(scope.attribute("repeats"), "repeats every element")
+    scope.product(out[along], (x[along], repeats))
+    scope.zero("move")
+
+
+@rule("extremum", domain=ATEN)
+def extremum(scope: Scope) -> None:
+    """The largest or smallest along an axis, and where it stands."""
+    x, along = scope.input(0), scope.attribute("dim")
+    if x is None:
+        return scope.freeze_all(UNKNOWN)
+    scope.freeze((x[along],), "is searched by position")
+    for out in scope.outputs():
+        kept = out if len(out) < len(x) else out[:along] + out[along + 1 :]
+        scope.align(x[:along] + x[along + 1 :], kept)
+    scope.zero("all", (0,))
+
+
 @rule("slice_scatter", domain=ATEN)
 def slice_scatter(scope: Scope) -> None:
     """Positions along one axis are overwritten."""

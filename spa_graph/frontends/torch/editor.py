@@ -108,15 +108,10 @@ class CallEdits:
     def _sizes_of(self, operator: Operator, place: Place) -> dict[str, Any]:
         lowered, name = place.lowered, operator.outputs[0]
         given = arguments_by_name(place.node) if lowered.sizes or lowered.inner else {}
-        if lowered.inner:
-            source = operator.inputs[0]
+        if lowered.inner:  # input and output have the same shape
             listed = given[lowered.inner]
-            shape = self._expected(source)[-len(listed) :]
-            return (
-                {lowered.inner: [extent.nominal for extent in shape]}
-                if self._changed(source)
-                else {}
-            )
+            shape = self._expected(name)[-len(listed) :]
+            return {lowered.inner: [e.nominal for e in shape]} if self._changed(name) else {}
         if not lowered.sizes or not self._changed(name):
             return {}
         listed, start = list(given[lowered.sizes]), lowered.attributes.get("from", 0)

@@ -52,6 +52,13 @@ def owner(node: fx.Node) -> str | None:
 # --- attributes of PyTorch's own layers -------------------------------------------------------
 
 
+LAYERS = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.EmbeddingBag,
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.RNNBase,
+    nn.MultiheadAttention,
+)  # fmt: skip
+
+
 def layer_attributes(
     model: nn.Module, kept: dict[str, AxisIndices], calls: Attributes
 ) -> Attributes:
@@ -157,7 +164,7 @@ def candidates(
     still = _unchanged_numbers(reading, {place.node for place, _ in changes})
     for name in sorted(pairs.keys() | told.keys()):
         module = model.get_submodule(name)
-        if type(module).__module__.startswith("torch.nn.modules"):
+        if isinstance(module, LAYERS):
             continue  # `layer_attributes` knows them
         for key, value in vars(module).items():
             new_value = _renewed(value, pairs.get(name, {}))

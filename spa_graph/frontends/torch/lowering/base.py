@@ -35,7 +35,7 @@ class Lowered:
         outputs: how many tensors it gives; None: one, which is not in a tuple.
         arguments: by attribute or slot that may change, the call's argument that holds it.
         sizes: the argument that lists the sizes of the output, or of the parts.
-        inner: the argument that lists the sizes of the last axes of the first input.
+        inner: the argument that lists the sizes of the last axes, of input and output alike.
     """
 
     op_type: str

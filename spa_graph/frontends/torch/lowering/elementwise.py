@@ -35,7 +35,7 @@ _TWO = {
     "gt": "Greater", "le": "LessOrEqual", "logical_and": "And", "logical_or": "Or",
     "logical_xor": "Xor", "lt": "Less", "maximum": "Max", "minimum": "Min", "mul": "Mul",
     "ne": "Equal", "pow": "Pow", "remainder": "Mod", "sub": "Sub", "floor_divide": "Div",
-    "true_divide": "Div",
+    "true_divide": "Div", "__and__": "And", "__or__": "Or", "__xor__": "Xor",
 }  # fmt: skip
 
 for _name, _op_type in _ONE.items():

@@ -28,6 +28,11 @@ def addmm(call: AtenCall) -> Lowered:
     return Lowered("Gemm", [call["mat1"], call["mat2"], call["self"]], scales)
 
 
+@lowers("baddbmm")
+def baddbmm(call: AtenCall) -> Lowered:
+    return Lowered("baddbmm", [call["batch1"], call["batch2"], call["self"]], domain="aten")
+
+
 @lowers("einsum")
 def einsum(call: AtenCall) -> Lowered:
     return Lowered("Einsum", list(call["tensors"]), {"equation": call["equation"]})

@@ -74,6 +74,15 @@ def repeat(call: AtenCall) -> Lowered | None:
     return Lowered("Tile", [call["self"], tuple(call["repeats"])])
 
 
+@lowers("repeat_interleave")
+def repeat_interleave(call: AtenCall) -> Lowered | None:
+    """Every element several times, one behind the other."""
+    if type(call.get("repeats")) is not int or call["dim"] is None:
+        return None
+    axis = {"dim": call.axis("self"), "repeats": call["repeats"]}
+    return Lowered("repeat_interleave", [call["self"]], axis, domain="aten")
+
+
 # --- joining and cutting ---------------------------------------------------------------------
 
 
@@ -255,7 +264,7 @@ def extremum(call: AtenCall) -> Lowered | None:
         return Lowered(op_type, [call["self"], call["other"]])
     if "dim" not in call.arguments:
         return Lowered(f"Reduce{op_type}", [call["self"]], {"axes": None}, version=ATTRIBUTES)
-    return None
+    return Lowered("extremum", [call["self"]], {"dim": call.axis("self")}, domain="aten", outputs=2)
 
 
 @lowers("argmax", "argmin")
