@@ -15,7 +15,7 @@ from torch.nn import functional  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
 from spa_graph.errors import RewriteError  # noqa: E402
 from spa_graph.frontends.torch.attention import PrunedMultiheadAttention  # noqa: E402
-from tests.torch.networks import Block, import_torchvision, settled  # noqa: E402
+from tests.torch.networks import Attention, Block, import_torchvision, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -142,6 +142,18 @@ def test_an_unflatten_that_is_a_layer_follows() -> None:
     )
     pruned = spa.prune(settled(model), features(2, 6), ratio=0.5)
     assert isinstance(pruned, nn.Sequential) and pruned[1].unflattened_size == (4, 2, 2)
+
+
+def test_numbers_of_a_class_are_corrected_in_the_module_alone() -> None:
+    class Heads(Attention):
+        num_heads = 4
+
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__(width, heads)
+            del self.num_heads
+
+    pruned = spa.prune(settled(Block(attention=Heads)), features(2, 5, 32), ratio=0.5)
+    assert pruned.attention.num_heads == 2 and Heads.num_heads == 4
 
 
 def test_a_normalised_parameter() -> None:

@@ -166,7 +166,7 @@ def candidates(
         module = model.get_submodule(name)
         if isinstance(module, LAYERS):
             continue  # `layer_attributes` knows them
-        for key, value in vars(module).items():
+        for key, value in _stated_by(module).items():
             new_value = _renewed(value, pairs.get(name, {}))
             if new_value is None and key in SPOKEN:
                 new_value = _renewed(value, told.get(name, {}))
@@ -177,6 +177,15 @@ def candidates(
                 group = found.setdefault((type(module).__name__ + doubtful, key), {})
                 group[name] = {key: new_value}
     return found
+
+
+def _stated_by(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module, also those of its own classes."""
+    found: dict[str, Any] = {}
+    for base in reversed(type(module).__mro__):
+        if base.__module__.partition(".")[0] not in ("torch", "builtins"):
+            found |= {key: value for key, value in vars(base).items() if key[:1] != "_"}
+    return found | vars(module)
 
 
 def _unchanged_numbers(reading: Reading, changed: set[fx.Node]) -> dict[str, set[int]]:
