@@ -15,7 +15,7 @@ from torch.nn import functional  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
 from spa_graph.errors import RewriteError  # noqa: E402
 from spa_graph.frontends.torch.attention import PrunedMultiheadAttention  # noqa: E402
-from tests.torch.networks import Attention, Block, import_torchvision, settled  # noqa: E402
+from tests.torch.torch_networks import Attention, Block, import_torchvision, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

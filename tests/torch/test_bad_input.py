@@ -20,7 +20,7 @@ from spa_graph.errors import (  # noqa: E402
     VerificationError,
 )
 from spa_graph.frontends.torch import editor  # noqa: E402
-from tests.torch.networks import Block, Residual, settled  # noqa: E402
+from tests.torch.torch_networks import Block, Residual, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

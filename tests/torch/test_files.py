@@ -13,8 +13,8 @@ from torch import nn  # noqa: E402
 
 import spa_graph  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
-from tests.torch.networks import Block, Residual, Tied, settled  # noqa: E402
 from tests.torch.test_attention import HardCoded, Own  # noqa: E402
+from tests.torch.torch_networks import Block, Residual, Tied, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

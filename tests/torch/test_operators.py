@@ -19,7 +19,7 @@ from torch.nn import functional  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
 from spa_graph.coupling.registry import ATEN, registered  # noqa: E402
 from spa_graph.errors import ModelError  # noqa: E402
-from tests.torch.networks import settled  # noqa: E402
+from tests.torch.torch_networks import settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree  # noqa: E402
 
 import spa_graph  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
-from tests.torch.networks import Block, Residual, Tied, import_torchvision, settled  # noqa: E402
 from tests.torch.test_attention import bert, gpt2, tokens  # noqa: E402
+from tests.torch.torch_networks import Block, Residual, Tied, import_torchvision, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

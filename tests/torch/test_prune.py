@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 
 import spa_graph  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
-from tests.torch.networks import Block, Residual, Tied, settled  # noqa: E402
+from tests.torch.torch_networks import Block, Residual, Tied, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -159,6 +159,21 @@ def test_keyword_inputs_several_outputs_and_free_lengths() -> None:
     free = {name: {1: torch.export.Dim("length", min=2, max=64)} for name in inputs}
     pruned = spa.prune(settled(Pair()), inputs, flops=0.5, dynamic_shapes=free)
     assert pruned(torch.randn(1, 9, 8), scale=torch.rand(1, 9, 1))["length"] == 9
+
+
+def test_a_pruned_module_can_be_pruned_again_and_trained() -> None:
+    first = spa.prune(settled(Residual()), image(), flops=0.7)
+    second = spa.prune(first, image(), flops=0.7).train()
+    before, after = (spa.report_of(second)[when]["flops"] for when in ("before", "after"))
+    assert before == spa.report_of(first)["after"]["flops"] and after <= 0.7 * before
+    optimizer = torch.optim.SGD(second.parameters(), 1e-4)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(second(image()).square().mean())
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
 
 
 def test_return_types() -> None:
