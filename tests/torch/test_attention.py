@@ -15,7 +15,8 @@ from torch.nn import functional  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
 from spa_graph.errors import RewriteError  # noqa: E402
 from spa_graph.frontends.torch.attention import PrunedMultiheadAttention  # noqa: E402
-from tests.torch.torch_networks import Attention, Block, import_torchvision, settled  # noqa: E402
+from spa_graph.models_zoo.architectures import import_torchvision  # noqa: E402
+from tests.torch.torch_networks import Attention, Block, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -175,12 +176,17 @@ def test_a_normalised_parameter() -> None:
 WIDTHS: dict[str, Any] = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def transformers() -> Any:
-    pytest.importorskip("transformers")
-    import_torchvision()
-    import transformers
+def torchvision() -> Any:
+    """torchvision, also where its compiled library doesn't fit torch's."""
+    try:
+        return import_torchvision()
+    except ImportError:
+        pytest.skip("torchvision is not installed")
 
-    return transformers
+
+def transformers() -> Any:
+    torchvision()  # which it imports
+    return pytest.importorskip("transformers")
 
 
 def tokens() -> Any:
@@ -228,10 +234,8 @@ def test_gpt2() -> None:
 
 
 def test_timm_vit() -> None:
-    pytest.importorskip("timm")
-    import_torchvision()
-    import timm
-
+    torchvision()  # which it imports
+    timm = pytest.importorskip("timm")
     model = settled(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5))
     pruned = spa.prune(model, features(2, 3, 32, 32), ratio=0.34)
     attention = pruned.blocks[0].attn

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree  # noqa: E402
 
 import spa_graph  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
-from tests.torch.test_attention import bert, gpt2, tokens  # noqa: E402
-from tests.torch.torch_networks import Block, Residual, Tied, import_torchvision, settled  # noqa: E402
+from tests.torch.test_attention import bert, gpt2, tokens, torchvision  # noqa: E402
+from tests.torch.torch_networks import Block, Residual, Tied, settled  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -115,7 +115,7 @@ def test_the_same_settings_give_the_same_plan() -> None:
 
 def _torchvision(name: str) -> Build:
     def build() -> tuple[nn.Module, Any]:
-        models = import_torchvision().models
+        models = torchvision().models
         return settled(getattr(models, name)(weights=None)), features(2, 3, 224, 224)
 
     return build
@@ -131,7 +131,6 @@ LARGE = {
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", LARGE)
 def test_large_parity(name: str) -> None:
-    pytest.importorskip("torchvision")
     model, x = _torchvision(name)()
     pruned = assert_parity(model, x, both=False, flops=0.5)
     assert (type(pruned) is type(model)) == LARGE[name]

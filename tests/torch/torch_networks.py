@@ -1,9 +1,7 @@
-"""Small modules for the tests, and libraries that need care to be imported."""
+"""Small modules for the tests."""
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from typing import Any
 
 import torch
@@ -90,19 +88,3 @@ class Tied(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.blocks(self.embedding(tokens)))
-
-
-def import_torchvision() -> Any:
-    """Import torchvision, also beside a torch that its compiled library doesn't fit."""
-    with contextlib.suppress(RuntimeError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("nms", "qnms"):
-            text = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            with contextlib.suppress(RuntimeError):
-                LIBRARY.define(text)
-    import torchvision
-
-    return torchvision
-
-
-LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
