@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from spa_graph.errors import OptionError, SpaError
+from spa_graph.passes.importance import make_criterion
 from spa_graph.passes.options import Options
 
 ReturnType = Literal["module", "graph", "exported"]
@@ -33,6 +34,11 @@ def make_options(given: dict[str, Any], *, budget: bool) -> Options:
     if not isinstance(exclude, str):
         given = given | {"exclude": tuple(exclude)}
     options = Options(**given)
+    if make_criterion(options.criterion_name, options.seed).needs_data:
+        raise OptionError(
+            f"criterion {options.criterion} needs calibration data, which modules can't be given "
+            "yet: export to ONNX and use spa_graph.prune(..., calibrate=...)"
+        )
     if budget and options.budget is None and options.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
     return options

@@ -1,0 +1,362 @@
+"""The task metric of the trained networks at equal FLOPs: criteria, repairs, data, and peers.
+
+    benchmarks/setup_trained.sh .venv-trained
+    .venv-trained/bin/pip install --no-deps onnxsim==0.8.1 onnx2torch==1.5.15 \\
+        torch-pruning==1.6.1 torchvision==0.28.0
+    .venv-trained/bin/python -m benchmarks.accuracy FOLDER [NAME...] [--ratios 0.7 0.5]
+        [--seeds 3] [--criteria obspa l1] [--repairs none ls] [--data inputs data-free] [--peers]
+
+Every cell that is done stands in FOLDER/accuracy.jsonl and is not run again; the page is written
+after each. Calibration samples are never those that the metric is taken on (`Trained.inputs`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.coverage_workers import flops, last_layers
+from benchmarks.results import dense_score, machine, versions
+from spa_graph.frontends.onnx import files, forms
+from spa_graph.models_zoo.trained import NETWORKS, Trained
+from spa_graph.passes.calibrated import calibrate
+from spa_graph.passes.importance import CRITERIA
+from spa_graph.passes.network import prepare, rewrite
+from spa_graph.passes.options import METHODS, Options, Timer
+from spa_graph.passes.pipeline import choose, rank
+from spa_graph.passes.reconstruct import reconstruct
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "accuracy_grid.md"
+INPUTS = "inputs"
+STEPS = 7
+"""Halvings of the interval in which a peer's sparsity for the wanted FLOPs is looked for."""
+OURS = "spa-prune"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: who pruned which network to which share of the FLOPs, and how."""
+
+    network: str
+    tool: str
+    criterion: str
+    repair: str
+    data: str
+    ratio: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The metric of a cell; `failure` says why there is none."""
+
+    cell: Cell
+    metric: float = float("nan")
+    flops: float = float("nan")
+    seconds: float = float("nan")
+    failure: str = ""
+
+
+# --- ours ----------------------------------------------------------------------------------------
+
+
+def ours(dense: Path, samples: Any, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Path, float]]:
+    """Prune by cells that share network, criterion, data and seed: one calibration serves all.
+
+    Yields:
+        The cell, the pruned file, seconds; those of the calibration count for each cell.
+    """
+    first = cells[0]
+    options = Options(
+        flops=first.ratio, calibrate=samples, criterion=first.criterion, seed=first.seed
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        timer, place = Timer(), Path(folder)
+        analysis = prepare(forms.take(str(dense))[0], options, timer)
+        calibrated = calibrate(analysis, options, timer, place)
+        ranking = rank(analysis, options, timer, calibrated)
+        choices: dict[float, Any] = {}
+        shared = time.perf_counter() - start
+        for cell in cells:
+            start = time.perf_counter()
+            own = replace(options, flops=cell.ratio, reconstruct=cell.repair)
+            if cell.ratio not in choices:
+                choices[cell.ratio] = choose(ranking, own, timer)
+            pruned = rewrite(analysis, choices[cell.ratio].kept, own, timer)
+            if cell.repair != "none":
+                reconstruct(analysis, pruned, calibrated, own, place)
+            path = place / "pruned.onnx"
+            files.write(pruned.model, path)
+            yield cell, path, shared + time.perf_counter() - start
+
+
+# --- peers ---------------------------------------------------------------------------------------
+
+
+def at_flops(prune: Callable[[float], Any], cost: Callable[[Any], float], ratio: float) -> Any:
+    """What a peer gives at the least sparsity that brings FLOPs to `ratio` of the original's.
+
+    Raises:
+        RuntimeError: no sparsity does.
+    """
+    low, high, found = 0.0, 0.98, None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        result = prune(middle)
+        if cost(result) <= ratio:
+            high, found = middle, result
+        else:
+            low = middle
+    if found is None:
+        raise RuntimeError(f"FLOPs {ratio:g} are not reached at sparsity {high:.2f}")
+    return found
+
+
+def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> None:
+    """onnxsim's structured pruning of channels and heads, perhaps with its fit behind it."""
+    import onnx
+    import onnxsim as peer
+
+    batches = [dict(zip(samples, row, strict=True)) for row in _batches(list(samples.values()))]
+    whole, scratch = flops(dense), output.with_suffix(".try.onnx")
+
+    def prune(sparsity: float) -> Any:
+        if cell.criterion == "wanda":
+            model = peer.apply_structured_wanda_pruning(str(dense), batches, sparsity=sparsity)
+        else:
+            model = peer.apply_structured_pruning(
+                str(dense), sparsity, importance_norm=cell.criterion
+            )
+        return peer.apply_attention_head_pruning(model, sparsity)
+
+    def cost(model: Any) -> float:
+        onnx.save(model, scratch)
+        return flops(scratch) / whole
+
+    model = at_flops(prune, cost, cell.ratio)
+    if cell.repair == "finetune":
+        model = peer.apply_pruning_finetune(str(dense), model, batches)
+    onnx.save(model, output)
+
+
+def _batches(arrays: list[Any], size: int = 32) -> Iterator[list[Any]]:
+    """Batches of arrays that have samples along their first axis."""
+    for start in range(0, len(arrays[0]), size):
+        yield [array[start : start + size] for array in arrays]
+
+
+def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> None:
+    """Torch-Pruning on the network as onnx2torch converts it, exported again."""
+    import onnx
+    import onnx2torch
+    import torch
+    import torch_pruning as tp
+
+    importances = {
+        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "bn-scale": tp.importance.BNScaleImportance,
+        "fpgm": tp.importance.FPGMImportance,
+    }
+    original = onnx.load(dense)
+    example = tuple(torch.from_numpy(np.asarray(array[:2])) for array in samples.values())
+
+    def prune(sparsity: float) -> Any:
+        module = onnx2torch.convert(original).eval()
+        tp.pruner.BasePruner(
+            module,
+            example,
+            importance=importances[cell.criterion](),
+            pruning_ratio=sparsity,
+            global_pruning=True,
+            ignored_layers=last_layers(module, example),
+        ).step()
+        return module
+
+    whole = tp.utils.count_ops_and_params(onnx2torch.convert(original).eval(), example)[0]
+    module = at_flops(
+        prune, lambda m: float(tp.utils.count_ops_and_params(m, example)[0] / whole), cell.ratio
+    )
+    names = [value.name for value in original.graph.input]
+    batch = {name: {0: "batch"} for name in names}
+    result = [original.graph.output[0].name]
+    torch.onnx.export(
+        module, example, str(output), input_names=names, output_names=result,
+        dynamic_axes=batch, dynamo=False,
+    )  # fmt: skip
+
+
+PEERS: dict[str, Callable[[Path, dict[str, Any], Cell, Path], None]] = {
+    "onnxsim": onnxsim,
+    "torch-pruning": torch_pruning,
+}
+PEER_WAYS = (
+    ("onnxsim", "l2", "none", "none"),
+    ("onnxsim", "wanda", "none", INPUTS),
+    ("onnxsim", "wanda", "finetune", INPUTS),
+    ("torch-pruning", "l1", "none", "none"),
+    ("torch-pruning", "l2", "none", "none"),
+    ("torch-pruning", "bn-scale", "none", "none"),
+    ("torch-pruning", "fpgm", "none", "none"),
+)
+"""Tool, criterion, repair, data. With shared BatchNorm folded, bn-scale has nothing to look at."""
+
+
+# --- the grid ------------------------------------------------------------------------------------
+
+
+def run(network: Trained, folder: Path, cells: Sequence[Cell], count: int) -> Iterator[Result]:
+    """Run cells of one network; a failure of any kind becomes a result."""
+    dense = network.fetch(folder)
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        alone = cell.tool != OURS
+        key = (cell.tool, cell.criterion, cell.data, cell.seed, cell if alone else None)
+        groups.setdefault(key, []).append(cell)
+    for group in groups.values():
+        waiting = list(group)
+        try:
+            for cell, path, seconds in _pruned(network, dense, group, count):
+                metric = network.evaluate(path)[network.metric]
+                waiting.remove(cell)
+                yield Result(cell, metric, flops(path) / flops(dense), seconds)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            yield from (Result(cell, failure=reason) for cell in waiting)
+
+
+def _pruned(
+    network: Trained, dense: Path, cells: Sequence[Cell], count: int
+) -> Iterator[tuple[Cell, Path, float]]:
+    first = cells[0]
+    if first.tool == OURS:
+        made = first.data != INPUTS
+        samples: Any = first.data if made else network.inputs(count, first.seed)
+        yield from ours(dense, samples, cells)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "peer.onnx"
+        start = time.perf_counter()
+        PEERS[first.tool](dense, network.inputs(count, first.seed), first, output)
+        yield first, output, time.perf_counter() - start
+
+
+def wanted(arguments: argparse.Namespace, name: str) -> list[Cell]:
+    """The cells of one network."""
+    found = [
+        Cell(name, OURS, criterion, repair, data, ratio, seed)
+        for data in arguments.data
+        for seed in range(arguments.seeds)
+        for criterion in arguments.criteria
+        for ratio in arguments.ratios
+        for repair in arguments.repairs
+    ]
+    if arguments.peers:
+        found += [Cell(name, *way, ratio) for way in PEER_WAYS for ratio in arguments.ratios]
+    return found
+
+
+def read(path: Path) -> dict[Cell, Result]:
+    """The results of earlier runs."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    results = [
+        Result(**{**entry, "cell": Cell(**entry["cell"])}) for entry in map(json.loads, lines)
+    ]
+    return {result.cell: result for result in results}
+
+
+def page(results: Sequence[Result], dense: dict[str, float]) -> str:
+    """The whole page: one line per way, one column per ratio; the mean over seeds, and the span."""
+    ratios = sorted({result.cell.ratio for result in results}, reverse=True)
+    lines = [
+        "# Accuracy at equal FLOPs: the grid",
+        "",
+        f"Written by `python -m benchmarks.accuracy FOLDER {' '.join(sys.argv[2:])}`;",
+        "cells of earlier runs are kept. The task metric, mean over seeds (lowest to highest).",
+        "[accuracy.md](accuracy.md) says what it shows.",
+        "",
+        f"* {machine()}",
+        f"* {versions()}",
+    ]
+    for name, value in dense.items():
+        lines += ["", f"## {name} ({NETWORKS[name].metric}; dense {value:.3f})", ""]
+        lines.append(
+            "| tool | criterion | repair | data | " + " | ".join(f"{r:g}" for r in ratios) + " |"
+        )
+        lines.append("|---|---|---|---|" + "---|" * len(ratios))
+        own = [result for result in results if result.cell.network == name]
+        ways = dict.fromkeys(
+            (r.cell.tool, r.cell.criterion, r.cell.repair, r.cell.data) for r in own
+        )
+        for way in ways:
+            texts = [
+                _entry([r for r in own if _way(r) == way and r.cell.ratio == x]) for x in ratios
+            ]
+            lines.append("| " + " | ".join((*way, *texts)) + " |")
+    return "\n".join((*lines, ""))
+
+
+def _way(result: Result) -> tuple[str, str, str, str]:
+    cell = result.cell
+    return cell.tool, cell.criterion, cell.repair, cell.data
+
+
+def _entry(results: Sequence[Result]) -> str:
+    values = [result.metric for result in results if not result.failure]
+    if not values:
+        return results[0].failure.replace("|", "/")[:60] if results else ""
+    span = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{span}"
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where networks and results go")
+    parser.add_argument("names", nargs="*", metavar="name", help="networks (default: all)")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5])
+    parser.add_argument("--criteria", nargs="+", default=["obspa"], choices=sorted(CRITERIA))
+    parser.add_argument("--repairs", nargs="+", default=["none", "ls"], choices=METHODS)
+    parser.add_argument("--data", nargs="+", default=[INPUTS], metavar="inputs|data-free[:METHOD]")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=1024, help="of the networks' own inputs")
+    parser.add_argument("--peers", action="store_true", help="onnxsim and Torch-Pruning as well")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(NETWORKS)
+    if unknown:
+        parser.error(f"no such network: {', '.join(sorted(unknown))}")
+    return arguments
+
+
+def main() -> None:
+    """Run what is missing; the page is written after every cell."""
+    arguments = parse()
+    folder = arguments.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "accuracy.jsonl"
+    known = read(record)
+    for name in arguments.names or NETWORKS:
+        missing = [cell for cell in wanted(arguments, name) if cell not in known]
+        for result in run(NETWORKS[name], folder, missing, arguments.samples):
+            known[result.cell] = result
+            with record.open("a") as file:
+                file.write(json.dumps(asdict(result)) + "\n")
+            print(result, flush=True)
+            names = dict.fromkeys(cell.network for cell in known)
+            dense = {n: dense_score(n, NETWORKS[n].fetch(folder)) for n in names}
+            arguments.page.write_text(page(list(known.values()), dense))
+
+
+if __name__ == "__main__":
+    main()
