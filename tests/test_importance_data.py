@@ -28,9 +28,11 @@ FROM_WEIGHTS = sorted(name for name, make in CRITERIA.items() if not make(0).nee
 FROM_DATA = sorted(set(CRITERIA) - set(FROM_WEIGHTS))
 
 
-def calibrated(tmp_path: Any, text: str, **options: Any) -> tuple[Analysis, Calibrated, Any]:
-    model = network(text)
-    analysis = spa_graph.analyze(model)
+def calibrated(
+    tmp_path: Any, text: str, values: Any = None, groups: Any = "groups", **options: Any
+) -> tuple[Analysis, Calibrated, Any]:
+    model = network(text, values=values)
+    analysis = spa_graph.analyze(model, groups=groups)
     shape = [64, *(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])]
     data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     chosen = Options(calibrate=data, **options)

@@ -6,6 +6,7 @@ aggregate over the group's parameters. A new criterion is one file in this folde
 """
 
 from spa_graph.passes.importance import (
+    activation,
     flap,
     fpgm,
     lamp,
@@ -29,6 +30,7 @@ __all__ = [
     "CRITERIA",
     "NORMALIZERS",
     "Criterion",
+    "activation",
     "flap",
     "fpgm",
     "lamp",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -135,7 +136,7 @@ def criterion(cls: type[Criterion]) -> type[Criterion]:
     """Register a criterion; `seed` goes to those whose constructor takes one."""
     if cls.name in CRITERIA:
         raise ValueError(f"two criteria are called {cls.name}")
-    takes_seed = cls.__init__ is not object.__init__
+    takes_seed = "seed" in signature(cls).parameters
     CRITERIA[cls.name] = (lambda seed: cls(seed)) if takes_seed else (lambda _seed: cls())  # type: ignore[call-arg]
     return cls
 

@@ -1,0 +1,100 @@
+"""Criteria that look at features, each against its definition, computed channel by channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.models import network, outputs, stored
+from tests.test_importance_data import CONV, TEXT, calibrated, scores
+
+Array = np.ndarray[Any, Any]
+
+TWO_READERS = """
+net (float[N,3,6,6] x) => (float[N,5,6,6] y, float[N,2,4,4] z)
+<float[8,3,3,3] w1, float[8] b1, float[5,8,1,1] w2, float[2,8,3,3] w3>
+{ h = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Relu(h) s = Sigmoid(r) y = Conv(r, w2) z = Conv(s, w3) }
+"""
+GROUPED = """
+net (float[N,3,6,6] x) => (float[N,6,4,4] y) <float[8,3,3,3] w1, float[6,4,3,3] w2>
+{ h = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(h) y = Conv<group=2>(r, w2) }
+"""
+SEQUENCE = """
+net (float[N,7,4] x) => (float[N,7,3] y) <float[4,8] w1, float[8,3] w2>
+{ h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }
+"""
+FLATTENED = """
+net (float[N,3,6,6] x) => (float[N,5] y) <float[8,3,5,5] w1, float[32,5] w2>
+{ h = Conv(x, w1) r = Relu(h) f = Flatten(r) y = MatMul(f, w2) }
+"""
+EVERY = [TEXT, CONV, TWO_READERS, GROUPED, SEQUENCE, FLATTENED]
+
+
+def computed(model: Any, found: Any, value: str) -> Array:
+    """A value of the network on all fitted samples."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    del whole.graph.output[:]
+    whole.graph.output.append(onnx.ValueInfoProto(name=value))
+    x = np.concatenate([feeds["x"] for feeds in found.fitting])
+    return np.asarray(outputs(whole, {"x": x})[0], np.float64)
+
+
+def definition(of_channel: Any, text: str, model: Any, found: Any) -> Array:
+    """The sum over everything that reads a channel; 4 pairs where two groups are read alike."""
+    values = ["r", "s"] if text is TWO_READERS else ["r"]
+    total = np.zeros(8)
+    for value in values:
+        features = computed(model, found, value)
+        if text is SEQUENCE:
+            features = features.transpose(0, 2, 1)
+        total += [of_channel(features[:, channel]) for channel in range(8)]
+    return total.reshape(2, 4).sum(0) if text is GROUPED else total
+
+
+def options(text: str) -> dict[str, str]:
+    return {"groups": "within"} if text is GROUPED else {}
+
+
+def activation(own: Array) -> float:
+    per_sample = np.abs(own).reshape(len(own), -1).mean(1)
+    return float(np.linalg.norm(per_sample)) / len(own) ** 0.5
+
+
+@pytest.mark.parametrize("text", EVERY[:-1])
+@pytest.mark.parametrize("criterion", [activation], ids=lambda f: f.__name__)
+def test_is_what_its_paper_says(tmp_path: Any, criterion: Any, text: str) -> None:
+    name = criterion.__name__
+    analysis, found, model = calibrated(tmp_path, text, criterion=name, **options(text))
+    want = definition(criterion, text, model, found)
+    assert len(set(want.round(6).tolist())) > 1
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
+
+
+def test_activation_of_a_flattened_map_adds_up_over_its_positions(tmp_path: Any) -> None:
+    analysis, found, model = calibrated(tmp_path, FLATTENED, criterion="activation")
+    flat = computed(model, found, "f")
+    want = np.sqrt(np.square(flat).mean(0)).reshape(8, 4).sum(1)
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["activation"])
+@pytest.mark.parametrize("text", [CONV, SEQUENCE, FLATTENED])
+def test_constant_features_are_no_trouble(tmp_path: Any, criterion: str, text: str) -> None:
+    model = network(text)
+    still = np.zeros_like(stored(model)["w1"])
+    analysis, found, _ = calibrated(tmp_path, text, values={"w1": still}, criterion=criterion)
+    assert np.isfinite(scores(analysis, found)).all()
+
+
+@pytest.mark.parametrize("criterion", ["activation"])
+@pytest.mark.parametrize("text", EVERY)
+def test_the_same_seed_gives_the_same(tmp_path: Any, criterion: str, text: str) -> None:
+    numbers = [
+        scores(*calibrated(tmp_path, text, criterion=criterion, seed=3, **options(text))[:2])
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*numbers)
