@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from spa_graph.passes.importance.hrank import PER_BATCH, SAMPLES, HRank
 from tests.models import network, outputs, stored
 from tests.test_importance_data import CONV, TEXT, calibrated, scores
 
@@ -64,8 +65,12 @@ def activation(own: Array) -> float:
     return float(np.linalg.norm(per_sample)) / len(own) ** 0.5
 
 
+def apoz(own: Array) -> float:
+    return float(np.count_nonzero(own)) / own.size
+
+
 @pytest.mark.parametrize("text", EVERY[:-1])
-@pytest.mark.parametrize("criterion", [activation], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("criterion", [activation, apoz], ids=lambda f: f.__name__)
 def test_is_what_its_paper_says(tmp_path: Any, criterion: Any, text: str) -> None:
     name = criterion.__name__
     analysis, found, model = calibrated(tmp_path, text, criterion=name, **options(text))
@@ -81,7 +86,70 @@ def test_activation_of_a_flattened_map_adds_up_over_its_positions(tmp_path: Any)
     np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
 
 
-@pytest.mark.parametrize("criterion", ["activation"])
+# --- hrank ---------------------------------------------------------------------------------------
+
+
+def rank(matrix: Array) -> int:
+    """By Gaussian elimination, for small matrices of features in single precision."""
+    left, found = matrix.astype(np.float64), 0
+    while (largest := np.abs(left).max(initial=0)) > 5e-6:
+        row, column = np.argwhere(np.abs(left) == largest)[0]
+        left = left - np.outer(left[:, column], left[row] / left[row, column])
+        left = np.delete(np.delete(left, row, 0), column, 1)
+        found += 1
+    return found
+
+
+@pytest.fixture
+def all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spa_graph.passes.importance.hrank.SAMPLES", 1000)
+    monkeypatch.setattr("spa_graph.passes.importance.hrank.PER_BATCH", 1000)
+
+
+@pytest.mark.usefixtures("all_samples")
+@pytest.mark.parametrize("text", [CONV, TWO_READERS, GROUPED])
+def test_hrank_is_the_mean_rank_of_maps(tmp_path: Any, text: str) -> None:
+    analysis, found, model = calibrated(tmp_path, text, criterion="hrank", **options(text))
+    want = definition(lambda own: np.mean([rank(each) for each in own]), text, model, found)
+    assert want.min() < want.max()
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("all_samples")
+def test_hrank_of_sequences_is_that_of_samples_by_positions(tmp_path: Any) -> None:
+    analysis, found, model = calibrated(tmp_path, SEQUENCE, criterion="hrank")
+    features = computed(model, found, "r")
+    sizes = np.cumsum([len(feeds["x"]) for feeds in found.fitting])[:-1]
+    batches = np.split(features, sizes)
+    want = np.mean([[rank(each[..., c]) for c in range(8)] for each in batches], axis=0)
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("all_samples")
+def test_hrank_without_positions_is_the_share_that_is_not_zero(tmp_path: Any) -> None:
+    analysis, found, model = calibrated(tmp_path, TEXT, criterion="hrank")
+    want = (computed(model, found, "r") != 0).mean(0)
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-6)
+
+
+def test_hrank_looks_at_few_samples_of_a_batch_and_few_rows_of_large_maps() -> None:
+    maps = np.random.default_rng(0).standard_normal((20, 2, 200, 100)).astype(np.float32)
+    ranks = HRank().of_samples(maps)
+    np.testing.assert_array_equal(ranks, np.full((PER_BATCH, 2), 50))  # every 2nd of 100 columns
+
+
+def test_hrank_stops_at_its_limit(tmp_path: Any) -> None:
+    _, found, _ = calibrated(tmp_path, TEXT, criterion="hrank")
+    (layer,) = found.layers.values()
+    criterion = HRank()
+    ones = np.ones((PER_BATCH, 8), np.float32)
+    for _ in range(SAMPLES // PER_BATCH):
+        criterion.observe(layer, ones)
+    criterion.observe(layer, 0 * ones)
+    np.testing.assert_array_equal(criterion.mean(layer), np.ones((1, 8)))
+
+
+@pytest.mark.parametrize("criterion", ["activation", "apoz", "hrank"])
 @pytest.mark.parametrize("text", [CONV, SEQUENCE, FLATTENED])
 def test_constant_features_are_no_trouble(tmp_path: Any, criterion: str, text: str) -> None:
     model = network(text)
@@ -90,7 +158,7 @@ def test_constant_features_are_no_trouble(tmp_path: Any, criterion: str, text: s
     assert np.isfinite(scores(analysis, found)).all()
 
 
-@pytest.mark.parametrize("criterion", ["activation"])
+@pytest.mark.parametrize("criterion", ["activation", "apoz", "hrank"])
 @pytest.mark.parametrize("text", EVERY)
 def test_the_same_seed_gives_the_same(tmp_path: Any, criterion: str, text: str) -> None:
     numbers = [

@@ -98,8 +98,8 @@ def _statistics(
         runner.advance(names)
         for layer in layers:
             features = runner.value(layer.source, 0)
+            observe(layer, features, len(batches), generator)  # says what is wrong with features
             criterion.observe(layer, features)
-            observe(layer, features, len(batches), generator)
         progress(number + 1, len(batches))
     return {(layer.operator.index, layer.linear.slots[1]): layer for layer in layers}
 

@@ -7,8 +7,10 @@ aggregate over the group's parameters. A new criterion is one file in this folde
 
 from spa_graph.passes.importance import (
     activation,
+    apoz,
     flap,
     fpgm,
+    hrank,
     lamp,
     magnitude,
     obspa,
@@ -31,8 +33,10 @@ __all__ = [
     "NORMALIZERS",
     "Criterion",
     "activation",
+    "apoz",
     "flap",
     "fpgm",
+    "hrank",
     "lamp",
     "magnitude",
     "make_criterion",
