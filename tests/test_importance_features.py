@@ -149,7 +149,47 @@ def test_hrank_stops_at_its_limit(tmp_path: Any) -> None:
     np.testing.assert_array_equal(criterion.mean(layer), np.ones((1, 8)))
 
 
-@pytest.mark.parametrize("criterion", ["activation", "apoz", "hrank"])
+# --- kprune --------------------------------------------------------------------------------------
+
+LAST = {
+    TEXT: [("r", "float[N,8] r", "float[N,3]", "float[8,3] w2", "MatMul(r, w2)")],
+    CONV: [("r", "float[N,8,6,6] r", "float[N,5,4,4]", "float[5,8,3,3] w2", "Conv(r, w2)")],
+    TWO_READERS: [
+        ("r", "float[N,8,6,6] r", "float[N,5,6,6]", "float[5,8,1,1] w2", "Conv(r, w2)"),
+        ("s", "float[N,8,6,6] s", "float[N,2,4,4]", "float[2,8,3,3] w3", "Conv(s, w3)"),
+    ],
+    GROUPED: [
+        ("r", "float[N,8,6,6] r", "float[N,6,4,4]", "float[6,4,3,3] w2", "Conv<group=2>(r, w2)")
+    ],
+    SEQUENCE: [("r", "float[N,7,8] r", "float[N,7,3]", "float[8,3] w2", "MatMul(r, w2)")],
+    FLATTENED: [("r", "float[N,8,2,2] r", "float[N,5]", "float[32,5] w2", "MatMul(f, w2)")],
+}
+"""The layers that read the hidden channels, as networks of their own."""
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_kprune_is_what_a_channel_adds_to_the_results(tmp_path: Any, text: str) -> None:
+    analysis, found, model = calibrated(tmp_path, text, criterion="kprune", **options(text))
+    channels = np.arange(8).reshape(2, 4).T if text is GROUPED else np.arange(8)[:, None]
+    want = np.zeros(len(channels))
+    for value, given, result, weight, does in LAST[text]:
+        features = computed(model, found, value).astype(np.float32)
+        flatten = "f = Flatten(r) " if text is FLATTENED else ""
+        name = weight.split()[-1]
+        source = f"last ({given}) => ({result} y) <{weight}> {{ {flatten}y = {does} }}"
+        last = network(source, values={name: stored(model)[name]})
+        for number, own in enumerate(channels):
+            for channel in own:  # of two groups: each adds to results of its own
+                alone = np.zeros_like(features)
+                where = (..., channel) if text is SEQUENCE else (slice(None), channel)
+                alone[where] = features[where]
+                y = outputs(last, {value: alone})[0].astype(np.float64)
+                results = y.shape[-1 if text is SEQUENCE else 1]
+                want[number] += np.square(y).sum() / (y.size / results)
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["activation", "apoz", "hrank", "kprune"])
 @pytest.mark.parametrize("text", [CONV, SEQUENCE, FLATTENED])
 def test_constant_features_are_no_trouble(tmp_path: Any, criterion: str, text: str) -> None:
     model = network(text)
@@ -158,7 +198,7 @@ def test_constant_features_are_no_trouble(tmp_path: Any, criterion: str, text: s
     assert np.isfinite(scores(analysis, found)).all()
 
 
-@pytest.mark.parametrize("criterion", ["activation", "apoz", "hrank"])
+@pytest.mark.parametrize("criterion", ["activation", "apoz", "hrank", "kprune"])
 @pytest.mark.parametrize("text", EVERY)
 def test_the_same_seed_gives_the_same(tmp_path: Any, criterion: str, text: str) -> None:
     numbers = [
