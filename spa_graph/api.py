@@ -111,7 +111,8 @@ def prune(
             calibrated = None
             if chosen.calibrate is not None:
                 calibrated = calibrate(analysis, chosen, timer, scratch)
-            choice = pipeline.choose(analysis, chosen, timer, calibrated)
+            ranking = pipeline.rank(analysis, chosen, timer, calibrated)
+            choice = pipeline.choose(ranking, chosen, timer)
             pruned = rewrite(analysis, choice.kept, chosen, timer)
             _check_budget(analysis, pruned, chosen)
             return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.structures import Kind
@@ -32,13 +33,46 @@ class Choice:
     sensitivity: Sensitivity | None = None
 
 
-def choose(
+@dataclass(slots=True, eq=False)
+class Ranking:
+    """What is known of all channels before a budget is; it serves any number of budgets.
+
+    scores: the importance of each channel; (channels,).
+    """
+
+    analysis: Analysis
+    scores: NDArray[np.float64]
+    calibrated: Calibrated | None = None
+    _measured: dict[bytes, Sensitivity] = field(default_factory=dict)
+
+    def sensitivity(self, whole: Kept, timer: Timer) -> Sensitivity | None:
+        """The groups' curves, measured once; None without calibration data."""
+        if self.calibrated is None:
+            return None
+        if whole.tobytes() not in self._measured:
+            with timer.step("measure groups") as progress:
+                self._measured[whole.tobytes()] = measure(
+                    self.analysis,
+                    self.scores,
+                    self.calibrated.layers,
+                    self.calibrated.held_out,
+                    whole,
+                    progress,
+                )
+        return self._measured[whole.tobytes()]
+
+
+def rank(
     analysis: Analysis,
     options: Options,
     timer: Timer,
     calibrated: Calibrated | None = None,
-) -> Choice:
-    """Score and allocate: which channels stay; `calibrated` is what calibration data says."""
+) -> Ranking:
+    """Score all channels; `calibrated` is what calibration data says.
+
+    Raises:
+        ModelError: nothing can be pruned.
+    """
     if not analysis.coupling.count:
         raise ModelError(_why_nothing(analysis.coupling, options))
     criterion = (
@@ -53,6 +87,16 @@ def choose(
             layers=calibrated.layers if calibrated else None,
             progress=progress,
         )
+    return Ranking(analysis, scores, calibrated)
+
+
+def choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:
+    """Allocate: which channels stay within the budget.
+
+    Raises:
+        BudgetError: no choice is within it.
+    """
+    analysis, scores = ranking.analysis, ranking.scores
     limits = Limits(round_to=options.round_to, min_channels=options.min_channels)
     whole, last_resort = _scopes(analysis, options.scope)
     if options.ratio is not None:
@@ -68,12 +112,11 @@ def choose(
                 raise
             whole = last_resort
             kept = allocate(analysis.coupling, analysis.cost, scores, *budget, whole)
-    if calibrated is None or options.allocation == "global":
+    if options.allocation == "global":
         return Choice(kept)
-    with timer.step("measure groups") as progress:
-        sensitivity = measure(
-            analysis, scores, calibrated.layers, calibrated.held_out, whole, progress
-        )
+    sensitivity = ranking.sensitivity(whole, timer)
+    if sensitivity is None:
+        return Choice(kept)
     with timer.step("allocate"):
         kept = allocate_by_distortion(
             analysis.coupling, analysis.cost, scores, sensitivity.curves, *budget, whole
