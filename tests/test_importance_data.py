@@ -123,6 +123,13 @@ def test_all_give_numbers(tmp_path: Any, criterion: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("criterion", FROM_DATA)
+def test_all_prune(criterion: str) -> None:
+    options = {"criterion": criterion, "calibrate": "data-free", "samples": 32}
+    result = spa_graph.prune(network(CONV), flops=0.7, round_to=1, **options)
+    assert result.report["ratio"]["flops"] <= 0.7
+
+
+@pytest.mark.parametrize("criterion", FROM_DATA)
 def test_they_need_data(criterion: str) -> None:
     with pytest.raises(OptionError, match=f"`{criterion}` needs calibration data"):
         spa_graph.prune(network(TEXT), flops=0.5, criterion=criterion)

@@ -8,6 +8,7 @@ aggregate over the group's parameters. A new criterion is one file in this folde
 from spa_graph.passes.importance import (
     activation,
     apoz,
+    bonsai,
     flap,
     fpgm,
     hrank,
@@ -18,6 +19,7 @@ from spa_graph.passes.importance import (
     random,
     scale,
     wanda,
+    zeroth_order,
 )
 from spa_graph.passes.importance.base import (
     AGGREGATES,
@@ -35,6 +37,7 @@ __all__ = [
     "Criterion",
     "activation",
     "apoz",
+    "bonsai",
     "flap",
     "fpgm",
     "hrank",
@@ -47,4 +50,5 @@ __all__ = [
     "scale",
     "score",
     "wanda",
+    "zeroth_order",
 ]
