@@ -60,7 +60,7 @@ def test_gates_scale_the_weights_that_meet_a_channel(tmp_path: Any, text: str) -
     assert network_with_gates.gated.all()
     gates = np.random.default_rng(1).uniform(0, 2, count)
     gates[0] = 0
-    every = np.tile(gates, 2) if text is TRANSPOSED and count == 4 else gates
+    every = np.tile(gates, 2) if text is TRANSPOSED else gates  # two groups, read alike
     want, got = (
         [outputs(each, feeds) for feeds in found.fitting]
         for each in (model, scaled(text, model, every))
@@ -239,6 +239,22 @@ def test_constant_features_are_no_trouble(tmp_path: Any, criterion: str, text: s
     still = {"w1": np.zeros_like(stored(network(text))["w1"])}
     analysis, found, _ = calibrated(tmp_path, text, values=still, criterion=criterion)
     np.testing.assert_array_equal(scores(analysis, found), 0)
+
+
+@pytest.mark.parametrize("criterion", PROBED)
+def test_half_precision_tells_channels_apart(tmp_path: Any, criterion: str) -> None:
+    single, half = (
+        scores(*calibrated(tmp_path, text, values=values, criterion=criterion)[:2])
+        for text, values in (
+            (TEXT, stored(network(TEXT))),
+            (TEXT.replace("float[", "float16["), halved(TEXT)),
+        )
+    )
+    np.testing.assert_allclose(half, single, rtol=0.1)
+
+
+def halved(text: str) -> dict[str, Array]:
+    return {name: array.astype(np.float16) for name, array in stored(network(text)).items()}
 
 
 @pytest.mark.parametrize("criterion", [*PROBED, "obspa", "activation"])
