@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spa_graph.coupling.analysis import ChannelGroup, Coupling
+from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.relations import Use
 from spa_graph.errors import OptionError
 
@@ -223,10 +223,10 @@ def _check_result(coupling: Coupling, plan: Plan, kept: Kept) -> None:
                 f"the plan breaks a coupling: weight `{use.parameter}` must lose the channels "
                 "that the weights it is coupled with lose"
             )
-    empty = [group.name for group in coupling.groups if not _any_left(group, kept)]
-    if empty:
-        raise OptionError(f"the plan leaves no channel in group `{empty[0]}`")
-
-
-def _any_left(group: ChannelGroup, kept: Kept) -> bool:
-    return bool(kept[group.start : group.stop].any())
+    for group in coupling.groups:
+        left = int(kept[group.start : group.stop].sum())
+        if left < group.least:
+            raise OptionError(
+                f"the plan leaves {left or 'no'} channel{'s' * (left > 1)} in group "
+                f"`{group.name}`, which needs {group.least} at least"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -125,10 +126,56 @@ def normalise_by_hand(net: Net, _: np.random.Generator) -> None:
     net.add(net.op("Div", x, root), channels)
 
 
+def experts(net: Net, pick: np.random.Generator) -> None:
+    """A router picks some experts for each position: they are looked up, or all of them run."""
+    x, channels = net.last()
+    count, hidden = int(pick.integers(2, 6)), int(pick.integers(2, 5))
+    softmax_first = bool(pick.integers(2))
+    scores = net.op("MatMul", x, net.weight(channels, count))
+    ranked = net.op("Softmax", scores, axis=-1) if softmax_first else scores
+    best = net.numbers(int(pick.integers(1, count + 1)))
+    share, which = net.op("TopK", ranked, best, outputs=2)
+    which.dtype = np.int64
+    share = share if softmax_first else net.op("Softmax", share, axis=-1)
+    up, down = net.weight(count, channels, hidden), net.weight(count, hidden, channels)
+    if pick.integers(2):
+        up, down = (net.op("Gather", part, which) for part in (up, down))
+        line = net.op("Unsqueeze", x, net.numbers(2, 3))
+        said = net.op("MatMul", net.op("Relu", net.op("MatMul", line, up)), down)
+        said = net.op("Squeeze", said, net.numbers(3))
+    else:
+        share = _spread(net, pick, scores, which, share, count)
+        said = net.op("Relu", net.op("Einsum", x, up, equation="ntc,ech->nteh"))
+        said = net.op("Einsum", said, down, equation="nteh,ehc->ntec")
+    weighed = net.op("Mul", said, net.op("Unsqueeze", share, net.numbers(3)))
+    net.add(net.op("ReduceSum", weighed, net.numbers(2), keepdims=0), channels)
+
+
+def _spread(
+    net: Net, pick: np.random.Generator, scores: Any, which: Any, share: Any, count: int
+) -> gs.Variable:
+    """The shares of those that were picked among zeros for the others."""
+    form = int(pick.integers(3))
+    if form == 0:
+        nothing = net.op("Sub", scores, scores)
+        return net.op("ScatterElements", nothing, which, share, axis=-1)
+    if form == 1:
+        ends = gs.Constant(net.name("e"), np.array([0, 1], np.float32))
+        marks = net.op("OneHot", which, net.numbers(count), ends)
+    else:
+        line = net.op("Unsqueeze", which, net.numbers(3))
+        line.dtype = np.int64
+        same = net.op("Equal", line, net.numbers(*range(count)))
+        same.dtype = np.bool_
+        marks = net.op("Cast", same, to=onnx.TensorProto.FLOAT)
+    parts = net.op("Mul", marks, net.op("Unsqueeze", share, net.numbers(3)))
+    return net.op("ReduceSum", parts, net.numbers(2), keepdims=0)
+
+
 SEQUENCE_STEPS: dict[str, StepFunction] = {
     step.__name__: step
     for step in (
         linear, norm, residual, glu, concat, attention, regroup, mean_over_time,
-        normalise_by_hand, activation,
+        normalise_by_hand, activation, experts,
     )
 }  # fmt: skip

@@ -8,12 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from spa_graph import VerificationError, analyze, prune
+from spa_graph import VerificationError, analyze, apply_plan, prune
 from spa_graph.edits import Edits
 from spa_graph.frontends.onnx import editor
 from spa_graph.graph import Graph
+from spa_graph.passes import proof
 from spa_graph.passes.decisions import Tipped, find_decisions, tipped
 from spa_graph.passes.rewrite import plan_edits
+from spa_graph.plan import make_plan
 from tests.models import network
 
 CHOICE = """
@@ -104,3 +106,59 @@ def test_outputs_that_hide_differences_prove_nothing(
     monkeypatch.setattr(editor, "apply_edits", wrong)
     with pytest.raises(VerificationError):
         prune(model, ratio=0.5)
+
+
+ROUTED = """
+routed (float[1,4] x) => (float[1,3] y)
+<float[4,6] r, float[6] b, float[6,4,8] w, float[6,8,3] u, int64[1] k = {1}, int64[1] one = {1}>
+{
+    m = MatMul(x, r)
+    s = Add(m, b)
+    best, where = TopK(s, k)
+    up = Gather(w, where)
+    down = Gather(u, where)
+    line = Unsqueeze(x, one)
+    each = Unsqueeze(line, one)
+    h = MatMul(each, up)
+    a = Relu(h)
+    o = MatMul(a, down)
+    q = Squeeze(o, one)
+    y = Squeeze(q, one)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("moved", "tries", "hidden"), [(1e-7, 3, None), (1e-7, 1, True), (1e-2, 3, False)]
+)
+def test_a_router_between_near_ties(
+    moved: float, tries: int, hidden: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two experts tie; in the pruned network the second is ahead by `moved`.
+
+    One input has them in front and another hasn't, which proves the network if `moved` is rounding.
+    """
+    router = np.random.default_rng(3).standard_normal((4, 6)).astype(np.float32)
+    router[:, 1] = router[:, 0]
+    model = network(ROUTED, values={"r": router, "b": np.zeros(6, np.float32)})
+    right = editor.apply_edits
+
+    def tipping(changed: ir.Model, *rest: Any) -> Graph:
+        graph = right(changed, *rest)
+        bias = changed.graph.initializers["b"]
+        assert bias.const_value is not None
+        bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32([0, moved, 0]), name="b")
+        return graph
+
+    monkeypatch.setattr(editor, "apply_edits", tipping)
+    monkeypatch.setattr(proof, "TRIES", tries)
+    coupling = analyze(model).coupling
+    kept = np.ones(coupling.count, bool)
+    (experts,) = (group for group in coupling.groups if group.size == 6)
+    kept[experts.start + 3 : experts.stop] = False
+    if hidden is None:
+        apply_plan(model, make_plan(coupling, kept))
+        return
+    with pytest.raises(VerificationError) as raised:
+        apply_plan(model, make_plan(coupling, kept))
+    assert isinstance(raised.value, proof._HiddenError) is hidden

@@ -24,6 +24,7 @@ FOUND = {
     "swin": {PRE_NORM, "heads", "ffn"},
     "decoder": {PRE_NORM, "heads", "ffn"},
     "mixture": {"residual", "experts", "ffn"},
+    "routed": {"residual", "experts", "ffn"},
     "lstm": {"rnn", "ffn"},
     "gru": {"rnn", "ffn"},
 }
@@ -50,6 +51,7 @@ def test_kinds(name: str) -> None:
         ("resnet", ("conv",)),
         ("lstm", ("rnn",)),
         ("mixture", ("experts",)),
+        ("routed", ("experts",)),
     ],
 )
 def test_only_what_is_in_scope_loses_channels(name: str, scope: tuple[str, ...]) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
+from spa_graph.coupling import rules_aten as _rules_aten  # noqa: F401
 from spa_graph.coupling.exactness import Exactness
+from spa_graph.coupling.positions import follow
 from spa_graph.coupling.registry import find_rule, freezing_reason
 from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.rules.shape import copied_axes
@@ -40,13 +42,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChannelGroup:
-    """Coupled channels that run through the same Dims; `start : stop` are their numbers."""
+    """Coupled channels that run through the same Dims; `start : stop` are their numbers.
+
+    `least`: how many of them must stay.
+    """
 
     name: str
     start: int
     stop: int
     members: tuple[Member, ...]
     exactness: Exactness
+    least: int = 1
 
     @property
     def size(self) -> int:
@@ -131,7 +137,7 @@ def analyze(
     if only_exact and not exactness.exact.all():
         channels = without(channels, ~exactness.exact)
         exactness = Exactness(graph, relations, facts, channels)
-    groups = _groups(relations, channels, exactness)
+    groups = _groups(relations, channels, exactness, _least(relations, facts, channels))
     return Coupling(graph, relations, facts, channels, exactness, groups)
 
 
@@ -139,11 +145,11 @@ def _relate(
     graph: Graph, exclude: Mapping[str, str], within: Collection[Block], inseparable: set[Axis]
 ) -> tuple[Relations, Facts]:
     """What the rules say of every operator, and what is frozen besides."""
-    relations, facts = Relations(graph), Facts()
+    relations, facts = Relations(graph), Facts(stored={*graph.parameters})
     for operator in graph.operators:
         _apply_rule(operator, relations, facts)
     _freeze_but_experts(relations, facts)
-    _freeze_interface(graph, relations)
+    _freeze_interface(graph, relations, facts)
     for name, reason in exclude.items():
         _freeze_parameter(relations, name, reason)
     for block, axis in facts.blocks:
@@ -199,11 +205,15 @@ def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
     for axis, reason in facts.only_experts:
         if relations.dim(axis) not in experts:
             relations.freeze((axis,), *reason)
+    for axis, reason in facts.computed_with:
+        relations.freeze((axis,), *reason)
 
 
 def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
     graph = relations.graph
     outputs = [name for name in operator.outputs if name]
+    if facts.stored.issuperset(filter(None, operator.inputs)) and not operator.captures:
+        facts.stored.update(outputs)
     known = all(map(graph.known.__contains__, outputs))
     if known:
         _freeze_known(operator, relations)
@@ -223,6 +233,7 @@ def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
         rule(scope)
     _freeze_integers(operator, relations, facts)
     scope.freeze_unmentioned()
+    follow(scope)
 
 
 def _unshaped(operator: Operator, graph: Graph) -> str | None:
@@ -287,17 +298,22 @@ def _freeze_sizes_used_as_numbers(operator: Operator, relations: Relations) -> N
             _freeze_origins(relations, known, operator, "computes with the size of this axis")
 
 
-def _freeze_interface(graph: Graph, relations: Relations) -> None:
+def _freeze_interface(graph: Graph, relations: Relations, facts: Facts) -> None:
     for kind, names in (("input", graph.inputs), ("output", graph.outputs)):
         for name in names:
-            _freeze_value(relations, name, f"is graph {kind} `{name}`")
+            _freeze_value(relations, facts, name, f"is graph {kind} `{name}`")
     for operator in graph.operators:
         for name in operator.captures:
-            _freeze_value(relations, name, f"is used inside a subgraph of {operator}")
+            _freeze_value(relations, facts, name, f"is used inside a subgraph of {operator}")
 
 
-def _freeze_value(relations: Relations, name: str, reason: str) -> None:
-    """A value that others see must stay as it is, and so must the sizes that it was made of."""
+def _freeze_value(relations: Relations, facts: Facts, name: str, reason: str) -> None:
+    """A value that others see must stay as it is, and so must what it was made of.
+
+    Those are the sizes that it was computed from, and the axis that it holds positions in.
+    """
+    if name in facts.positions:
+        relations.freeze((facts.positions[name],), f"positions in this axis: {reason}")
     known = relations.graph.known.get(name)
     if known is not None:
         _freeze_origins(relations, known, reason)
@@ -324,7 +340,23 @@ def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:
             relations.freeze(use.axes, reason)
 
 
-def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> list[ChannelGroup]:
+def _least(relations: Relations, facts: Facts, channels: Channels) -> list[int]:
+    """How many channels of each group stay, so that enough elements of every ranked axis do.
+
+    If an axis runs through several groups, each keeps its share.
+    """
+    sizes = np.diff(channels.bounds)
+    least = np.ones_like(sizes)
+    for axis, count in facts.least:
+        own = channels.of_element.get(relations.dim(axis), NOTHING)
+        groups = np.unique(np.searchsorted(channels.bounds, own[own >= 0], side="right") - 1)
+        least[groups] = np.maximum(least[groups], -(-sizes[groups] * count // max(len(own), 1)))
+    return np.minimum(least, sizes).tolist()
+
+
+def _groups(
+    relations: Relations, channels: Channels, exactness: Exactness, least: list[int]
+) -> list[ChannelGroup]:
     index = _index_matrices(channels)
     members: list[list[Member]] = [[] for _ in range(len(channels.bounds) - 1)]
     dim = relations.dim
@@ -336,8 +368,8 @@ def _groups(relations: Relations, channels: Channels, exactness: Exactness) -> l
     names = _group_names(members, relations.graph.operators)
     bounds = pairwise(channels.bounds.tolist())
     return [
-        ChannelGroup(name, start, stop, tuple(own), exactness)
-        for name, (start, stop), own in zip(names, bounds, members, strict=True)
+        ChannelGroup(name, start, stop, tuple(own), exactness, few)
+        for name, (start, stop), own, few in zip(names, bounds, members, least, strict=True)
     ]
 
 

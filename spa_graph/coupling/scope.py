@@ -118,7 +118,10 @@ class Facts:
 
     `ties`: per operator, the axes that it makes one itself with those in their place. Others may be
     one Dim because of the rest of the network: both axes of a covariance matrix.
-    `blocks` are the axes that count blocks.
+    `blocks` are the axes that count blocks. `stored` are weights, and what is computed from nothing
+    else. `least`: how many elements of an axis stay at least. `positions`: values whose elements
+    are positions in an axis; `ranked`: those among them that come straight out of a ranking;
+    `computed_with`: the axes of those that are used for more than to index.
     """
 
     costs: list[Cost] = field(default_factory=list)
@@ -134,13 +137,27 @@ class Facts:
     blocks: list[tuple[Block, Axis]] = field(default_factory=list)
     hidden_units: list[Axis] = field(default_factory=list)
     only_experts: list[tuple[Axis, Why]] = field(default_factory=list)
+    stored: set[str] = field(default_factory=set)
+    least: list[tuple[Axis, int]] = field(default_factory=list)
+    ranked: dict[str, Axis] = field(default_factory=dict)
+    positions: dict[str, Axis] = field(default_factory=dict)
+    computed_with: list[tuple[Axis, Why]] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
 
 
 class Scope:
     """One operator, as its rule sees it."""
 
-    __slots__ = ("_inputs", "_mentioned", "_outputs", "_ties", "facts", "operator", "relations")
+    __slots__ = (
+        "_inputs",
+        "_mentioned",
+        "_outputs",
+        "_ties",
+        "facts",
+        "looked_up",
+        "operator",
+        "relations",
+    )
 
     def __init__(self, operator: Operator, relations: Relations, facts: Facts) -> None:
         self.operator = operator
@@ -149,6 +166,7 @@ class Scope:
         self._inputs = relations.operands(operator)
         self._outputs = list(map(relations.value, operator.outputs))
         self._mentioned: set[Axis] = set()
+        self.looked_up: set[int] = set()  # inputs that hold positions which the rule understands
         self._ties = facts.ties[operator.index] = []
 
     # --- reading ------------------------------------------------------------------------------
@@ -194,6 +212,10 @@ class Scope:
         return (
             self.has_input(slot) and self.operator.inputs[slot] in self.relations.graph.parameters
         )
+
+    def is_stored(self, slot: int) -> bool:
+        """Whether an input is a weight, or computed from weights alone."""
+        return self.has_input(slot) and self.operator.inputs[slot] in self.facts.stored
 
     # --- relations ----------------------------------------------------------------------------
 
@@ -292,6 +314,40 @@ class Scope:
         """These axes are frozen unless they count experts, of which a router chooses."""
         self._mentioned.update(axes)
         self.facts.only_experts += [(axis, (self.operator, why)) for axis in axes]
+
+    # --- positions ----------------------------------------------------------------------------
+
+    def ranks(self, axis: Axis, slot: int, least: int, why: str) -> None:
+        """Output `slot` holds positions in an axis of which `least` elements are picked."""
+        self.only_experts((axis,), why)
+        self.picks(axis, least)
+        name = self.operator.outputs[slot] if slot < len(self.operator.outputs) else ""
+        if name:
+            self.facts.ranked[name] = self.facts.positions[name] = axis
+
+    def picks(self, axis: Axis, least: int) -> None:
+        """The operator picks `least` elements of an axis, and so does it of what is left of it.
+
+        Among fewer it picks others: it is renormalising.
+        """
+        self.renormalise(axis)
+        self.facts.least.append((axis, least))
+
+    def positions(self, slot: int) -> Axis | None:
+        """The axis that an input holds positions in, if it is known to hold positions."""
+        return self.facts.positions.get(self.operator.inputs[slot])
+
+    def look_up(self, slot: int, *axes: Axis) -> bool:
+        """The positions in input `slot` index these axes: one index space with what was ranked.
+
+        False if it isn't known to hold positions, or if there are other elements than those ranked.
+        """
+        ranked = self.positions(slot)
+        if ranked is None or {*self.extents(axes)} != {self.extent(ranked)}:
+            return False
+        self.same(ranked, *axes)
+        self.looked_up.add(slot)
+        return True
 
     # --- facts --------------------------------------------------------------------------------
 

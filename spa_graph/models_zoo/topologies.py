@@ -367,6 +367,42 @@ def mixture() -> onnx.ModelProto:
     return net.finish(net.linear("head", x, width, 10), ("batch", length, 10))
 
 
+def routed() -> onnx.ModelProto:
+    """Blocks of experts of which a router picks two for each token.
+
+    The first takes shares of all, ranks them, and looks up the weights of the best; the second
+    ranks first, and runs all experts for what few of them say.
+    """
+    net = Builder("routed")
+    width, experts, hidden, length, best = 32, 6, 48, 10, 2
+    x, _ = _embedded(net, net.input("tokens", ("batch", length), np.int64), width)
+    for block in range(2):
+        name = f"block{block}"
+        share = net.linear(f"{name}.router", x, width, experts, bias=False)
+        up = net.weight(f"{name}.up", experts, width, hidden, fan_in=width)
+        down = net.weight(f"{name}.down", experts, hidden, width, fan_in=hidden)
+        if block:
+            share, which = net.ops("TopK", 2, share, net.constant([best]))
+            share = net.op("Unsqueeze", net.op("Softmax", share), net.constant([2]))
+            ends = net.constant([0, 1], np.float32)
+            which = net.op("OneHot", which, net.constant(experts), ends)  # (n, t, best, experts)
+            share = net.op("Squeeze", net.op("MatMul", share, which), net.constant([2]))
+            y = net.op("Relu", net.op("Einsum", x, up, equation="ntd,edf->netf"))
+            y = net.op("Einsum", y, down, share, equation="netf,efd,nte->ntd")
+        else:
+            share, which = net.ops("TopK", 2, net.op("Softmax", share), net.constant([best]))
+            share = net.op("Div", share, net.op("ReduceSum", share, net.constant([-1])))
+            y = net.op("Unsqueeze", x, net.constant([2, 3]))  # (n, t, 1, 1, width)
+            y = net.op("Relu", net.op("MatMul", y, net.op("Gather", up, which)))
+            y = net.op(
+                "Squeeze", net.op("MatMul", y, net.op("Gather", down, which)), net.constant([3])
+            )
+            y = net.op("Mul", y, net.op("Unsqueeze", share, net.constant([3])))
+            y = net.op("ReduceSum", y, net.constant([2]), keepdims=0)
+        x = net.op("Add", x, y)
+    return net.finish(net.linear("head", x, width, 10), ("batch", length, 10))
+
+
 def recurrent(kind: str) -> onnx.ModelProto:
     """Two recurrent layers over embeddings, the first in both directions; mean over time."""
     net = Builder(kind.lower())
@@ -397,6 +433,7 @@ TOPOLOGIES: dict[str, Callable[[], onnx.ModelProto]] = {
     "convnext": convnext,
     "yolo": yolo,
     "mixture": mixture,
+    "routed": routed,
     "vit_fused": partial(vit, fused=True),
     "vit_separate": partial(vit, fused=False),
     "swin": swin,

@@ -145,7 +145,7 @@ def _within(
         raise BudgetError(
             f"{budget.quantity} {budget.ratio:g} can't be reached: the smallest possible is "
             f"{_above(smallest)} (the rest is frozen{out_of_scope}, or needed so that "
-            f"{_kept_for(limits)})"
+            f"{_kept_for(coupling, limits)})"
         )
     return found
 
@@ -166,10 +166,11 @@ def allocate_uniform(
     return ladder.kept(np.maximum(ladder.round_up(ladder.full - gone), ladder.floors))
 
 
-def _kept_for(limits: Limits) -> str:
-    if limits.min_channels > 1:
-        return f"every group keeps {limits.min_channels} channels"
-    return "no layer vanishes"
+def _kept_for(coupling: Coupling, limits: Limits) -> str:
+    few = f"every group keeps {limits.min_channels} channels"
+    needs = few if limits.min_channels > 1 else "no layer vanishes"
+    picks = any(group.least > 1 for group in coupling.groups)
+    return f"{needs} and a router finds as many experts as it picks" if picks else needs
 
 
 def _above(ratio: float) -> str:
@@ -190,7 +191,8 @@ class _Ladder:
         self.groups = coupling.groups
         self.full = np.array([g.size for g in self.groups], np.int64)
         self.steps = np.array([limits.step(g) for g in self.groups], np.int64)
-        floors = self.round_up(np.minimum(limits.min_channels, self.full))
+        least = np.array([g.least for g in self.groups], np.int64)
+        floors = self.round_up(np.minimum(np.maximum(limits.min_channels, least), self.full))
         self.floors = np.where(whole, self.full, floors)
         self.total = coupling.count
         self.ranked = [

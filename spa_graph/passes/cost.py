@@ -67,6 +67,7 @@ class CostModel:
         self._matrix = coo_array((per_channel.astype(float), (rows, groups)), shape=shape).tocsr()
         self._constant = np.array(self._base)
         self.full = np.array([group.size for group in coupling.groups], np.int64)
+        self.least = np.array([group.least for group in coupling.groups], np.int64)
         self._whole = self._evaluate(self._params, self._sizes(self.full))
         self._totals = {quantity: self.cost(quantity, self.full) for quantity in QUANTITIES}
 

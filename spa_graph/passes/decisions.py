@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.edits import Edits
-from spa_graph.graph import Graph, Operator
+from spa_graph.graph import Extent, Graph, Operator
 
 _WHOLE_NUMBERS = "iub"
 ROUNDING = frozenset({"Round", "Sign", "Floor", "Ceil", "Hardmax"})
@@ -41,12 +41,17 @@ class Decision:
 def find_decisions(graph: Graph, edits: Edits) -> list[Decision]:
     """Operators that make integers, booleans or whole numbers out of floating-point numbers.
 
-    Those whose operands pruning cut are left out: the two networks' can't be compared.
+    Those whose outcomes pruning cut are left out: there are as many as there are channels, and each
+    says little. Grounds may be cut, as those of a router are that loses experts, if it is known
+    which part of them is left.
     """
     found = []
     for operator in graph.operators:
         grounds, outcomes = _grounds(graph, operator), _outcomes(graph, operator)
-        if grounds and outcomes and not any(_changed(graph, edits, n) for n in grounds + outcomes):
+        if not grounds or any(_cut(graph, edits, name) for name in outcomes):
+            continue
+        sizes = (size for name in grounds for size in _cut(graph, edits, name))
+        if outcomes and all(size.static for size in sizes):
             found.append(Decision(operator.index, grounds, outcomes))
     return found
 
@@ -70,8 +75,12 @@ def _whole(graph: Graph, name: str) -> bool:
     return name in graph.dtypes and graph.dtypes[name].kind in _WHOLE_NUMBERS
 
 
-def _changed(graph: Graph, edits: Edits, name: str) -> bool:
-    return name in edits.expected and edits.expected[name] != graph.shapes[name]
+def _cut(graph: Graph, edits: Edits, name: str) -> list[Extent]:
+    """The sizes of a value that pruning changes, as they were."""
+    if name not in edits.expected:
+        return []
+    pairs = zip(graph.shapes[name], edits.expected[name], strict=True)
+    return [before for before, after in pairs if before != after]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,7 @@ from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import Feeds, Session, open_session, run
 from spa_graph.runtime.verify import Agreement, Array, compare, varies
 
+AnyArray = TypeVar("AnyArray", Array, Array | None)
 SCALES = (1.0, 30.0, 0.1)
 """Standard deviations of random inputs to try."""
 TRIES = 3
@@ -205,6 +207,7 @@ def _compare_grounds(
     grounds = {*outputs, *(name for decision in decisions for name in decision.grounds)}
     found = []
     for first, second, moved in zip(got, want, noise, strict=True):
+        second, moved = [*_left(runs, names, second)], [*_left(runs, names, moved)]
         values = dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
         other = tipped(graph, edits, decisions, *values)
         by_rounding = dict(zip(names, moved, strict=True))
@@ -218,6 +221,17 @@ def _compare_grounds(
         if error is not None and (other.hides or shaky):
             raise _HiddenError(str(error)) from error
     return max(found, key=_severity, default=None)
+
+
+def _left(runs: _Runs, names: Sequence[str], values: Sequence[AnyArray]) -> Iterator[AnyArray]:
+    """What the pruned network has of the reference's values; some are cut there already."""
+    coupling = runs.analysis.coupling
+    for name, value in zip(names, values, strict=True):
+        for position, axis in enumerate(coupling.relations.value(name) or ()):
+            stays = coupling.kept_elements(axis, runs.pruned.kept)
+            if stays is not None and value is not None and value.shape[position] == len(stays):
+                value = value.compress(stays, position)
+        yield value
 
 
 def _shaky(by_rounding: Mapping[str, Array | None], values: Mapping[str, Array]) -> set[str]:

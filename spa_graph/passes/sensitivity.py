@@ -77,10 +77,10 @@ def measure(
         own = scores[group.start : group.stop]
         order = np.argsort(own, kind="stable")
         shape = _shape(layers, group, order, own)
-        if whole[number] or group.size < 2:
+        most = group.size - group.least
+        if whole[number] or most < 1:
             found.curves.append(shape)
             continue
-        most = group.size - 1
         counts = sorted({min(max(1, round(level * group.size)), most) for level in LEVELS})
         heights = {}
         for removed in counts:

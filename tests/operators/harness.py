@@ -165,7 +165,8 @@ def _half(analysis: Analysis) -> NDArray[np.bool_]:
     generator = np.random.default_rng(analysis.coupling.count)
     kept = np.ones(analysis.coupling.count, bool)
     for group in analysis.coupling.groups:
-        gone = generator.permutation(np.arange(group.start, group.stop))[: group.size // 2]
+        count = min(group.size // 2, group.size - group.least)
+        gone = generator.permutation(np.arange(group.start, group.stop))[:count]
         kept[gone] = False
     return kept
 

@@ -275,7 +275,32 @@ ACTIVATIONS = [
     )
 ]
 
-ROWS = [*CONV, *PRODUCTS, *NORMS, *ACTIVATIONS]
+EXPERTS = [
+    row(
+        f"mixture of experts, {name}",
+        dense(
+            f"""
+            t = Reshape(h, lines) l = MatMul(t, r)
+            a = {MS}MoE<k=2, activation_type="{activation}", {options}>(h, l, w1, {biases})""",
+            weights=f"float[8,6] r, float[6,{width},8] w1, float[6,8,5] w2, float[8,2] v,"
+            f" int64[2] lines = {{-1, 8}}{more}",
+        ),
+        "w:1", "r:0", "r:1", "w1:0", "w1:2", "w2:0", "w2:1", "v:0", *pruned,
+        exact=None, runs=runs,
+    )
+    for name, activation, options, width, biases, more, pruned, runs in (
+        ("relu", "relu", "normalize_routing_weights=0", 5, "b1, w2, b2",
+         ", float[6,5] b1, float[6,8] b2", ("b1:0", "b1:1", "b2:0", "b2:1", "w1:1", "w2:2"), True),
+        ("normalised", "silu", "normalize_routing_weights=1", 5, ", w2", "", ("w1:1",), True),
+        ("gates and values in one", "swiglu", "swiglu_fusion=1", 10, "b1, w2",
+         ", float[6,10] b1", ("b1:0", "b1:1", "w1:1", "w2:2"), True),
+        ("gates and values in halves", "swiglu", "swiglu_fusion=2", 10, ", w2", "", (), False),
+        ("values apart", "silu", "use_sparse_mixer=0", 5, ", w2, , w3", ", float[6,5,8] w3",
+         ("w1:1", "w3:0", "w3:1", "w3:2"), False),
+    )
+]  # fmt: skip
+
+ROWS = [*CONV, *PRODUCTS, *NORMS, *ACTIVATIONS, *EXPERTS]
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=str)

@@ -11,6 +11,7 @@ import numpy as np
 from spa_graph.coupling.registry import MICROSOFT, Rule, rule
 from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope, ZeroMode
+from spa_graph.graph import ONE
 
 _KEEPS_ZERO = (
     "Abs Add And Asin Asinh Atan Atanh BitCast BitwiseAnd BitwiseOr BitwiseXor Cast "
@@ -19,7 +20,7 @@ _KEEPS_ZERO = (
 )
 _ONE_ZERO_IS_ENOUGH = "Mul SwiGLU"
 _LOSES_ZERO = (
-    "Acos Acosh BitwiseNot Cos Cosh Equal Exp Greater GreaterOrEqual HardSigmoid IsInf IsNaN Less "
+    "Acos Acosh BitwiseNot Cos Cosh Exp Greater GreaterOrEqual HardSigmoid IsInf IsNaN Less "
     "LessOrEqual Not Sigmoid Softplus"
 )
 _UNDEFINED_AT_ZERO = "Log Reciprocal"
@@ -44,6 +45,28 @@ rule("BitShift")(_elementwise("all", (0,)))
 rule("Where")(_elementwise("all", (1, 2)))
 rule("PRelu")(_elementwise("all", (0,)))
 rule("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", domain=MICROSOFT)(_elementwise("all"))
+
+
+@rule("Equal")
+def equal(scope: Scope) -> None:
+    """Positions may be compared with the numbers of all elements: what OneHot does, written out."""
+    if not (_one_hot(scope, 0, 1) or _one_hot(scope, 1, 0)):
+        _elementwise("never")(scope)
+    scope.zero("never")
+
+
+def _one_hot(scope: Scope, positions: int, numbers: int) -> bool:
+    held, out, given = scope.input(positions), scope.output(), scope.constant(numbers)
+    if not held or not out or len(held) != len(out) or scope.extent(held[-1]) != ONE:
+        return False
+    if given is None or not given.ndim or [*given.ravel()] != [*range(given.shape[-1])]:
+        return False
+    if not scope.look_up(positions, out[-1]):
+        return False
+    scope.align(held[:-1], out[:-1])
+    scope.freeze(scope.input(numbers) or (), "holds positions")
+    scope.input_index(numbers, out[-1], out[-1], given)
+    return True
 
 
 @rule("CastLike")

@@ -11,6 +11,7 @@ from spa_graph.coupling.relations import Axes
 from spa_graph.coupling.rules.convolution import WINDOW, channels_first, convolve
 from spa_graph.coupling.rules.linear import broadcast, gemm, multiply
 from spa_graph.coupling.scope import Scope, Slots, ZeroMode
+from spa_graph.graph import Extent
 
 UNKNOWN = "an operand has no known shape"
 _KEEP_ZERO = frozenset({"", "Relu", "LeakyRelu", "Tanh", "Elu", "Softsign", "HardSwish", "Gelu"})
@@ -154,3 +155,42 @@ def embed_norm(scope: Scope) -> None:
     broadcast(scope, scope.output(2) or (), out)
     scope.renormalise(out[-1])
     scope.zero("never")
+
+
+# --- mixtures --------------------------------------------------------------------------------
+
+
+@rule("MoE", domain=MICROSOFT)
+def mixture(scope: Scope) -> None:
+    """Each token's `k` best experts by router (1), weights (2, 4, 6) and biases (3, 5, 7).
+
+    x (*, width), router (tokens, experts), weights (experts, hidden, width), (experts, width,
+    hidden) and, for a value beside the gate, like the first. SwiGLU has both in one instead. The
+    result is as wide as x, which is one index space with it: the operator needs one size.
+    """
+    x, router, out = scope.input(0), scope.input(1), scope.output()
+    first, second = scope.input(2), scope.input(4)
+    if x is None or router is None or out is None or first is None or second is None:
+        return scope.freeze_all(UNKNOWN)
+    if len(scope.operator.inputs) > 8:
+        return scope.freeze_all("has inputs that no rule knows")
+    k, hidden = scope.attribute("k", 1), second[2]
+    scope.prefer(router[1], "experts")
+    scope.picks(router[1], k)
+    scope.align(x, out)
+    scope.align((x[-1], out[-1]), (first[2], second[1]))
+    if scope.extent(hidden) * Extent(2, 2) != scope.extent(first[1]):
+        scope.same(hidden, first[1])
+    elif scope.attribute("swiglu_fusion", 0) == 1:
+        scope.product(first[1], (hidden, scope.fixed(2, "holds gates and values")))
+    scope.align(scope.input(6) or (), first if scope.has_input(6) else ())
+    for slot in (2, 4, 6):
+        weight, bias = scope.input(slot), scope.input(slot + 1)
+        if weight is not None:
+            scope.same(router[1], weight[0])
+            scope.macs(k, *out[:-1], *weight[1:])
+        if weight is not None and bias is not None:
+            scope.align(bias, weight[:2])
+            scope.role(slot + 1, "bias")
+    scope.contract(first[2], hidden)
+    scope.zero("all", (4, 5))

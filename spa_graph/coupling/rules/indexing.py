@@ -1,7 +1,7 @@
 """Slice and Gather: operators that pick elements of an axis by position.
 
 A contiguous slice is a `Segment`, any other constant selection an `IndexMap`. Positions that come
-from data (embedding look-up) freeze the axis that they index.
+from data (embedding look-up) freeze the axis that they index, unless a ranking made them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.registry import rule
-from spa_graph.coupling.relations import Axis
+from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.coupling.scope import Scope
+from spa_graph.graph import ONE
 
 BY_POSITION = "picks elements by position"
+
+
+def _index(scope: Scope, axes: Axes, why: str) -> None:
+    """Input 1 holds positions in these axes: those that a ranking made, or the axes freeze.
+
+    Where they pick one of several stored matrices, what was ranked counts experts.
+    """
+    if not scope.look_up(1, *axes):
+        scope.freeze(axes, why)
+    elif scope.is_stored(0) and sum(n != ONE for n in scope.extents(scope.input(0) or ())) > 2:
+        scope.prefer(axes[0], "experts")
 
 
 @rule("Slice")
@@ -96,7 +108,7 @@ def gather(scope: Scope) -> None:
         scope.index_map(target, x[along], positions)
         scope.input_index(1, target, x[along], positions)
     else:
-        scope.freeze((x[along],), "is looked up by position")
+        _index(scope, (x[along],), "is looked up by position")
         scope.align(index, picked)
         if scope.known(1) is not None:
             scope.freeze(picked, "holds elements chosen by position")
@@ -111,15 +123,29 @@ def by_data(scope: Scope) -> None:
 
     That holds where positions cover all of an axis; of one that they cover in part nothing moves.
     """
-    every, along = [*scope.inputs(), *scope.outputs()], scope.attribute("axis", 0)
+    every = [*scope.inputs(), *scope.outputs()]
     if len({len(axes) for axes in every}) != 1 or len(every) < 3:
         return scope.freeze_all("an operand has no known shape")
+    along, gathers = scope.attribute("axis", 0) % len(every[0]), len(every) == 3
     for position, axes in enumerate(zip(*every, strict=True)):
-        if position != along % len(every[0]) and len({*map(scope.extent, axes)}) == 1:
+        if position == along:
+            indexed = axes[:1] if gathers else (axes[0], axes[-1])
+            _index(scope, indexed, BY_POSITION)
+            scope.freeze({*axes}.difference(indexed), BY_POSITION)
+        elif len({*map(scope.extent, axes)}) == 1:
             scope.same(*axes)
         else:
             scope.freeze(axes, BY_POSITION)
-    scope.zero("all", (0,) if scope.operator.op_type == "GatherElements" else (0, 2))
+    scope.zero("all", (0,) if gathers else (0, 2))
+
+
+def _index_nd(scope: Scope, *picked: Axes) -> None:
+    """Positions may name one axis; of several, it isn't known which number is in which."""
+    axes = tuple(axis for own in picked for axis in own)
+    if len(picked[0]) == 1:
+        _index(scope, axes, BY_POSITION)
+    else:
+        scope.freeze(axes, BY_POSITION)
 
 
 @rule("GatherND")
@@ -130,8 +156,8 @@ def gather_nd(scope: Scope) -> None:
         return scope.freeze_all("an operand has no known shape")
     batch = scope.attribute("batch_dims", 0)
     rest = batch + scope.extent(positions[-1]).nominal
-    scope.freeze(data[:rest], BY_POSITION)
-    scope.freeze((*positions, *out[: len(positions) - 1]), BY_POSITION)
+    _index_nd(scope, data[batch:rest], ())
+    scope.freeze((*data[:batch], *positions, *out[: len(positions) - 1]), BY_POSITION)
     scope.align(data[rest:], out[len(positions) - 1 :])
     scope.zero("all", (0,))
 
@@ -144,7 +170,8 @@ def scatter_nd(scope: Scope) -> None:
     if data is None or positions is None or updates is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     rest = scope.extent(positions[-1]).nominal
-    scope.freeze((*data[:rest], *out[:rest], *positions), BY_POSITION)
+    _index_nd(scope, data[:rest], out[:rest])
+    scope.freeze(positions, BY_POSITION)
     scope.freeze(updates[: len(positions) - 1], BY_POSITION)
     behind = zip(data[rest:], updates[len(positions) - 1 :], out[rest:], strict=True)
     for source, update, target in behind:

@@ -181,6 +181,9 @@ def one_hot(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
     new = scope.attribute("axis", -1) % len(out)
-    scope.freeze((out[new],), "is told by position")
+    if scope.look_up(0, out[new]):
+        scope.input_sizes(1, (out[new],))
+    else:
+        scope.freeze((out[new],), "is told by position")
     scope.align(x, (*out[:new], *out[new + 1 :]))
     scope.zero("never")

@@ -10,6 +10,8 @@ from spa_graph.coupling.registry import Rule, rule
 from spa_graph.coupling.relations import Axes
 from spa_graph.coupling.scope import Scope, ZeroMode
 
+ORDERED = "is ordered by position"
+
 
 def reduced_axes(scope: Scope, rank: int, axes_input_since: int) -> list[int] | None:
     """Positions of the reduced axes, or None if they are not constant."""
@@ -61,27 +63,45 @@ def arg_max(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     along = scope.attribute("axis", 0) % len(x)
-    scope.freeze((x[along],), "is searched by position")
+    scope.ranks(x[along], 0, 1, "is searched by position")
     _keep(scope, x, out, [along])
     scope.zero("never")
 
 
-@rule("TopK", "CumSum", "CumProd")
-def along_axis(scope: Scope) -> None:
-    """All outputs have the input's axes; along one of them elements are told by position."""
+@rule("CumSum", "CumProd")
+def accumulate(scope: Scope) -> None:
+    x, given = scope.input(0), scope.constant(1)
+    if x is None:
+        return scope.freeze_all("an operand has no known shape")
+    if given is None:
+        return scope.freeze_all("the accumulated axis is not constant")
+    along = int(given.reshape(-1)[0]) % len(x)
+    scope.freeze((x[along],), ORDERED)
+    _all_but(scope, x, along)
+    scope.zero("all" if scope.operator.op_type == "CumSum" else "never", (0,))
+
+
+@rule("TopK")
+def top_k(scope: Scope) -> None:
+    """Values and positions of the k largest or smallest elements, of which as many must stay."""
     x = scope.input(0)
     if x is None:
         return scope.freeze_all("an operand has no known shape")
-    if scope.operator.op_type != "TopK":
-        given = scope.constant(1)
-        if given is None:
-            return scope.freeze_all("the accumulated axis is not constant")
-        along = int(given.reshape(-1)[0]) % len(x)
+    along = scope.attribute("axis", -1) % len(x)
+    known = scope.constant(1)
+    k = scope.attribute("k") if known is None else int(known.reshape(-1)[0])
+    if k is None or k >= scope.extent(x[along]).nominal:
+        scope.freeze((x[along],), ORDERED)
     else:
-        along = scope.attribute("axis", -1) % len(x)
+        scope.ranks(x[along], 1, k, ORDERED)
+    _all_but(scope, x, along)
+    scope.zero("never")
+
+
+def _all_but(scope: Scope, x: Axes, along: int) -> None:
+    """All outputs have the input's axes; along one of them elements are told by position."""
     for out in scope.outputs():
-        scope.freeze((x[along], out[along]), "is ordered by position")
+        scope.freeze((out[along],), ORDERED)
         for position in range(len(x)):
             if position != along:
                 scope.same(x[position], out[position])
-    scope.zero("all" if scope.operator.op_type == "CumSum" else "never", (0,))

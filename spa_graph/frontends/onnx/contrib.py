@@ -201,6 +201,7 @@ IN_ONNX_DOMAIN = frozenset(
 SHAPES: dict[str, ShapeFunction] = {
     **dict.fromkeys(
         ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasAdd", "GroupNorm", "RotaryEmbedding",
+         "MoE",
          *IN_ONNX_DOMAIN),
         _like_first,
     ),

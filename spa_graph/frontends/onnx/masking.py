@@ -3,7 +3,9 @@
 The original network with the parameters of the removed channels set to zero. Operators that would
 see those zeros (a normalisation over channels, a sum over features that are not zero) get only the
 kept channels: `Gather -> operator -> Pad, Gather`, and their outputs are zero in the removed ones.
-So every weight keeps its full shape, and an index that is wrong anywhere shows as a difference.
+A ranking that gets only the kept elements returns positions among these, which are looked up: all
+positions in the reference are those of the whole axis. So every weight keeps its full shape, and an
+index that is wrong anywhere shows as a difference.
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ def _run_compactly(
             if stays is not None:
                 _take(model, node, slot, position, stays)
     for slot, name in enumerate(operator.outputs):
+        if name in coupling.facts.ranked:
+            stays = coupling.kept_elements(coupling.facts.ranked[name], kept)
+            if stays is not None:
+                _look_up(model, node.outputs[slot], np.flatnonzero(stays))
         for position, axis in enumerate(coupling.relations.value(name) or () if name else ()):
             stays = coupling.kept_elements(axis, kept)
             if stays is not None:
@@ -81,6 +87,21 @@ def _put_back(
     model.graph.insert_after(node, [padded, full])
     for consumer, position in consumers:
         consumer.replace_input_with(position, full.outputs[0])
+
+
+def _look_up(model: ir.Model, positions: ir.Value, numbers: NDArray[np.int64]) -> None:
+    """Let everyone who reads positions among some elements read the elements' numbers instead."""
+    consumers = [(use.node, use.idx) for use in positions.uses()]
+    name = f"{positions.name}.whole"
+    stored = add_initializer(model, f"{name}.numbers", ir.tensor(numbers))
+    label = fresh_name(model, name)
+    node = ir.Node("", "Gather", [stored, positions], [ir.AttrInt64("axis", 0)], name=label)
+    node.outputs[0].name = label
+    producer = positions.producer()
+    assert producer is not None, f"{positions.name} is not computed"
+    model.graph.insert_after(producer, node)
+    for consumer, position in consumers:
+        consumer.replace_input_with(position, node.outputs[0])
 
 
 def _gather(
