@@ -28,9 +28,11 @@ FROM_WEIGHTS = sorted(name for name, make in CRITERIA.items() if not make(0).nee
 FROM_DATA = sorted(set(CRITERIA) - set(FROM_WEIGHTS))
 
 
-def calibrated(tmp_path: Any, text: str, **options: Any) -> tuple[Analysis, Calibrated, Any]:
-    model = network(text)
-    analysis = spa_graph.analyze(model)
+def calibrated(
+    tmp_path: Any, text: str, values: Any = None, groups: Any = "groups", **options: Any
+) -> tuple[Analysis, Calibrated, Any]:
+    model = network(text, values=values)
+    analysis = spa_graph.analyze(model, groups=groups)
     shape = [64, *(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:])]
     data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     chosen = Options(calibrate=data, **options)
@@ -118,6 +120,13 @@ def test_all_give_numbers(tmp_path: Any, criterion: str, text: str) -> None:
     assert numbers.shape == (8,)
     assert np.isfinite(numbers).all()
     assert numbers.min() < numbers.max()
+
+
+@pytest.mark.parametrize("criterion", FROM_DATA)
+def test_all_prune(criterion: str) -> None:
+    options = {"criterion": criterion, "calibrate": "data-free", "samples": 32}
+    result = spa_graph.prune(network(CONV), flops=0.7, round_to=1, **options)
+    assert result.report["ratio"]["flops"] <= 0.7
 
 
 @pytest.mark.parametrize("criterion", FROM_DATA)

@@ -13,6 +13,7 @@ from spa_graph.frontends.onnx import files
 from spa_graph.passes.importance import Criterion, make_criterion
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Options, StepProgress, Timer
+from spa_graph.passes.probing import Gates, few
 from spa_graph.passes.statistics.layers import (
     LEVELS,
     POSITIONS,
@@ -29,6 +30,9 @@ from spa_graph.runtime.sessions import Feeds
 
 FITTED = 0.75
 """The share of the calibration data that is fitted to; by the rest repairs are judged."""
+
+PROBED = 32
+"""Samples on which criteria that need the network's outputs run it, over and over."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +78,9 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
     with timer.step("statistics") as progress:
         limit = options.memory_limit // 2
         layers = _statistics(analysis, criterion, fitting, limit, folder, progress)
+    if criterion.probes:
+        with timer.step("probe channels") as progress:
+            criterion.probe(Gates(analysis, layers, few(fitting, PROBED)), progress)
     return Calibrated(data.source, fitting, held_out, criterion, layers)
 
 
@@ -98,8 +105,8 @@ def _statistics(
         runner.advance(names)
         for layer in layers:
             features = runner.value(layer.source, 0)
+            observe(layer, features, len(batches), generator)  # says what is wrong with features
             criterion.observe(layer, features)
-            observe(layer, features, len(batches), generator)
         progress(number + 1, len(batches))
     return {(layer.operator.index, layer.linear.slots[1]): layer for layer in layers}
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import ChannelGroup
 from spa_graph.frontends.onnx.masking import mask
-from spa_graph.frontends.onnx.pieces import piece
 from spa_graph.passes.network import Analysis
+from spa_graph.passes.probing import few, open_whole
 from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, matching, set_weight
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.passes.statistics.distortion import Outputs, distortion
@@ -30,7 +30,7 @@ from spa_graph.passes.statistics.layers import LEVELS, Layer
 from spa_graph.passes.statistics.readers import Layers, error_curve, readers, taken_over
 from spa_graph.plan import Kept
 from spa_graph.runtime.calibration import Calibration
-from spa_graph.runtime.sessions import Feeds, open_session, run
+from spa_graph.runtime.sessions import Feeds, run
 
 Floats = NDArray[np.float64]
 
@@ -94,8 +94,7 @@ def measure(
 
 def _few(data: Calibration, probes: int) -> Calibration:
     """So few samples that all probes together run about `EFFORT` times the held-out data."""
-    wanted = max(LEAST_SAMPLES, EFFORT * data.count // max(probes, 1))
-    return data.split(wanted / data.count)[0] if wanted < data.count else data
+    return few(data, max(LEAST_SAMPLES, EFFORT * data.count // max(probes, 1)))
 
 
 def _shape(layers: Layers, group: ChannelGroup, order: NDArray[np.int64], scores: Floats) -> Floats:
@@ -160,7 +159,5 @@ class _Probing:
             add_to_bias(model, site, bias)
 
     def _run(self, model: ir.Model) -> Outputs:
-        nodes = [node for node in model.graph if node.op_type != "Constant"]
-        kinds = {name: (array.dtype, array.ndim) for name, array in self._batches[0].items()}
-        session = open_session(piece(model, nodes, kinds, self._analysis.graph.outputs))
+        session = open_whole(self._analysis, model, self._batches[0])
         return [run(session, feeds) for feeds in self._batches]

@@ -6,14 +6,20 @@ aggregate over the group's parameters. A new criterion is one file in this folde
 """
 
 from spa_graph.passes.importance import (
+    activation,
+    apoz,
+    bonsai,
     flap,
     fpgm,
+    hrank,
+    kprune,
     lamp,
     magnitude,
     obspa,
     random,
     scale,
     wanda,
+    zeroth_order,
 )
 from spa_graph.passes.importance.base import (
     AGGREGATES,
@@ -29,8 +35,13 @@ __all__ = [
     "CRITERIA",
     "NORMALIZERS",
     "Criterion",
+    "activation",
+    "apoz",
+    "bonsai",
     "flap",
     "fpgm",
+    "hrank",
+    "kprune",
     "lamp",
     "magnitude",
     "make_criterion",
@@ -39,4 +50,5 @@ __all__ = [
     "scale",
     "score",
     "wanda",
+    "zeroth_order",
 ]

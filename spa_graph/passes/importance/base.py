@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from inspect import signature
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,16 +88,36 @@ def _blocks(weights: Weights, axis: int) -> Iterator[tuple[slice, NDArray[np.flo
             yield slice(start, stop), view[:, start:stop].astype(np.float32, copy=False)
 
 
+class Gated(Protocol):
+    """A network with a gate on every channel: at 1 it is the network, at 0 without the channel."""
+
+    @property
+    def gated(self) -> NDArray[np.bool_]:
+        """Which channels have a gate that does anything; (channels,)."""
+
+    @property
+    def groups(self) -> Sequence[slice]:
+        """The channels of each group."""
+
+    def distortion(self, gates: Floats) -> float:
+        """How far the outputs are from those of the network, with gates (channels,)."""
+
+    def outputs(self, gates: Floats) -> Floats:
+        """All outputs as one vector, whose squared distances are distortions."""
+
+
 class Criterion:
     """Base of all criteria: subclass, give it a `name`, implement `channels`.
 
     A criterion that `needs_data` sees only the axes along which layers read a group's channels. It
     may implement `rows` instead: the importance of what a layer reads, from `layer.moments`. What
-    moments don't tell it can take from the features themselves, batch by batch: `observe`.
+    moments don't tell it can take from the features themselves, batch by batch: `observe`. One that
+    `probes` runs the network with gates on its channels.
     """
 
     name: ClassVar[str]
     needs_data: ClassVar[bool] = False
+    probes: ClassVar[bool] = False
     roles: ClassVar[frozenset[Role]] = frozenset({"weight", "scale", "table"})
     """The parameters that it looks at."""
 
@@ -113,12 +134,14 @@ class Criterion:
     def observe(self, layer: Layer, features: NDArray[Any]) -> None:
         """Take in what a layer reads of one batch, as the network computes it."""
 
-    def group(self, found: Sequence[Reader], count: int) -> Floats | None:  # noqa: ARG002
+    def probe(self, network: Gated, progress: Callable[[int, int], None]) -> None:
+        """Run the network as often as needed, for what only its outputs tell."""
+
+    def group(self, found: Sequence[Reader], group: ChannelGroup) -> Floats | None:  # noqa: ARG002
         """The importance of all channels of a group at once, for criteria that need it so.
 
         Args:
             found: the layers that read the channels.
-            count: how many channels there are.
         """
         return None
 
@@ -135,7 +158,7 @@ def criterion(cls: type[Criterion]) -> type[Criterion]:
     """Register a criterion; `seed` goes to those whose constructor takes one."""
     if cls.name in CRITERIA:
         raise ValueError(f"two criteria are called {cls.name}")
-    takes_seed = cls.__init__ is not object.__init__
+    takes_seed = "seed" in signature(cls).parameters
     CRITERIA[cls.name] = (lambda seed: cls(seed)) if takes_seed else (lambda _seed: cls())  # type: ignore[call-arg]
     return cls
 
@@ -205,7 +228,7 @@ def score(
     scores = np.zeros(coupling.count)
     shared: Shared = defaultdict(dict)
     for position, group in enumerate(coupling.groups):
-        found = chosen.group(readers(known, group), group.size) if chosen.needs_data else None
+        found = chosen.group(readers(known, group), group) if chosen.needs_data else None
         own = [found] if found is not None else _vectors(coupling, group, chosen, shared, known)
         vectors = [NORMALIZERS[normalize](v) for v in own]
         if vectors:

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from spa_graph.coupling.analysis import ChannelGroup
 from spa_graph.passes.importance.base import Criterion, Floats, criterion
-from spa_graph.passes.statistics.readers import Reader
+from spa_graph.passes.statistics.layers import Layer
+from spa_graph.passes.statistics.readers import Reader, separate, variance
 
 Ints = NDArray[np.int64]
 ROUNDS = 32
@@ -28,13 +30,18 @@ class OBSPA(Criterion):
     name = "obspa"
     needs_data = True
 
-    def group(self, found: Sequence[Reader], count: int) -> Floats | None:
+    def rows(self, layer: Layer) -> Floats:
+        """Where no matrix has rows for all channels (`Layer.blocks`): what each loses alone."""
+        return separate(layer) / variance(layer)
+
+    def group(self, found: Sequence[Reader], group: ChannelGroup) -> Floats | None:
         if not found:
             return None
         order, errors = eliminate(
-            [_Alone(r) if r.layer.moments.wide else _Surgery(r) for r in found], count
+            [_Alone(r) if r.layer.moments.wide else _Surgery(r) for r in found],
+            group.size,
         )
-        scores = np.empty(count)
+        scores = np.empty(group.size)
         scores[order] = np.maximum.accumulate(np.diff(errors, prepend=0.0))
         return scores
 

@@ -28,15 +28,19 @@ def distortion(want: Outputs, got: Outputs) -> float:
 
 def _share(want: Sequence[Array], got: Sequence[Array]) -> float:
     """The share of one output; (batches)."""
-    mean = _mean(want)
-    error = spread = 0.0
+    error = 0.0
     for first, second in zip(want, got, strict=True):
-        first = first.astype(np.float64)
         if first.shape != second.shape:
             return np.inf
-        error += float(np.square(first - second).sum())
-        spread += float(np.square(first - mean).sum())
-    return error / spread if spread > 0 else float(error > 0)
+        error += float(np.square(first.astype(np.float64) - second).sum())
+    whole = spread(want)
+    return error / whole if whole > 0 else float(error > 0)
+
+
+def spread(batches: Sequence[Array]) -> float:
+    """The squared distance of one output from its mean, summed over all samples."""
+    mean = _mean(batches)
+    return sum(float(np.square(each.astype(np.float64) - mean).sum()) for each in batches)
 
 
 def _mean(batches: Sequence[Array]) -> Array | float:

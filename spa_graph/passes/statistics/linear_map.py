@@ -143,6 +143,11 @@ class LinearMap:
         split = windows.astype(np.float32, copy=False).reshape(len(positions), self.groups, -1)
         return np.ascontiguousarray(split.transpose(1, 0, 2))
 
+    def maps(self, features: Array) -> Array:
+        """A view: (samples, channels, *positions); a matrix product may have no positions."""
+        moved = np.moveaxis(features, 1 if self.kernel else self.linear.features, -1)
+        return np.moveaxis(np.atleast_2d(moved), -1, 1)
+
     def places(self, features: Array) -> int:
         """How many positions the features themselves have."""
         channels = features.shape[1 if self.kernel else self.linear.features]
@@ -150,8 +155,7 @@ class LinearMap:
 
     def at(self, features: Array, places: Ints) -> Rows:
         """All channels at some positions of the features; (groups, places, channels)."""
-        moved = np.moveaxis(features, 1 if self.kernel else self.linear.features, -1)
-        moved = np.atleast_2d(moved)
+        moved = np.moveaxis(self.maps(features), 1, -1)
         where = np.unravel_index(places, moved.shape[:-1])
         split = moved[where].astype(np.float32, copy=False).reshape(len(places), self.groups, -1)
         return np.ascontiguousarray(split.transpose(1, 0, 2))
