@@ -269,7 +269,7 @@ class _Wanted:
             sizes=sizes,
         )
         if calibrated is None and latency is not None:
-            seconds = estimated_seconds(analysis, latency.before / 1e3, self.options.samples)
+            seconds = estimated_seconds(analysis, latency.before / 1e3)
             data["calibration_estimate"] = round(seconds, 1)
         if calibrated is not None:
             data["calibration"] = calibration_report(calibrated, choice, reconstruction)

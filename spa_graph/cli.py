@@ -116,8 +116,8 @@ _calibration_options = _together(
     click.option("--calibrate", metavar="DATA",
                  help="Refit the weights that are left on samples: a .npz or .npy file, a folder "
                  "of images, package.module:function, or `data-free` to make them up."),
-    click.option("--samples", type=click.IntRange(1), default=256, show_default=True,
-                 help="How many samples to use."),
+    click.option("--samples", type=click.IntRange(1),
+                 help="Use at most so many.  [default: 256 to 1024, more for small networks]"),
     click.option("--preprocess", metavar="STEPS",
                  help="How images become inputs: imagenet, or resize=256,crop=224,scale=1/255,..."),
     click.option("--reconstruct", type=click.Choice(METHODS),

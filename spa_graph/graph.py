@@ -131,6 +131,8 @@ class Graph:
     unsized: frozenset[tuple[str, int]] = frozenset()
     """Axes (value, position) whose size depends on data, so that the probes' were chosen for it, or
     is the same in both probes by coincidence."""
+    merges: bool = True
+    """Whether equal weights may have been merged by an exporter, so that sharing says little."""
     unshaped: dict[str, str] = field(default_factory=dict)
     """Values whose shape could not be inferred, with the reason."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
+from spa_graph.coupling import rules_aten as _rules_aten  # noqa: F401
 from spa_graph.coupling.exactness import Exactness
 from spa_graph.coupling.positions import follow
 from spa_graph.coupling.registry import find_rule, freezing_reason

@@ -8,6 +8,8 @@ from spa_graph.coupling.scope import Scope
 
 Rule = Callable[[Scope], None]
 MICROSOFT = "com.microsoft"
+ATEN = "aten"
+"""PyTorch's operators that have no counterpart in ONNX."""
 
 _RULES: dict[tuple[str, str], Rule] = {}
 _FREEZING: dict[tuple[str, str], str] = {}

@@ -118,7 +118,8 @@ class Relations:
 
     def _is_tied(self, parameter: Parameter, places: Sequence[tuple[int, int]]) -> bool:
         users = [self.graph.operators[operator].op_type for operator, _ in places]
-        return CUTTING.issuperset(users) or tied_on_purpose(parameter)
+        on_purpose = not self.graph.merges or CUTTING.issuperset(users)
+        return on_purpose or tied_on_purpose(parameter)
 
     # --- axes ---------------------------------------------------------------------------------
 

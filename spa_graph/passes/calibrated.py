@@ -63,7 +63,7 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
         data = calibration(
             options.calibrate,
             analysis.graph,
-            samples=options.samples,
+            samples=options.samples or default_samples(analysis),
             seed=options.seed,
             preprocess=options.preprocess,
             model=analysis.model,
@@ -110,18 +110,33 @@ def _loses(analysis: Analysis, layer: Layer) -> bool:
     return analysis.coupling.channel_of(features[layer.linear.features]) is not None
 
 
+FEWEST, MOST = 256, 1024
+EFFORT = 2.1e12
+"""FLOPs of running the dense network over as many samples as are used by default: what 256 images
+cost in a ResNet-50."""
+
+
+def default_samples(analysis: Analysis) -> int:
+    """How many samples are used unless the user says: more where the network is small.
+
+    What a repair gains from the fourfold is much at half of the FLOPs (docs/accuracy.md).
+    """
+    flops = analysis.cost.cost("flops", analysis.cost.full)
+    return int(np.clip(EFFORT / max(flops, 1.0), FEWEST, MOST))
+
+
 FLOP_RATE = 2e10
 """Floating-point operations per second that dense linear algebra is taken to reach, for estimates
 only."""
 
 
-def estimated_seconds(analysis: Analysis, latency: float, samples: int) -> float:
-    """About how long calibration would take.
+def estimated_seconds(analysis: Analysis, latency: float) -> float:
+    """About how long calibration would take, with as many samples as by default.
 
     Args:
         latency: seconds that the network needs for one sample.
-        samples: how many there would be.
     """
+    samples = default_samples(analysis)
     prunable = sum(group.size > 1 for group in analysis.groups)
     runs = 3 + len(LEVELS) * (1 - FITTED) * prunable
     algebra = 0.0

@@ -23,12 +23,10 @@ from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Plan, make_plan
 
 
-@dataclass(eq=False)
-class Analysis:
-    """A network, ready to be pruned: its canonical model, graph and coupling."""
+@dataclass(eq=False, kw_only=True)
+class Analyzed:
+    """A network of any frontend, ready to be pruned."""
 
-    original: ir.Model
-    model: ir.Model
     coupling: Coupling
     cost: CostModel
     excluded: dict[str, str]
@@ -37,7 +35,7 @@ class Analysis:
 
     def __repr__(self) -> str:
         groups, channels = len(self.groups), self.coupling.count
-        return f"Analysis({self.graph.name}: {groups} groups, {channels} channels)"
+        return f"{type(self).__name__}({self.graph.name}: {groups} groups, {channels} channels)"
 
     @property
     def graph(self) -> Graph:
@@ -53,16 +51,30 @@ class Analysis:
         return structures(self.coupling)
 
 
-@dataclass(slots=True, eq=False)
-class Pruned:
-    """The smaller network and what led to it."""
+@dataclass(eq=False, kw_only=True, repr=False)
+class Analysis(Analyzed):
+    """An ONNX network with its canonical model."""
 
+    original: ir.Model
     model: ir.Model
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class PrunedGraph:
+    """The smaller network of any frontend, and what led to it."""
+
     graph: Graph
     kept: Kept
     edits: Edits
     plan: Plan
     after: CostModel
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Pruned(PrunedGraph):
+    """The smaller ONNX network."""
+
+    model: ir.Model
 
 
 def prepare(original: ir.Model, options: Options, timer: Timer) -> Analysis:
@@ -72,10 +84,23 @@ def prepare(original: ir.Model, options: Options, timer: Timer) -> Analysis:
         model.meta.update(original.meta)
         graph, changed = canonicalize(model, options.input_shapes)
     with timer.step("analyze"):
-        excluded = _excluded(graph, options.exclude)
-        coupling = analyze(graph, excluded, only_exact=options.exact, within=options.within)
+        coupling, excluded = relate(graph, options)
         cost = CostModel(coupling)
-    return Analysis(original, model, coupling, cost, excluded, changed)
+    return Analysis(
+        original=original,
+        model=model,
+        coupling=coupling,
+        cost=cost,
+        excluded=excluded,
+        changed=changed,
+    )
+
+
+def relate(graph: Graph, options: Options) -> tuple[Coupling, dict[str, str]]:
+    """The coupled channels, and the weights that are excluded, each with the reason."""
+    excluded = _excluded(graph, options.exclude)
+    coupling = analyze(graph, excluded, only_exact=options.exact, within=options.within)
+    return coupling, excluded
 
 
 def _excluded(graph: Graph, patterns: tuple[str, ...]) -> dict[str, str]:
@@ -105,7 +130,13 @@ def rewrite(analysis: Analysis, kept: Kept, options: Options, timer: Timer) -> P
     """Build the smaller network; the analysed model isn't changed."""
     with timer.step("rewrite"):
         smaller, graph, edits = cut(analysis, kept, options.input_shapes)
-        plan = make_plan(analysis.coupling, kept)
-        plan.model |= {"attention": options.attention, "groups": options.groups}
+        plan = plan_of(analysis.coupling, kept, options)
         after = CostModel(analyze(graph))
-    return Pruned(smaller, graph, kept, edits, plan, after)
+    return Pruned(model=smaller, graph=graph, kept=kept, edits=edits, plan=plan, after=after)
+
+
+def plan_of(coupling: Coupling, kept: Kept, options: Options) -> Plan:
+    """The plan that keeps these channels, with the options that decide which there are."""
+    plan = make_plan(coupling, kept)
+    plan.model |= {"attention": options.attention, "groups": options.groups}
+    return plan

@@ -63,7 +63,7 @@ class Options:
     groups: Literal["groups", "within"] = "groups"
     input_shapes: InputShapes = field(default_factory=dict)
     calibrate: Any = None
-    samples: int = 256
+    samples: int | None = None
     preprocess: str | None = None
     reconstruct: Method | None = None
     allocation: Literal["global", "distortion"] | None = None
@@ -90,7 +90,7 @@ class Options:
         self._check_calibration()
 
     def _check_calibration(self) -> None:
-        if self.samples < 1:
+        if self.samples is not None and self.samples < 1:
             raise OptionError("--samples must be at least 1")
         if self.memory_limit < LEAST_MEMORY:
             raise OptionError(f"--memory-limit must be at least {LEAST_MEMORY >> 20} MiB")

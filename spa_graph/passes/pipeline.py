@@ -19,7 +19,7 @@ from spa_graph.passes.allocate import (
 )
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.importance import make_criterion, score
-from spa_graph.passes.network import Analysis, Pruned, rewrite
+from spa_graph.passes.network import Analysis, Analyzed, Pruned, rewrite
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.sensitivity import Sensitivity, measure
 from spa_graph.plan import Plan, kept_channels
@@ -40,7 +40,7 @@ class Ranking:
     scores: the importance of each channel; (channels,).
     """
 
-    analysis: Analysis
+    analysis: Analyzed
     scores: NDArray[np.float64]
     calibrated: Calibrated | None = None
     _measured: dict[bytes, Sensitivity] = field(default_factory=dict)
@@ -49,6 +49,7 @@ class Ranking:
         """The groups' curves, measured once; None without calibration data."""
         if self.calibrated is None:
             return None
+        assert isinstance(self.analysis, Analysis)  # only those are calibrated
         if whole.tobytes() not in self._measured:
             with timer.step("measure groups") as progress:
                 self._measured[whole.tobytes()] = measure(
@@ -63,7 +64,7 @@ class Ranking:
 
 
 def rank(
-    analysis: Analysis,
+    analysis: Analyzed,
     options: Options,
     timer: Timer,
     calibrated: Calibrated | None = None,
@@ -124,7 +125,7 @@ def choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:
     return Choice(kept, sensitivity)
 
 
-def _scopes(analysis: Analysis, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
+def _scopes(analysis: Analyzed, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
     """Which groups lose nothing, and which if the budget can't be met so; shape (groups,)."""
     if not scope:
         pre_norm = np.array([structure.pre_norm for structure in analysis.structures])

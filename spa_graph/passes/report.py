@@ -15,7 +15,7 @@ from spa_graph.coupling.analysis import Coupling
 from spa_graph.passes.allocate import Kept
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.cost import CostModel, counts_as_weight
-from spa_graph.passes.network import Analysis, Pruned
+from spa_graph.passes.network import Analyzed, PrunedGraph
 from spa_graph.passes.pipeline import Choice
 from spa_graph.passes.reconstruct import Reconstruction
 from spa_graph.runtime.benchmark import Latency
@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def inspection(analysis: Analysis) -> dict[str, Any]:
+def inspection(analysis: Analyzed) -> dict[str, Any]:
     """What `inspect` shows: groups, cost per operator, what is frozen and why."""
     coupling, cost = analysis.coupling, analysis.cost
     return {
@@ -54,8 +54,8 @@ def inspection(analysis: Analysis) -> dict[str, Any]:
 
 
 def report(
-    analysis: Analysis,
-    pruned: Pruned,
+    analysis: Analyzed,
+    pruned: PrunedGraph,
     *,
     options: dict[str, Any],
     seconds: dict[str, float],
@@ -150,7 +150,7 @@ def _totals(cost: CostModel, channels: int) -> dict[str, Any]:
     }
 
 
-def _group(analysis: Analysis, number: int, kept: Kept | None) -> dict[str, Any]:
+def _group(analysis: Analyzed, number: int, kept: Kept | None) -> dict[str, Any]:
     coupling, group = analysis.coupling, analysis.groups[number]
     structure = analysis.structures[number]
     data: dict[str, Any] = {
@@ -175,7 +175,7 @@ def _group(analysis: Analysis, number: int, kept: Kept | None) -> dict[str, Any]
     return data
 
 
-def _operators(analysis: Analysis, pruned: Pruned | None) -> list[dict[str, Any]]:
+def _operators(analysis: Analyzed, pruned: PrunedGraph | None) -> list[dict[str, Any]]:
     """FLOPs and parameters of every operator that has any."""
     before = _per_operator(analysis.coupling, analysis.cost)
     if pruned is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from spa_graph.coupling.registry import registered
+from spa_graph.coupling.registry import ATEN, registered
 from tests.operators import (
     test_attention,
     test_convolution,
@@ -43,7 +43,8 @@ FAMILIES = (
 
 def test_every_rule_has_a_row() -> None:
     covered = {rule for family in FAMILIES for entry in family.ROWS for rule in rules_in(entry)}
-    assert not sorted(set(registered()) - covered)
+    onnx = {(domain, op_type) for domain, op_type in registered() if domain != ATEN}
+    assert not sorted(onnx - covered)  # tests/torch/test_operators.py has rows for the others
 
 
 def test_rows_of_a_family_have_names_of_their_own() -> None:

@@ -1,0 +1,1 @@
+"""PyTorch modules -> `Graph`, and applying edits to them."""

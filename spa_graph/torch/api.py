@@ -1,0 +1,213 @@
+"""The public functions for PyTorch modules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spa_graph.errors import OptionError
+from spa_graph.frontends.torch import surgery
+from spa_graph.frontends.torch.editor import slice_parameters
+from spa_graph.passes.network import PrunedGraph
+from spa_graph.passes.options import Options, Timer
+from spa_graph.passes.pipeline import choose, rank
+from spa_graph.plan import Plan, kept_channels
+from spa_graph.torch.options import ReturnType, check_return_type, in_python, make_options
+from spa_graph.torch.pipeline import (
+    ModuleAnalysis,
+    Outcome,
+    copied,
+    finish,
+    make_report,
+    prepare,
+    warn_about_graph,
+)
+
+_RECORD = "_spa_record"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is remembered of how a module was pruned; it stands in the module itself.
+
+    attributes: new values by module, or None if the result is a graph.
+    inputs: what a graph was traced with.
+    """
+
+    plan: Plan
+    report: dict[str, Any]
+    attributes: surgery.Attributes | None
+    inputs: tuple[Any, ...] = field(default=())
+
+
+def analyze(
+    model: nn.Module, example_inputs: Any, *, dynamic_shapes: Any = None, **options: Any
+) -> ModuleAnalysis:
+    """Find the channel groups of a module.
+
+    Args:
+        model: the module; it isn't changed.
+        example_inputs: a tensor, a tuple of arguments, or a mapping of named ones.
+        dynamic_shapes: as of torch.export; by default the batch is left free.
+        options: `exclude`, `exact`, `attention`, `groups` of `prune`.
+
+    Raises:
+        SpaError: the module can't be traced, or an option is wrong.
+    """
+    with in_python():
+        chosen = make_options(options, budget=False)
+        return prepare(model, example_inputs, chosen, dynamic_shapes, Timer(), even=True)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    return_type: ReturnType | None = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> Any:
+    """Prune a module to a budget.
+
+    Args:
+        model: the module; it isn't changed.
+        example_inputs: a tensor, a tuple of arguments, or a mapping of named ones.
+        return_type: "module" (of the same class), "graph" (a GraphModule of ATen operators) or
+            "exported" (a torch.export.ExportedProgram). By default a module if its `forward` can
+            work with the new sizes, else a graph, with a warning that tells why.
+        dynamic_shapes: as of torch.export; by default the batch is left free.
+        options: one of `flops`, `params` (keep at most this share) and `ratio` (remove this share
+            of channels everywhere); `criterion` ("l1", "l2", "random", "bn-scale", "fpgm",
+            "lamp"), `exclude` (patterns of parameter or module names), `round_to`,
+            `min_channels`, `scope`, `seed`, `exact`, `attention`, `groups`, `aggregate`,
+            `normalize`.
+
+    Raises:
+        BudgetError: the budget can't be met.
+        VerificationError: the proof failed.
+        SpaError: anything else about the module, its inputs or the options.
+    """
+    timer = Timer()
+    with in_python():
+        check_return_type(return_type)
+        chosen = make_options(options, budget=True)
+        even = return_type in (None, "module")
+        analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=even)
+        kept = choose(rank(analysis, chosen, timer), chosen, timer).kept
+        outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
+        return _give(analysis, pruned, outcome, chosen, return_type, timer)
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any = None,
+    *,
+    return_type: ReturnType | None = None,
+    dynamic_shapes: Any = None,
+) -> Any:
+    """Prune a module by a plan that was made before, here or on an ONNX export.
+
+    A plan that was made by `prune` for a module of this class also tells the attributes to change:
+    then it is applied as it is. Else, or to have it proven again, give `example_inputs`.
+
+    Raises:
+        OptionError: the plan doesn't fit the module.
+        VerificationError: the proof failed.
+    """
+    if example_inputs is None and return_type in (None, "module"):
+        return _apply_directly(model, plan)
+    if example_inputs is None:
+        raise OptionError(f"return_type {return_type} needs example_inputs")
+    timer = Timer()
+    with in_python():
+        check_return_type(return_type)
+        blocks: dict[str, Any] = {
+            key: plan.model[key] for key in ("attention", "groups") if key in plan.model
+        }
+        chosen = make_options(blocks, budget=False)
+        analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=False)
+        kept = kept_channels(analysis.coupling, plan)
+        outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
+        return _give(analysis, pruned, outcome, chosen, return_type, timer)
+
+
+def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
+    attributes = plan.model.get("attributes")
+    if attributes is None:
+        raise OptionError("the plan tells no attributes of modules: give example_inputs")
+    module = copied(model)
+    state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    state |= dict(module.named_buffers(remove_duplicate=False))
+    for name, shape in plan.model.get("shapes", {}).items():
+        if name not in state or list(state[name].shape) != shape:
+            found = list(state[name].shape) if name in state else "absent"
+            raise OptionError(
+                f"the plan is for another module: its `{name}` is {shape}, here it is {found}"
+            )
+    slice_parameters(module, plan.kept)
+    surgery.set_attributes(module, _read_attributes(attributes))
+    remember(module, Record(plan, {}, _read_attributes(attributes)))
+    return module
+
+
+def _read_attributes(data: dict[str, dict[str, Any]]) -> surgery.Attributes:
+    """Attributes as JSON holds them: lists stand for tuples."""
+    return {
+        name: {key: tuple(v) if isinstance(v, list) else v for key, v in own.items()}
+        for name, own in data.items()
+    }
+
+
+def _give(
+    analysis: ModuleAnalysis,
+    pruned: PrunedGraph,
+    outcome: Outcome,
+    options: Options,
+    return_type: str | None,
+    timer: Timer,
+) -> Any:
+    """The result in the form that was asked for; it remembers its plan."""
+    if outcome.why_graph and return_type is None:
+        warn_about_graph(analysis.model, outcome.why_graph)
+    if outcome.attributes is not None:
+        pruned.plan.model["attributes"] = outcome.attributes
+    data = make_report(analysis, pruned, outcome, options, timer)
+    call = analysis.traced.calls[0]
+    if return_type == "exported":
+        program = torch.export.export(outcome.module, call.args, call.kwargs, strict=False)
+        setattr(program, _RECORD, Record(pruned.plan, data, None))
+        return program
+    inputs = () if outcome.attributes is not None else (call.args, call.kwargs)
+    remember(outcome.module, Record(pruned.plan, data, outcome.attributes, inputs))
+    return outcome.module
+
+
+def remember(module: nn.Module, record: Record) -> None:
+    """Keep how a module was pruned, in the module."""
+    setattr(module, _RECORD, record)
+
+
+def record_of(pruned: Any) -> Record:
+    """What is remembered of a pruned module.
+
+    Raises:
+        OptionError: it wasn't pruned here.
+    """
+    record = getattr(pruned, _RECORD, None)
+    if not isinstance(record, Record):
+        raise OptionError(f"this {type(pruned).__name__} is no result of spa_graph.torch.prune")
+    return record
+
+
+def plan_of(pruned: Any) -> Plan:
+    """The plan by which a module was pruned."""
+    return record_of(pruned).plan
+
+
+def report_of(pruned: Any) -> dict[str, Any]:
+    """What was done to a module, as JSON-ready data."""
+    return record_of(pruned).report

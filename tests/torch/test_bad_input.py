@@ -1,0 +1,116 @@
+"""One clear line for whatever can't be pruned; and a proof that notices mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import spa_graph.torch as spa  # noqa: E402
+from spa_graph.errors import (  # noqa: E402
+    BudgetError,
+    ModelError,
+    OptionError,
+    SpaError,
+    VerificationError,
+)
+from spa_graph.frontends.torch import editor  # noqa: E402
+from tests.torch.torch_networks import Block, Residual, settled  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+IMAGE = torch.zeros(2, 3, 8, 8)
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        if self.first(x).sum() > 0:
+            return x
+        return self.first(x)
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x + 1
+
+
+def moved() -> nn.Module:
+    model = Residual()
+    model.head = nn.Linear(64, 10, device="meta")
+    return model
+
+
+BAD: list[tuple[Any, Any, dict[str, Any], type[SpaError], str]] = [
+    ("model", IMAGE, {}, ModelError, "a str is no torch.nn.Module"),
+    (moved(), IMAGE, {}, ModelError, r"`head.weight` is on the meta device.*load the weights"),
+    (Residual(), IMAGE[:, :2], {}, ModelError, r"fails on the example inputs.*\[2, 2, 8, 8\]"),
+    (Residual(), (IMAGE, IMAGE), {}, ModelError, "example inputs don't fit Residual.forward: too"),
+    (Residual(), {"y": IMAGE}, {}, ModelError, "example inputs don't fit.*'x'"),
+    (Branches(), torch.ones(2, 4), {}, ModelError, r"can't trace Branches at .*test_bad_input.py:"),
+    (nn.LazyLinear(3), torch.ones(2, 4), {}, ModelError, "has no shape yet: run the module once"),
+    (Nothing(), torch.ones(2, 4), {}, ModelError, "no prunable channel"),
+    (Residual(), IMAGE, {"flops": None}, OptionError, "give a budget: flops, params or ratio"),
+    (Residual(), IMAGE, {"flops": 1.5}, OptionError, "^flops must lie between 0 and 1"),
+    (Residual(), IMAGE, {"flops": 1e-5}, BudgetError, "can't be reached: the smallest possible"),
+    (Residual(), IMAGE, {"criteria": "l1"}, OptionError, "unknown option `criteria`"),
+    (Residual(), IMAGE, {"criterion": "best"}, OptionError, "unknown criterion `best`"),
+]
+
+
+@pytest.mark.parametrize(("model", "inputs", "options", "kind", "message"), BAD)
+def test_bad_input(
+    model: Any, inputs: Any, options: dict[str, Any], kind: type[SpaError], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        spa.prune(model, inputs, **({"flops": 0.5} | options))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    model = settled(Residual())
+    with torch.no_grad():
+        model.a[0].weight[0] = float("nan")
+    with pytest.raises(ModelError, match=r"weight `a.0.weight` holds NaN"):
+        spa.prune(model, torch.randn(2, 3, 8, 8), flops=0.5)
+
+
+def test_a_wrong_slice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one weight other channels are kept than the plan says."""
+    right = editor.sliced
+
+    def wrong(tensor: Any, kept: Any) -> Any:
+        if tensor.shape == (32, 64) and 1 in kept:
+            kept = {1: np.arange(len(kept[1]))}
+        return right(tensor, kept)
+
+    monkeypatch.setattr(editor, "sliced", wrong)
+    with pytest.raises(VerificationError, match="differs by"):
+        spa.prune(settled(Block()), torch.randn(2, 5, 32), ratio=0.5)
+
+
+def test_a_layer_of_zeros_hides_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = settled(Residual())
+    nn.init.zeros_(model.head.weight)
+    pruned = spa.prune(model, torch.randn(2, 3, 8, 8), flops=0.5)
+    assert not pruned.head.weight.any()
+    assert spa.report_of(pruned)["verification"]["output_varied"]
+    monkeypatch.setattr(editor, "sliced", lambda t, kept: _first(t, kept))
+    with pytest.raises(VerificationError):
+        spa.prune(model, torch.randn(2, 3, 8, 8), flops=0.5)
+
+
+def _first(tensor: Any, kept: Any) -> Any:
+    for axis, index in kept.items():
+        tensor = tensor.narrow(axis, 0, len(index))
+    return tensor.clone()
