@@ -90,6 +90,10 @@ class Reference(fx.Interpreter):
         return found
 
     def _put_back(self, tensor: Tensor, name: str) -> Tensor:
+        """Over the full axes; positions among the kept elements become those of the whole axis."""
+        ranked = self._coupling.facts.ranked.get(name)
+        for stays in self._stays(None if ranked is None else (ranked,)).values():
+            tensor = torch.from_numpy(np.flatnonzero(stays)).to(tensor.device)[tensor]
         for axis, stays in self._stays(self._coupling.relations.value(name)).items():
             full = tensor.new_zeros((*tensor.shape[:axis], len(stays), *tensor.shape[axis + 1 :]))
             index = torch.from_numpy(np.flatnonzero(stays)).to(tensor.device)

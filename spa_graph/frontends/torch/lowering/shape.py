@@ -276,7 +276,9 @@ def argmax(call: AtenCall) -> Lowered | None:
 
 @lowers("topk", "sort")
 def topk(call: AtenCall) -> Lowered:
-    return Lowered("TopK", [call["self"]], {"axis": call["dim"]}, outputs=2)
+    count = call.get("k")
+    k = {} if count is None or is_symbolic(count) else {"k": count}
+    return Lowered("TopK", [call["self"]], {"axis": call["dim"], **k}, outputs=2)
 
 
 @lowers("argsort")
@@ -291,4 +293,4 @@ def cumsum(call: AtenCall) -> Lowered:
 
 @lowers("one_hot")
 def one_hot(call: AtenCall) -> Lowered:
-    return Lowered("OneHot", [call["self"]], {"axis": -1})
+    return Lowered("OneHot", [call["self"]], {"axis": -1}, arguments={1: "num_classes"})
