@@ -11,7 +11,7 @@ import spa_graph
 from spa_graph.errors import BudgetError
 from spa_graph.passes.allocate import Budget, Limits, allocate, allocate_by_distortion
 from spa_graph.passes.sensitivity import scaled
-from spa_graph.passes.statistics.distortion import distortion
+from spa_graph.passes.statistics.distortion import alignment, distortion
 from tests.models import network
 
 CHAIN = """
@@ -22,6 +22,17 @@ net (float[N,4] x) => (float[N,3] y) <float[4,6] w1, float[6,5] w2, float[5,7] w
 }
 """
 ONE = Limits(round_to=1)
+
+
+def test_alignment_is_the_correlation_over_samples() -> None:
+    rng = np.random.default_rng(0)
+    want = rng.standard_normal((2, 4, 1)).astype(np.float32)
+    got = want + rng.standard_normal(want.shape).astype(np.float32)
+    batches = [[[batch] for batch in array] for array in (want, got)]
+    assert alignment(*batches) == pytest.approx(np.corrcoef(want.ravel(), got.ravel())[0, 1])
+    assert alignment(batches[0], [[3 * batch + 5] for batch in want]) == pytest.approx(1)
+    assert alignment(batches[0], [[0 * batch + 5] for batch in want]) == 0
+    assert alignment(batches[0], [[batch[:, 0]] for batch in want]) == 0
 
 
 def test_distortion_is_a_share_of_the_variance_over_samples() -> None:

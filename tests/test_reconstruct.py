@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
@@ -469,6 +470,31 @@ def test_a_method_that_hurts_is_undone() -> None:
     for name, array in stored(plain.model).items():
         assert np.isfinite(stored(result.model)[name]).all()
         assert stored(result.model)[name].shape == array.shape
+
+
+def test_a_repair_that_silences_the_network_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one of two channels that nearly cancel, the outputs are right but for their scale,
+    and far off; constant outputs would have a lower error."""
+    model = network(
+        "net (float[N,4] x) => (float[N,1] y) <float[4,2] w1, float[2,1] w2>"
+        "{ h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"
+    )
+    for tensor, values in zip(
+        model.graph.initializer, (np.ones((4, 2)), [[10.0], [-9.5]]), strict=True
+    ):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(values, np.float32), tensor.name))
+
+    def silence(_: object, pruned: Any, *__: object) -> list[object]:
+        weight = pruned.model.graph.initializers["w2"]
+        weight.const_value = ir.tensor(0 * weight.const_value.numpy(), name="w2")
+        return []
+
+    plain = recon(model, reconstruct="none")
+    monkeypatch.setattr("spa_graph.passes.reconstruct.repair", silence)
+    result = recon(model, reconstruct="ls")
+    assert result.report["calibration"]["reconstruction"]["undone"] is True
+    assert result.report["calibration"]["reconstruction"]["before"] > 1
+    assert_same_outputs(result.model, plain.model, samples(model, 5))
 
 
 # --- reproducibility and limits ------------------------------------------------------------------

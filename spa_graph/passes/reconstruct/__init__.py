@@ -22,8 +22,12 @@ from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Repair, repair
 from spa_graph.passes.reconstruct.sweep import sweep
-from spa_graph.passes.statistics.distortion import Outputs, distortion
+from spa_graph.passes.statistics.distortion import Outputs, alignment, distortion
 from spa_graph.runtime.sessions import open_session, run
+
+LOST = 0.01
+"""A repair may not cost the outputs more of their correlation with the dense network's. One that
+makes them constant lowers their error, where it was above their variance, and ruins the network."""
 
 __all__ = ["Reconstruction", "Repair", "reconstruct"]
 
@@ -60,10 +64,10 @@ def reconstruct(
     method = sweep if options.method == "obspa" else repair
     layers = method(analysis, pruned, calibrated, options, folder, progress)
     want = _outputs(analysis.model, calibrated, folder)
-    before, after = (
-        distortion(want, _outputs(model, calibrated, folder)) for model in (sliced, pruned.model)
-    )
-    undone = not after < before
+    got = [_outputs(model, calibrated, folder) for model in (sliced, pruned.model)]
+    before, after = (distortion(want, outputs) for outputs in got)
+    lost = alignment(want, got[0]) - alignment(want, got[1])
+    undone = not (after < before and lost < LOST)
     if undone:
         pruned.model = sliced
     pruned.graph = read(pruned.model, options.input_shapes)

@@ -26,6 +26,36 @@ def distortion(want: Outputs, got: Outputs) -> float:
     return float(np.mean(shares)) if shares else 0.0
 
 
+def alignment(want: Outputs, got: Outputs) -> float:
+    """The correlation over samples of all floating-point outputs with what they should be.
+
+    Unlike `distortion`, it doesn't mind their scale: outputs that hardly vary any more have a small
+    error, and say nothing. Each output counts alike; 0 where one doesn't vary, or has another
+    shape.
+    """
+    found = [
+        _correlation(first, second)
+        for first, second in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True)
+        if first[0].dtype.kind == "f"
+    ]
+    return float(np.mean(found)) if found else 0.0
+
+
+def _correlation(want: Sequence[Array], got: Sequence[Array]) -> float:
+    """That of one output; (batches)."""
+    if [first.shape for first in want] != [second.shape for second in got]:
+        return 0.0
+    means = _mean(want), _mean(got)
+    both = first2 = second2 = 0.0
+    for x, y in zip(want, got, strict=True):
+        first, second = (a.astype(np.float64) - mean for a, mean in zip((x, y), means, strict=True))
+        both += float((first * second).sum())
+        first2 += float(np.square(first).sum())
+        second2 += float(np.square(second).sum())
+    spread = np.sqrt(first2 * second2)
+    return both / spread if spread > 0 else 0.0
+
+
 def _share(want: Sequence[Array], got: Sequence[Array]) -> float:
     """The share of one output; (batches)."""
     error = 0.0
