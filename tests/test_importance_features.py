@@ -195,14 +195,16 @@ def test_kprune_is_what_a_channel_adds_to_the_results(tmp_path: Any, text: str) 
     np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
 
 
-def test_kprune_of_a_layer_too_wide_for_its_gram_matrix_is_exact_without_windows(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("text", "value"), [(TEXT, "r"), (FLATTENED, "f")])
+def test_kprune_of_a_layer_too_wide_for_its_gram_matrix_adds_up_its_rows(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, text: str, value: str
 ) -> None:
     monkeypatch.setattr("spa_graph.passes.statistics.moments.WIDE", 4)
-    analysis, found, model = calibrated(tmp_path, TEXT, criterion="kprune")
+    analysis, found, model = calibrated(tmp_path, text, criterion="kprune")
     assert all(layer.moments.wide for layer in found.layers.values())
-    power = np.square(computed(model, found, "r")).mean(0)
-    want = power * np.square(stored(model)["w2"].astype(np.float64)).sum(1)
+    power = np.square(computed(model, found, value)).mean(0)
+    rows = power * np.square(stored(model)["w2"].astype(np.float64)).sum(1)
+    want = rows.reshape(8, -1).sum(1)
     np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
 
 
