@@ -27,6 +27,10 @@ SEQUENCE = """
 net (float[N,7,4] x) => (float[N,7,3] y) <float[4,8] w1, float[8,3] w2>
 { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }
 """
+SIGNED = """
+net (float[N,7,4] x) => (float[N,7,3] y) <float[4,8] w1, float[8,3] w2>
+{ h = MatMul(x, w1) r = Tanh(h) y = MatMul(r, w2) }
+"""
 FLATTENED = """
 net (float[N,3,6,6] x) => (float[N,5] y) <float[8,3,5,5] w1, float[32,5] w2>
 { h = Conv(x, w1) r = Relu(h) f = Flatten(r) y = MatMul(f, w2) }
@@ -50,7 +54,7 @@ def definition(of_channel: Any, text: str, model: Any, found: Any) -> Array:
     total = np.zeros(8)
     for value in values:
         features = computed(model, found, value)
-        if text is SEQUENCE:
+        if text in (SEQUENCE, SIGNED):
             features = features.transpose(0, 2, 1)
         total += [of_channel(features[:, channel]) for channel in range(8)]
     return total.reshape(2, 4).sum(0) if text is GROUPED else total
@@ -69,8 +73,10 @@ def apoz(own: Array) -> float:
     return float(np.count_nonzero(own)) / own.size
 
 
-@pytest.mark.parametrize("text", EVERY[:-1])
-@pytest.mark.parametrize("criterion", [activation, apoz], ids=lambda f: f.__name__)
+SAID = [(each, text) for each in (activation, apoz) for text in EVERY[:-1]]
+
+
+@pytest.mark.parametrize(("criterion", "text"), [*SAID, (activation, SIGNED)])
 def test_is_what_its_paper_says(tmp_path: Any, criterion: Any, text: str) -> None:
     name = criterion.__name__
     analysis, found, model = calibrated(tmp_path, text, criterion=name, **options(text))
@@ -186,6 +192,19 @@ def test_kprune_is_what_a_channel_adds_to_the_results(tmp_path: Any, text: str) 
                 y = outputs(last, {value: alone})[0].astype(np.float64)
                 results = y.shape[-1 if text is SEQUENCE else 1]
                 want[number] += np.square(y).sum() / (y.size / results)
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("text", "value"), [(TEXT, "r"), (FLATTENED, "f")])
+def test_kprune_of_a_layer_too_wide_for_its_gram_matrix_adds_up_its_rows(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, text: str, value: str
+) -> None:
+    monkeypatch.setattr("spa_graph.passes.statistics.moments.WIDE", 4)
+    analysis, found, model = calibrated(tmp_path, text, criterion="kprune")
+    assert all(layer.moments.wide for layer in found.layers.values())
+    power = np.square(computed(model, found, value)).mean(0)
+    rows = power * np.square(stored(model)["w2"].astype(np.float64)).sum(1)
+    want = rows.reshape(8, -1).sum(1)
     np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-4)
 
 

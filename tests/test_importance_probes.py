@@ -39,6 +39,10 @@ NORMALISED = """
 net (float[N,7,4] x) => (float[N,7,3] y) <float[4,8] w1, float[8] s, float[8] b, float[8,3] w2>
 { h = MatMul(x, w1) n = LayerNormalization(h, s, b) r = Relu(n) y = MatMul(r, w2) }
 """
+DEEP = """
+net (float[N,4] x) => (float[N,3] y) <float[4,8] w1, float[8,6] w2, float[6,3] w3>
+{ h = MatMul(x, w1) r = Relu(h) m = MatMul(r, w2) t = Tanh(m) y = MatMul(t, w3) }
+"""
 
 
 def scaled(text: str, model: Any, gates: Array) -> Any:
@@ -61,16 +65,24 @@ def test_gates_scale_the_weights_that_meet_a_channel(tmp_path: Any, text: str) -
     gates = np.random.default_rng(1).uniform(0, 2, count)
     gates[0] = 0
     every = np.tile(gates, 2) if text is TRANSPOSED else gates  # two groups, read alike
-    want, got = (
-        [outputs(each, feeds) for feeds in found.fitting]
-        for each in (model, scaled(text, model, every))
-    )
-    expected = distortion(want, got)
+    expected = lost(model, scaled(text, model, every), found)
     assert expected > 0
     assert network_with_gates.distortion(gates) == pytest.approx(expected, rel=1e-4)
     moved = network_with_gates.outputs(gates) - network_with_gates.outputs(np.ones(count))
     assert np.square(moved).sum() == pytest.approx(expected, rel=1e-4)
     assert network_with_gates.distortion(np.ones(count)) == 0
+
+
+def lost(model: Any, less: Any, found: Any) -> float:
+    want, got = ([outputs(each, feeds) for feeds in found.fitting] for each in (model, less))
+    return distortion(want, got)
+
+
+def by_weight(analysis: Any, numbers: Array) -> Array:
+    """The scores in `DEEP` of the 8 channels behind `w1`, then those of the 6 behind `w2`."""
+    groups = sorted(analysis.groups, key=lambda group: -group.size)
+    assert [group.size for group in groups] == [8, 6]
+    return np.concatenate([numbers[group.start : group.stop] for group in groups])
 
 
 class Toy:
@@ -119,6 +131,16 @@ def test_zeroth_order_of_a_network_is_by_its_definition(tmp_path: Any) -> None:
     derivative = np.square(x).sum(0) * np.square(w2).sum(1)
     want = derivative / np.square(y - y.mean(0)).sum()
     np.testing.assert_allclose(scores(analysis, found), want, rtol=1e-3)
+
+
+def test_zeroth_order_sees_the_slope_of_later_layers(tmp_path: Any) -> None:
+    analysis, found, model = calibrated(tmp_path, DEEP, criterion="zeroth-order", samples=16)
+    r, t, y = (computed(model, found, name) for name in "rty")
+    w2, w3 = (stored(model)[name].astype(np.float64) for name in ("w2", "w3"))
+    first = [np.square((r[:, [c]] * w2[c] * (1 - t**2)) @ w3).sum() for c in range(8)]
+    second = np.square(t).sum(0) * np.square(w3).sum(1)
+    want = np.concatenate([first, second]) / np.square(y - y.mean(0)).sum()
+    np.testing.assert_allclose(by_weight(analysis, scores(analysis, found)), want, rtol=0.05)
 
 
 def test_with_fewer_directions_the_gradient_is_right_on_average() -> None:
@@ -220,7 +242,32 @@ def test_bonsai_of_a_network_is_the_loss_of_channels_that_go_alone(tmp_path: Any
     np.testing.assert_allclose(scores(analysis, found), want, rtol=0.01)
 
 
+def test_bonsai_sees_what_becomes_of_a_loss_in_later_layers(tmp_path: Any) -> None:
+    analysis, found, model = calibrated(tmp_path, DEEP, criterion="bonsai", samples=16)
+    values = stored(model)
+    want = []
+    for name, count in (("w2", 8), ("w3", 6)):
+        for channel in range(count):
+            less = values[name].copy()
+            less[channel] = 0
+            want.append(lost(model, network(DEEP, values={**values, name: less}), found))
+    np.testing.assert_allclose(by_weight(analysis, scores(analysis, found)), want, rtol=0.01)
+
+
 # --- both ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("criterion", PROBED)
+@pytest.mark.parametrize("text", EVERY)
+def test_of_channels_that_act_linearly_it_is_what_the_outputs_lose(
+    tmp_path: Any, criterion: str, text: str
+) -> None:
+    """All that reads a channel loses it together; outputs that are linear in a gate agree."""
+    given = {"criterion": criterion, "samples": 16, **options(text)}
+    analysis, found, model = calibrated(tmp_path, text, **given)
+    alone = 1 - np.eye(analysis.coupling.count)
+    want = [lost(model, scaled(text, model, gates), found) for gates in alone]
+    np.testing.assert_allclose(scores(analysis, found), want, rtol=0.01)
 
 
 @pytest.mark.parametrize("criterion", PROBED)
