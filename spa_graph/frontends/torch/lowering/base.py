@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ OPSET = 21
 ATTRIBUTES = 11
 """A version at which reductions hold their axes in attributes."""
 
-Slot = fx.Node | int | float | bool | NDArray[Any] | tuple[Any, ...] | None
+Slot: TypeAlias = fx.Node | int | float | bool | NDArray[Any] | tuple[Any, ...] | None
 """An operand: a tensor or symbolic size of the graph, a constant, sizes, or absent."""
 
 
