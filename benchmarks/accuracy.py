@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.coverage_workers import flops, last_layers
+from benchmarks.coverage_workers import flops, last_layers, short
 from benchmarks.results import dense_score, machine, versions
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.models_zoo.trained import NETWORKS, Trained
+from spa_graph.models_zoo.trained.base import batches
 from spa_graph.passes.calibrated import calibrate
 from spa_graph.passes.importance import CRITERIA
 from spa_graph.passes.network import prepare, rewrite
@@ -39,6 +40,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "accuracy_grid.md"
 INPUTS = "inputs"
 STEPS = 7
 """Halvings of the interval in which a peer's sparsity for the wanted FLOPs is looked for."""
+BATCH = 32
 OURS = "spa-prune"
 
 
@@ -127,12 +129,13 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
     import onnx
     import onnxsim as peer
 
-    batches = [dict(zip(samples, row, strict=True)) for row in _batches(list(samples.values()))]
+    rows = zip(*(batches(array, BATCH) for array in samples.values()), strict=True)
+    calibration = [dict(zip(samples, row, strict=True)) for row in rows]
     whole, scratch = flops(dense), output.with_suffix(".try.onnx")
 
     def prune(sparsity: float) -> Any:
         if cell.criterion == "wanda":
-            model = peer.apply_structured_wanda_pruning(str(dense), batches, sparsity=sparsity)
+            model = peer.apply_structured_wanda_pruning(str(dense), calibration, sparsity=sparsity)
         else:
             model = peer.apply_structured_pruning(
                 str(dense), sparsity, importance_norm=cell.criterion
@@ -145,14 +148,8 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
 
     model = at_flops(prune, cost, cell.ratio)
     if cell.repair == "finetune":
-        model = peer.apply_pruning_finetune(str(dense), model, batches)
+        model = peer.apply_pruning_finetune(str(dense), model, calibration)
     onnx.save(model, output)
-
-
-def _batches(arrays: list[Any], size: int = 32) -> Iterator[list[Any]]:
-    """Batches of arrays that have samples along their first axis."""
-    for start in range(0, len(arrays[0]), size):
-        yield [array[start : start + size] for array in arrays]
 
 
 def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> None:
@@ -231,8 +228,7 @@ def run(network: Trained, folder: Path, cells: Sequence[Cell], count: int) -> It
                 waiting.remove(cell)
                 yield Result(cell, metric, flops(path) / flops(dense), seconds)
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            yield from (Result(cell, failure=reason) for cell in waiting)
+            yield from (Result(cell, failure=short(error)) for cell in waiting)
 
 
 def _pruned(

@@ -12,17 +12,20 @@ from typing import Any
 
 import onnx_ir as ir
 
-from spa_graph.errors import BudgetError, ModelError, OptionError, SpaError, root_cause
+from spa_graph.errors import ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
 from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
-from spa_graph.passes.network import Analysis, Pruned, prepare, rewrite
+from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
 from spa_graph.passes.report import calibration_report, file_size, report
 from spa_graph.plan import Plan
 from spa_graph.runtime.benchmark import Latency, measure
 from spa_graph.runtime.inputs import random_inputs
+
+COPIES = ", because copies of shared weights grew it"
+"""Why a result may cost more than the cost model said."""
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +117,7 @@ def prune(
             ranking = pipeline.rank(analysis, chosen, timer, calibrated)
             choice = pipeline.choose(ranking, chosen, timer)
             pruned = rewrite(analysis, choice.kept, chosen, timer)
-            _check_budget(analysis, pruned, chosen)
+            check_budget(analysis, pruned, chosen, COPIES)
             return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)
 
 
@@ -190,21 +193,6 @@ def _check_output(original: ir.Model, output: Path) -> None:
             raise OptionError(
                 f"{target} is part of the input; inputs are never modified: choose another output"
             )
-
-
-def _check_budget(analysis: Analysis, pruned: Pruned, options: Options) -> None:
-    """The recount of the result must agree with the budget, whatever the cost model said."""
-    if options.budget is None:
-        return
-    quantity = options.budget.quantity
-    ratio = pruned.after.cost(quantity, pruned.after.full) / analysis.cost.cost(
-        quantity, analysis.cost.full
-    )
-    if ratio > options.budget.ratio:
-        raise BudgetError(
-            f"{quantity} {options.budget.ratio:g} was missed: the result has {ratio:.4f}, because "
-            "copies of shared weights grew it; ask for slightly less"
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,6 +26,11 @@ Axis = int
 Axes = tuple[Axis, ...]
 
 
+def but(axes: Axes, position: int) -> Axes:
+    """All of a value's axes but one."""
+    return axes[:position] + axes[position + 1 :]
+
+
 class Segment(NamedTuple):
     """`whole[offset + i] ~ part[i]`: Concat, Split, contiguous Slice."""
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
 from spa_graph.coupling.structures import Structure, structures
 from spa_graph.edits import Edits
-from spa_graph.errors import OptionError
+from spa_graph.errors import BudgetError, OptionError
 from spa_graph.frontends.onnx import editor
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.graph import Graph
@@ -133,6 +133,24 @@ def rewrite(analysis: Analysis, kept: Kept, options: Options, timer: Timer) -> P
         plan = plan_of(analysis.coupling, kept, options)
         after = CostModel(analyze(graph))
     return Pruned(model=smaller, graph=graph, kept=kept, edits=edits, plan=plan, after=after)
+
+
+def check_budget(analysis: Analyzed, pruned: PrunedGraph, options: Options, why: str = "") -> None:
+    """The recount of the result must agree with the budget, whatever the cost model said.
+
+    Raises:
+        BudgetError: it doesn't; `why` it may not is added.
+    """
+    if options.budget is None:
+        return
+    quantity = options.budget.quantity
+    before = analysis.cost.cost(quantity, analysis.cost.full)
+    ratio = pruned.after.cost(quantity, pruned.after.full) / before
+    if ratio > options.budget.ratio:
+        raise BudgetError(
+            f"{quantity} {options.budget.ratio:g} was missed: the result has {ratio:.4f}{why}; "
+            "ask for slightly less"
+        )
 
 
 def plan_of(coupling: Coupling, kept: Kept, options: Options) -> Plan:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spa_graph.errors import OptionError
 from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.editor import slice_parameters
+from spa_graph.frontends.torch.reader import named_state
 from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.pipeline import choose, rank
@@ -33,13 +34,11 @@ _RECORD = "_spa_record"
 class Record:
     """What is remembered of how a module was pruned; it stands in the module itself.
 
-    attributes: new values by module, or None if the result is a graph.
     inputs: what a graph was traced with.
     """
 
     plan: Plan
     report: dict[str, Any]
-    attributes: surgery.Attributes | None
     inputs: tuple[Any, ...] = field(default=())
 
 
@@ -140,8 +139,7 @@ def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
     if attributes is None:
         raise OptionError("the plan tells no attributes of modules: give example_inputs")
     module = copied(model)
-    state: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    state |= dict(module.named_buffers(remove_duplicate=False))
+    state = dict(named_state(module))
     for name, shape in plan.model.get("shapes", {}).items():
         if name not in state or list(state[name].shape) != shape:
             found = list(state[name].shape) if name in state else "absent"
@@ -150,7 +148,7 @@ def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
             )
     slice_parameters(module, plan.kept)
     surgery.set_attributes(module, _read_attributes(attributes))
-    remember(module, Record(plan, {}, _read_attributes(attributes)))
+    remember(module, Record(plan, {}))
     return module
 
 
@@ -179,10 +177,10 @@ def _give(
     call = analysis.traced.calls[0]
     if return_type == "exported":
         program = torch.export.export(outcome.module, call.args, call.kwargs, strict=False)
-        setattr(program, _RECORD, Record(pruned.plan, data, None))
+        setattr(program, _RECORD, Record(pruned.plan, data))
         return program
     inputs = () if outcome.attributes is not None else (call.args, call.kwargs)
-    remember(outcome.module, Record(pruned.plan, data, outcome.attributes, inputs))
+    remember(outcome.module, Record(pruned.plan, data, inputs))
     return outcome.module
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from spa_graph.coupling.analysis import analyze
-from spa_graph.errors import BudgetError, ModelError, RewriteError, VerificationError
+from spa_graph.errors import ModelError, RewriteError, VerificationError
 from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.calls import as_call
 from spa_graph.frontends.torch.editor import (
@@ -29,7 +29,7 @@ from spa_graph.frontends.torch.reader import Reading, read
 from spa_graph.frontends.torch.surgery import Attributes
 from spa_graph.frontends.torch.tracing import Traced, check_module, trace
 from spa_graph.passes.cost import CostModel
-from spa_graph.passes.network import Analyzed, PrunedGraph, plan_of, relate
+from spa_graph.passes.network import Analyzed, PrunedGraph, check_budget, plan_of, relate
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.report import report
 from spa_graph.passes.rewrite import plan_edits
@@ -274,20 +274,6 @@ def _check_trace(analysis: ModuleAnalysis, proof: Proof, drawn: dict[str, Tensor
         Proof(proof.calls, traced).of(original)
     except VerificationError as error:
         raise VerificationError(f"the traced graph is not the module: {error}") from error
-
-
-def check_budget(analysis: ModuleAnalysis, pruned: PrunedGraph, options: Options) -> None:
-    """The recount must agree with the budget, whatever the cost model said."""
-    if options.budget is None:
-        return
-    quantity = options.budget.quantity
-    before = analysis.cost.cost(quantity, analysis.cost.full)
-    ratio = pruned.after.cost(quantity, pruned.after.full) / before
-    if ratio > options.budget.ratio:
-        raise BudgetError(
-            f"{quantity} {options.budget.ratio:g} was missed: the result has {ratio:.4f}; "
-            "ask for slightly less"
-        )
 
 
 def make_report(

@@ -50,9 +50,10 @@ rule("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", domain=MICROSOFT)(_
 @rule("Equal")
 def equal(scope: Scope) -> None:
     """Positions may be compared with the numbers of all elements: what OneHot does, written out."""
-    if not (_one_hot(scope, 0, 1) or _one_hot(scope, 1, 0)):
+    if _one_hot(scope, 0, 1) or _one_hot(scope, 1, 0):
+        scope.zero("never")
+    else:
         _elementwise("never")(scope)
-    scope.zero("never")
 
 
 def _one_hot(scope: Scope, positions: int, numbers: int) -> bool:

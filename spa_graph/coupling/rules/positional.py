@@ -7,7 +7,7 @@ the reason that the report prints.
 from __future__ import annotations
 
 from spa_graph.coupling.registry import MICROSOFT, freezes, rule
-from spa_graph.coupling.relations import Axes
+from spa_graph.coupling.relations import Axes, but
 from spa_graph.coupling.rules.convolution import convolve
 from spa_graph.coupling.scope import Scope
 from spa_graph.coupling.signature import apply, parse, signature
@@ -185,5 +185,5 @@ def one_hot(scope: Scope) -> None:
         scope.input_sizes(1, (out[new],))
     else:
         scope.freeze((out[new],), "is told by position")
-    scope.align(x, (*out[:new], *out[new + 1 :]))
+    scope.align(x, but(out, new))
     scope.zero("never")

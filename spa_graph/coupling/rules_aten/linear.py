@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spa_graph.coupling.registry import ATEN, rule
+from spa_graph.coupling.relations import but
 from spa_graph.coupling.rules.linear import broadcast, multiply
 from spa_graph.coupling.scope import Scope
 from spa_graph.graph import ONE
@@ -53,7 +54,7 @@ def glu(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
     along = scope.attribute("dim", -1) % len(x)
-    scope.align(x[:along] + x[along + 1 :], out[:along] + out[along + 1 :])
+    scope.align(but(x, along), but(out, along))
     scope.product(x[along], (scope.fixed(2, "holds values and gates"), out[along]))
     scope.covers(x[along], out[along])
     scope.zero("all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spa_graph.coupling.registry import ATEN, rule
+from spa_graph.coupling.relations import but
 from spa_graph.coupling.scope import Scope
 
 UNKNOWN = "an operand has no known shape"
@@ -16,7 +17,7 @@ def stack(scope: Scope) -> None:
     along = scope.attribute("dim", 0) % len(out)
     scope.freeze((out[along],), "counts the stacked tensors")
     for axes in parts:
-        scope.align(axes, out[:along] + out[along + 1 :])
+        scope.align(axes, but(out, along))
     scope.zero("all")
 
 
@@ -28,7 +29,7 @@ def unbind(scope: Scope) -> None:
     along = scope.attribute("dim", 0)
     scope.freeze((x[along],), "is taken apart")
     for axes in outs:
-        scope.align(x[:along] + x[along + 1 :], axes)
+        scope.align(but(x, along), axes)
     scope.zero("all", outputs=None)
 
 
@@ -41,7 +42,7 @@ def even_split(scope: Scope) -> None:
     along = scope.attribute("axis")
     for axes in outs:
         scope.align(outs[0], axes)
-        scope.align(x[:along] + x[along + 1 :], axes[:along] + axes[along + 1 :])
+        scope.align(but(x, along), but(axes, along))
     scope.product(x[along], (scope.fixed(len(outs), "counts equal parts"), outs[0][along]))
     scope.zero("move")
 
@@ -52,7 +53,7 @@ def repeat_interleave(scope: Scope) -> None:
     if x is None or out is None:
         return scope.freeze_all(UNKNOWN)
     along = scope.attribute("dim")
-    scope.align(x[:along] + x[along + 1 :], out[:along] + out[along + 1 :])
+    scope.align(but(x, along), but(out, along))
     repeats = scope.fixed(scope.attribute("repeats"), "repeats every element")
     scope.product(out[along], (x[along], repeats))
     scope.zero("move")
@@ -66,8 +67,8 @@ def extremum(scope: Scope) -> None:
         return scope.freeze_all(UNKNOWN)
     scope.freeze((x[along],), "is searched by position")
     for out in scope.outputs():
-        kept = out if len(out) < len(x) else out[:along] + out[along + 1 :]
-        scope.align(x[:along] + x[along + 1 :], kept)
+        kept = out if len(out) < len(x) else but(out, along)
+        scope.align(but(x, along), kept)
     scope.zero("all", (0,))
 
 
@@ -79,8 +80,8 @@ def slice_scatter(scope: Scope) -> None:
         return scope.freeze_all(UNKNOWN)
     along = scope.attribute("dim", 0) % len(x)
     scope.freeze((x[along], part[along], out[along]), "is written by position")
-    scope.align(x[:along] + x[along + 1 :], out[:along] + out[along + 1 :])
-    scope.align(x[:along] + x[along + 1 :], part[:along] + part[along + 1 :])
+    scope.align(but(x, along), but(out, along))
+    scope.align(but(x, along), but(part, along))
     scope.zero("all")
 
 

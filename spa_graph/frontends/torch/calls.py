@@ -48,7 +48,7 @@ def as_call(example_inputs: Any) -> Call:
     return Call((example_inputs,), {})
 
 
-def arguments_by_name(model: nn.Module, call: Call) -> dict[str, Any]:
+def bound_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
     """The arguments by the names that `forward` gives them.
 
     Raises:

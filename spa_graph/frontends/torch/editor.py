@@ -18,8 +18,12 @@ from torch import Tensor, fx, nn
 
 from spa_graph.edits import Edits
 from spa_graph.errors import RewriteError
-from spa_graph.frontends.torch.lowering import arguments_by_name, is_symbolic, set_arguments
-from spa_graph.frontends.torch.reader import Place, Reading
+from spa_graph.frontends.torch.lowering import (
+    arguments_by_name,
+    changed_arguments,
+    is_symbolic,
+)
+from spa_graph.frontends.torch.reader import Place, Reading, attribute
 from spa_graph.frontends.torch.sizes import Sizes
 from spa_graph.graph import Operator, Shape
 from spa_graph.plan import AxisIndices
@@ -33,6 +37,12 @@ class NewCall:
 
     target: Any
     arguments: dict[str, Any]
+
+    def in_place_of(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arguments of the new call; the node stays."""
+        if self.target is node.target:
+            return changed_arguments(node, self.arguments)
+        return tuple(self.arguments[each.name] for each in self.target._schema.arguments), {}
 
 
 def sliced(tensor: Tensor, kept: AxisIndices) -> Tensor:
@@ -177,11 +187,8 @@ def _change(
     arguments = {
         name: _own(module, node, name, value, nodes) for name, value in new.arguments.items()
     }
-    if new.target is not node.target:
-        node.target, node.kwargs = new.target, {}
-        node.args = tuple(arguments[a.name] for a in new.target._schema.arguments)
-    else:
-        set_arguments(node, arguments)
+    node.args, node.kwargs = NewCall(new.target, arguments).in_place_of(node)
+    node.target = new.target
 
 
 def _own(
@@ -212,8 +219,7 @@ def slice_parameters(module: nn.Module, kept: Mapping[str, AxisIndices]) -> None
 
 def get_tensor(module: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by its fully qualified name."""
-    owner, _, leaf = name.rpartition(".")
-    found = getattr(module.get_submodule(owner), leaf)
+    found = attribute(module, name)
     assert isinstance(found, Tensor)
     return found
 

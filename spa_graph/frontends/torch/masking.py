@@ -12,21 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.relations import Axes
 from spa_graph.edits import Edits
-from spa_graph.frontends.torch.editor import CallEdits, zeroed
-from spa_graph.frontends.torch.lowering import set_arguments
+from spa_graph.frontends.torch.editor import CallEdits, NewCall, sliced, zeroed
 from spa_graph.frontends.torch.reader import Place, Reading
 from spa_graph.frontends.torch.sizes import Sizes
 from spa_graph.plan import AxisIndices, Kept
-
-Stays = dict[int, NDArray[np.bool_]]
-"""Per axis of a tensor, which elements stay."""
 
 
 class Reference(fx.Interpreter):
@@ -66,7 +61,7 @@ class Reference(fx.Interpreter):
                 continue
             if compact:
                 axes = self._coupling.relations.operand(operator, slot)
-                operands[source] = _take(self.env[source], self._stays(axes))
+                operands[source] = sliced(self.env[source], self._left(axes))
             elif (index, slot) in self._masks:
                 operands[source] = zeroed(self.env[source], self._masks[index, slot])
         result = _call(node, operands, self._calls.of(index) if compact else None)
@@ -81,44 +76,33 @@ class Reference(fx.Interpreter):
                 given[position] = self._put_back(given[position], name)
         return type(result)(given)
 
-    def _stays(self, axes: Axes | None) -> Stays:
+    def _left(self, axes: Axes | None) -> AxisIndices:
+        """The elements that stay, of the axes that lose any."""
         found = {}
         for position, axis in enumerate(axes or ()):
             stays = self._coupling.kept_elements(axis, self._kept)
             if stays is not None:
-                found[position] = stays
+                found[position] = np.flatnonzero(stays)
         return found
 
     def _put_back(self, tensor: Tensor, name: str) -> Tensor:
         """Over the full axes; positions among the kept elements become those of the whole axis."""
         ranked = self._coupling.facts.ranked.get(name)
-        for stays in self._stays(None if ranked is None else (ranked,)).values():
-            tensor = torch.from_numpy(np.flatnonzero(stays)).to(tensor.device)[tensor]
-        for axis, stays in self._stays(self._coupling.relations.value(name)).items():
-            full = tensor.new_zeros((*tensor.shape[:axis], len(stays), *tensor.shape[axis + 1 :]))
-            index = torch.from_numpy(np.flatnonzero(stays)).to(tensor.device)
-            tensor = full.index_copy(axis, index, tensor)
+        for left in self._left(None if ranked is None else (ranked,)).values():
+            tensor = torch.from_numpy(left).to(tensor.device)[tensor]
+        axes = self._coupling.relations.value(name) or ()
+        for place, left in self._left(axes).items():
+            shape = list(tensor.shape)
+            shape[place] = self._coupling.size(axes[place])
+            index = torch.from_numpy(left).to(tensor.device)
+            tensor = tensor.new_zeros(shape).index_copy(place, index, tensor)
         return tensor
 
 
-def _take(tensor: Tensor, stays: Stays) -> Tensor:
-    for axis, own in stays.items():
-        index = torch.from_numpy(np.flatnonzero(own)).to(tensor.device)
-        tensor = tensor.index_select(axis, index)
-    return tensor
-
-
-def _call(node: fx.Node, operands: dict[fx.Node, Any], new: Any) -> Any:
+def _call(node: fx.Node, operands: dict[fx.Node, Any], new: NewCall | None) -> Any:
     """Run a node's call on other operands, with new arguments if it changes."""
-    target, args, kwargs = node.target, node.args, dict(node.kwargs)
-    if new is not None:
-        changed = _Arguments(node)
-        if new.target is not node.target:
-            args, kwargs = tuple(new.arguments[a.name] for a in new.target._schema.arguments), {}
-        else:
-            set_arguments(changed, new.arguments)  # type: ignore[arg-type]
-            args, kwargs = changed.args, changed.kwargs
-        target = new.target
+    new = new or NewCall(node.target, {})
+    args, kwargs = new.in_place_of(node) if new.arguments else (node.args, node.kwargs)
 
     def concrete(value: Any) -> Any:
         return operands.get(value, value) if isinstance(value, fx.Node) else value
@@ -126,11 +110,4 @@ def _call(node: fx.Node, operands: dict[fx.Node, Any], new: Any) -> Any:
     args, kwargs = pytree.tree_map(
         concrete, (list(args), dict(kwargs)), is_leaf=lambda v: isinstance(v, fx.Node)
     )
-    return target(*args, **kwargs)  # type: ignore[operator]
-
-
-class _Arguments:
-    """The arguments of a node, to be changed without changing the node."""
-
-    def __init__(self, node: fx.Node) -> None:
-        self.target, self.args, self.kwargs = node.target, node.args, dict(node.kwargs)
+    return new.target(*args, **kwargs)

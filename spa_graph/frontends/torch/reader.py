@@ -248,12 +248,13 @@ def attribute(module: torch.nn.Module, name: str) -> Any:
 def tied_names(module: torch.nn.Module) -> dict[str, list[str]]:
     """Every name of each parameter and buffer, by the first one."""
     found: dict[int, list[str]] = {}
-    for name, tensor in _state(module):
+    for name, tensor in named_state(module):
         found.setdefault(id(tensor), []).append(name)
     return {names[0]: names for names in found.values()}
 
 
-def _state(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_state(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by fully qualified names; tied ones under each of theirs."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 

@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 from spa_graph.errors import ModelError
 from spa_graph.frontends.torch.calls import (
     Call,
-    arguments_by_name,
     batch_size,
+    bound_arguments,
     has_batch,
     resized,
     with_shapes,
@@ -104,7 +104,7 @@ def check_module(model: nn.Module) -> None:
 
 
 def _run_once(model: nn.Module, call: Call) -> None:
-    arguments_by_name(model, call)
+    bound_arguments(model, call)
     try:
         call.run(model)
     except Exception as error:  # whatever the user's module raises
@@ -124,7 +124,7 @@ def _free_batch(model: nn.Module, call: Call) -> dict[str, Any]:
     def free(leaf: Any) -> Any:
         return {0: auto} if has_batch(leaf, batch) else None
 
-    named = arguments_by_name(model, call)
+    named = bound_arguments(model, call)
     return {name: pytree.tree_map(free, value) for name, value in named.items()}
 
 

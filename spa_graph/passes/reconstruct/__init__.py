@@ -25,11 +25,11 @@ from spa_graph.passes.reconstruct.sweep import sweep
 from spa_graph.passes.statistics.distortion import Outputs, alignment, distortion
 from spa_graph.runtime.sessions import open_session, run
 
+__all__ = ["Reconstruction", "Repair", "reconstruct"]
+
 LOST = 0.01
 """A repair may not cost the outputs more of their correlation with the dense network's. One that
 makes them constant lowers their error, where it was above their variance, and ruins the network."""
-
-__all__ = ["Reconstruction", "Repair", "reconstruct"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,13 @@ def reconstruct(
     method = sweep if options.method == "obspa" else repair
     layers = method(analysis, pruned, calibrated, options, folder, progress)
     want = _outputs(analysis.model, calibrated, folder)
-    got = [_outputs(model, calibrated, folder) for model in (sliced, pruned.model)]
-    before, after = (distortion(want, outputs) for outputs in got)
-    lost = alignment(want, got[0]) - alignment(want, got[1])
-    undone = not (after < before and lost < LOST)
+
+    def judge(model: ir.Model) -> tuple[float, float]:
+        got = _outputs(model, calibrated, folder)  # of one network at a time
+        return distortion(want, got), alignment(want, got)
+
+    (before, aligned), (after, still) = judge(sliced), judge(pruned.model)
+    undone = not (after < before and aligned - still < LOST)
     if undone:
         pruned.model = sliced
     pruned.graph = read(pruned.model, options.input_shapes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,12 +18,7 @@ def distortion(want: Outputs, got: Outputs) -> float:
     Each output counts alike: its error is divided by its own variance. 0 is equality, 1 is what a
     constant output would give.
     """
-    shares = [
-        _share(first, second)
-        for first, second in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True)
-        if first[0].dtype.kind == "f"
-    ]
-    return float(np.mean(shares)) if shares else 0.0
+    return _over_outputs(_share, want, got)
 
 
 def alignment(want: Outputs, got: Outputs) -> float:
@@ -33,8 +28,15 @@ def alignment(want: Outputs, got: Outputs) -> float:
     error, and say nothing. Each output counts alike; 0 where one doesn't vary, or has another
     shape.
     """
+    return _over_outputs(_correlation, want, got)
+
+
+def _over_outputs(
+    measure: Callable[[Sequence[Array], Sequence[Array]], float], want: Outputs, got: Outputs
+) -> float:
+    """The mean over floating-point outputs of something that compares one; 0 if there is none."""
     found = [
-        _correlation(first, second)
+        measure(first, second)
         for first, second in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True)
         if first[0].dtype.kind == "f"
     ]
@@ -46,14 +48,12 @@ def _correlation(want: Sequence[Array], got: Sequence[Array]) -> float:
     if [first.shape for first in want] != [second.shape for second in got]:
         return 0.0
     means = _mean(want), _mean(got)
-    both = first2 = second2 = 0.0
-    for x, y in zip(want, got, strict=True):
-        first, second = (a.astype(np.float64) - mean for a, mean in zip((x, y), means, strict=True))
-        both += float((first * second).sum())
-        first2 += float(np.square(first).sum())
-        second2 += float(np.square(second).sum())
-    spread = np.sqrt(first2 * second2)
-    return both / spread if spread > 0 else 0.0
+    both = sum(
+        float(((x.astype(np.float64) - means[0]) * (y.astype(np.float64) - means[1])).sum())
+        for x, y in zip(want, got, strict=True)
+    )
+    whole = float(np.sqrt(spread(want) * spread(got)))
+    return both / whole if whole > 0 else 0.0
 
 
 def _share(want: Sequence[Array], got: Sequence[Array]) -> float:

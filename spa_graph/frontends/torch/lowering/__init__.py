@@ -7,9 +7,9 @@ from spa_graph.frontends.torch.lowering.base import (
     Lowered,
     Slot,
     arguments_by_name,
+    changed_arguments,
     is_symbolic,
     is_tensor,
-    set_arguments,
 )
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "Lowered",
     "Slot",
     "arguments_by_name",
+    "changed_arguments",
     "elementwise",
     "is_symbolic",
     "is_tensor",
     "layers",
-    "set_arguments",
     "shape",
 ]

@@ -121,8 +121,10 @@ def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     return found
 
 
-def set_arguments(node: fx.Node, new: Mapping[str, Any]) -> None:
-    """Change some of a call's arguments, by the names of the schema."""
+def changed_arguments(
+    node: fx.Node, new: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with some changed, by the names of the schema; the node stays."""
     args, kwargs = list(node.args), dict(node.kwargs)
     for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if argument.name not in new:
@@ -131,7 +133,7 @@ def set_arguments(node: fx.Node, new: Mapping[str, Any]) -> None:
             args[position] = new[argument.name]
         else:
             kwargs[argument.name] = new[argument.name]
-    node.args, node.kwargs = tuple(args), kwargs
+    return tuple(args), kwargs
 
 
 def is_tensor(value: object) -> bool:

@@ -140,14 +140,8 @@ def narrow(call: AtenCall) -> Lowered | None:
     return Lowered("Slice", [call["self"], (start,), (start + length,), (call.axis("self"),), (1,)])
 
 
-@lowers("select")
+@lowers("select", "index_select")
 def select(call: AtenCall) -> Lowered:
-    axis = {"axis": call.axis("self")}
-    return Lowered("Gather", [call["self"], call["index"]], axis, arguments={1: "index"})
-
-
-@lowers("index_select")
-def index_select(call: AtenCall) -> Lowered:
     axis = {"axis": call.axis("self")}
     return Lowered("Gather", [call["self"], call["index"]], axis, arguments={1: "index"})
 
@@ -232,7 +226,7 @@ LOWERINGS["arange"] = lambda _call: Lowered("Range", [])
 _REDUCTIONS = {
     "mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin",
     "prod": "ReduceProd", "var": "ReduceMean", "std": "ReduceMean", "logsumexp": "ReduceLogSumExp",
-    "any": "ReduceMax", "all": "ReduceMin",
+    "any": "ReduceMax", "all": "ReduceMin", "linalg_vector_norm": "ReduceL2",
 }  # fmt: skip
 
 
@@ -247,13 +241,6 @@ def _reduction(op_type: str) -> Lowering:
 
 for _name, _op_type in _REDUCTIONS.items():
     LOWERINGS[_name] = _reduction(_op_type)
-
-
-@lowers("linalg_vector_norm")
-def norm(call: AtenCall) -> Lowered:
-    dims = call["dim"]
-    axes = None if dims is None else [int(axis) for axis in np.atleast_1d(dims)]
-    return Lowered("ReduceL2", [call["self"]], {"axes": axes}, version=ATTRIBUTES)
 
 
 @lowers("max", "min")
