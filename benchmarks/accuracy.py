@@ -155,8 +155,12 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
 def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> None:
     """Torch-Pruning on the network as onnx2torch converts it, exported again."""
     import onnx
-    import onnx2torch
     import torch
+
+    from spa_graph.models_zoo.architectures import import_torchvision
+
+    import_torchvision()  # first: the others import it, as if its compiled library were there
+    import onnx2torch
     import torch_pruning as tp
 
     importances = {
