@@ -1,0 +1,54 @@
+"""Types of options: what a text must look like, and what it becomes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from spa_graph.coupling.structures import KINDS
+
+
+class InputShape(click.ParamType[Any]):
+    name = "NAME=1,3,224,224"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+        name, separator, sizes = str(value).rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not separator or not shape or min(shape) < 1:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, shape
+
+
+class Scope(click.ParamType[Any]):
+    name = f"[{'|'.join(KINDS)}],..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        kinds = tuple(value.split(",")) if isinstance(value, str) else value
+        return tuple(click.Choice(KINDS).convert(kind, param, ctx) for kind in kinds)
+
+
+class RoundTo(click.ParamType[Any]):
+    name = "auto|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value in (None, "auto"):
+            return None
+        return int(click.IntRange(1).convert(value, param, ctx))
+
+
+class Bytes(click.ParamType[Any]):
+    name = "4GB"
+    _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}  # noqa: RUF012
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 4GB or 512MB", param, ctx)
+        return int(float(found[1]) * self._UNITS[found[2].upper()])
