@@ -2,11 +2,18 @@
 
 from spa_graph.cli.app import cli, main
 from spa_graph.cli.apply import apply_command
+from spa_graph.cli.bench import bench_command
 from spa_graph.cli.demo import demo_command
 from spa_graph.cli.inspect import inspect_command
 from spa_graph.cli.prune import prune_command
 
 __all__ = ["cli", "main"]
 
-for _command in (prune_command, apply_command, inspect_command, demo_command):
+for _command in (
+    prune_command,
+    apply_command,
+    inspect_command,
+    bench_command,
+    demo_command,
+):
     cli.add_command(_command)

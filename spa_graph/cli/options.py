@@ -24,13 +24,20 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 model = click.argument("model", type=click.Path(path_type=Path))
+input_shape_option = click.option(
+    "--input-shape", "input_shapes", multiple=True, type=InputShape(),
+    help="Sizes for an input with dynamic axes, where the guess does not fit.",
+)  # fmt: skip
+answer_options = together(
+    click.option("--json", "as_json", is_flag=True, help="Print everything as JSON."),
+    click.option("--quiet", is_flag=True, help="No progress and no table."),
+)  # fmt: skip
 analysis_options = together(
     click.option("--exclude", multiple=True, metavar="PATTERN",
                  help="Leave weights alone: a glob of weight or operator names, or a type."),
     click.option("--exact", is_flag=True,
                  help="Prune only channels whose removal equals zeroing their weights."),
-    click.option("--input-shape", "input_shapes", multiple=True, type=InputShape(),
-                 help="Sizes for an input with dynamic axes, where the guess does not fit."),
+    input_shape_option,
 )  # fmt: skip
 block_options = together(
     click.option("--attention", type=click.Choice(["heads", "head-dim"]), default="heads",

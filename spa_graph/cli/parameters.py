@@ -24,6 +24,16 @@ class InputShape(click.ParamType[Any]):
         return name, shape
 
 
+class NamedSize(click.ParamType[Any]):
+    name = "NAME=N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
+        name, separator, size = str(value).rpartition("=")
+        if not separator or not name or not size.isdecimal() or int(size) < 1:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, int(size)
+
+
 class Scope(click.ParamType[Any]):
     name = f"[{'|'.join(KINDS)}],..."
 

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from spa_graph.console.inspection import show_unsupported
-from spa_graph.console.text import duration, plain, ratio, scaled, stdout
+from spa_graph.console.text import duration, plain, ratio, scaled, shapes, stdout, table
 
 
 def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]] = ()) -> None:
     """The table of a run: before, after, ratio."""
-    table = Table(show_edge=False, pad_edge=False)
-    for name in ("", "before", "after", "after / before"):
-        table.add_column(name, justify="left" if not name else "right")
+    rows = table("", "before", "after", "after / before")
     before, after = report["before"], report["after"]
     for key, title in (
         ("flops", "FLOPs"),
@@ -30,22 +27,19 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
                 plain(v) if key == "channels" else scaled(v, unit)
                 for v in (before[key], after[key])
             ]
-            table.add_row(title, *values, ratio(after[key], before[key]))
+            rows.add_row(title, *values, ratio(after[key], before[key]))
     latency = report.get("latency")
     if latency:
-        table.add_row(
+        rows.add_row(
             f"latency, median of {latency['runs']}",
             *(f"{latency[key]:.3g} ms" for key in ("before_ms", "after_ms")),
             f"{latency['after_ms'] / latency['before_ms']:.2f}",  # timings have no four digits
         )
     for title, first, second in more:
-        table.add_row(title, f"{first:.4f}", f"{second:.4f}", ratio(second, first))
+        rows.add_row(title, f"{first:.4f}", f"{second:.4f}", ratio(second, first))
     console = stdout()
-    console.print(table)
-    sizes = ", ".join(
-        f"{name} {'x'.join(map(str, shape))}" for name, shape in report["input_shapes"].items()
-    )
-    console.print(f"FLOPs and latency are for input {sizes}")
+    console.print(rows)
+    console.print(f"FLOPs and latency are for input {shapes(report['input_shapes'])}")
     _show_last_resort(console, report)
     _show_reconstruction(console, report)
     _show_proof(console, report.get("verification"))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 _WIDTH_WHEN_PIPED = 120
 
@@ -13,6 +17,30 @@ def stdout() -> Console:
     return Console(
         width=None if sys.stdout.isatty() else _WIDTH_WHEN_PIPED, highlight=False, markup=False
     )
+
+
+def answer(
+    data: dict[str, Any], show: Callable[[dict[str, Any]], None], *, as_json: bool, quiet: bool
+) -> None:
+    """Print what a command found: as JSON, as tables, or not at all."""
+    if as_json:
+        print(json.dumps(data, indent=1))
+    elif not quiet:
+        show(data)
+
+
+def table(first: str, *others: str, title: str | None = None) -> Table:
+    """An empty table: the first column holds names, the others numbers."""
+    rows = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    rows.add_column(first, overflow="fold")
+    for name in others:
+        rows.add_column(name, justify="right")
+    return rows
+
+
+def shapes(inputs: Mapping[str, Sequence[int]]) -> str:
+    """The sizes of inputs: `image 1x3x224x224, scale 1`."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs.items())
 
 
 def plain(value: float) -> str:

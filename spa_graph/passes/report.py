@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +17,8 @@ from spa_graph.passes.network import Analyzed, PrunedGraph
 from spa_graph.passes.pipeline import Choice
 from spa_graph.passes.reconstruct import Reconstruction
 from spa_graph.runtime.benchmark import Latency
+from spa_graph.runtime.machine import machine, versions
 from spa_graph.runtime.verify import Agreement
-
-PACKAGES = ("spa-prune", "onnx", "onnx-ir", "onnxruntime", "numpy", "scipy")
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide about the result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def inspection(analysis: Analyzed) -> dict[str, Any]:
@@ -67,7 +53,7 @@ def report(
     coupling, kept = analysis.coupling, pruned.kept
     data = inspection(analysis) | {
         "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "machine": machine(),
         "options": options,
         "before": _totals(analysis.cost, coupling.count),
         "after": _totals(pruned.after, int(kept.sum())),
@@ -95,6 +81,7 @@ def report(
             "before_ms": latency.before,
             "after_ms": latency.after,
             "speedup": latency.speedup,
+            "ratio_interval": list(latency.interval),
             "runs": latency.runs,
         }
     return data
