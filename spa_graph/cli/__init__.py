@@ -3,6 +3,7 @@
 from spa_graph.cli.app import cli, main
 from spa_graph.cli.apply import apply_command
 from spa_graph.cli.bench import bench_command
+from spa_graph.cli.compare import compare_command
 from spa_graph.cli.demo import demo_command
 from spa_graph.cli.inspect import inspect_command
 from spa_graph.cli.prune import prune_command
@@ -14,6 +15,7 @@ for _command in (
     apply_command,
     inspect_command,
     bench_command,
+    compare_command,
     demo_command,
 ):
     cli.add_command(_command)

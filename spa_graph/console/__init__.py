@@ -1,9 +1,10 @@
 """What people see on a terminal: progress on stderr, tables on stdout."""
 
 from spa_graph.console.bench import show_bench
+from spa_graph.console.comparison import show_comparison
 from spa_graph.console.inspection import show_inspection
 from spa_graph.console.progress import progress
 from spa_graph.console.result import show_result
 from spa_graph.console.text import answer
 
-__all__ = ["answer", "progress", "show_bench", "show_inspection", "show_result"]
+__all__ = ["answer", "progress", "show_bench", "show_comparison", "show_inspection", "show_result"]

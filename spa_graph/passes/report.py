@@ -190,6 +190,7 @@ def _per_operator(coupling: Coupling, cost: CostModel) -> dict[str, dict[str, An
         if flops[operator.index] or elements:
             rows[operator.outputs[0]] = {
                 "name": operator.name,
+                "output": operator.outputs[0],
                 "type": operator.kind,
                 "flops": float(flops[operator.index]),
                 "params": elements,

@@ -18,7 +18,7 @@ from spa_graph.runtime.inputs import Feeds
 from spa_graph.runtime.machine import cores, machine, versions
 from spa_graph.runtime.providers import provider_named
 from spa_graph.runtime.sessions import open_session, run
-from spa_graph.studies.opened import Opened, open_network
+from spa_graph.studies.opened import Opened, open_network, same_inputs
 
 MOST_RUNS = 1000
 PROFILED = 0.25
@@ -64,7 +64,7 @@ def bench(
         ]
         feeds = opened[0].random_feeds()
         for each in opened[1:]:
-            _check_inputs(opened[0], each)
+            same_inputs(opened[0], each)
         chosen: dict[str, Any] = {"provider": kind, "threads": threads}
         sessions = [open_session(each.path, **chosen) for each in opened]
     with timer.step("measure") as step:
@@ -82,17 +82,6 @@ def bench(
         "models": _details(opened, timings, feeds, chosen, PROFILED * seconds, timer),
         "ratios": [_ratio(timings[0], timing) for timing in timings[1:]],
     }
-
-
-def _check_inputs(first: Opened, other: Opened) -> None:
-    def taken(network: Opened) -> dict[str, str]:
-        return {want.name: f"{want.dtype}, {len(want.shape)} axes" for want in network.wants}
-
-    if taken(first) != taken(other):
-        raise OptionError(
-            f"{other.path.name} takes other inputs than {first.path.name}: "
-            f"{taken(other)} instead of {taken(first)}"
-        )
 
 
 def _details(

@@ -109,3 +109,20 @@ def _with_dynamic(shapes: Shapes, model: ir.Model, dynamic: Mapping[str, int]) -
         )
         for name, sizes in shapes.items()
     }
+
+
+def same_inputs(first: Opened, other: Opened) -> None:
+    """Check that two networks take the same inputs.
+
+    Raises:
+        OptionError: they don't.
+    """
+
+    def taken(network: Opened) -> dict[str, str]:
+        return {want.name: f"{want.dtype}, {len(want.shape)} axes" for want in network.wants}
+
+    if taken(first) != taken(other):
+        raise OptionError(
+            f"{other.path.name} takes other inputs than {first.path.name}: "
+            f"{taken(other)} instead of {taken(first)}"
+        )
