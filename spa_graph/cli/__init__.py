@@ -7,6 +7,7 @@ from spa_graph.cli.compare import compare_command
 from spa_graph.cli.demo import demo_command
 from spa_graph.cli.inspect import inspect_command
 from spa_graph.cli.prune import prune_command
+from spa_graph.cli.sensitivity import sensitivity_command
 
 __all__ = ["cli", "main"]
 
@@ -16,6 +17,7 @@ for _command in (
     inspect_command,
     bench_command,
     compare_command,
+    sensitivity_command,
     demo_command,
 ):
     cli.add_command(_command)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from spa_graph import console
-from spa_graph.cli.options import answer_options, input_shape_option
+from spa_graph.cli.options import answer_options, input_shape_option, seed_option
 
 
 @click.command(name="compare")
@@ -22,7 +22,7 @@ from spa_graph.cli.options import answer_options, input_shape_option
 )
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="At most.")
 @click.option("--preprocess", metavar="STEPS", help="How images become inputs.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@seed_option
 @input_shape_option
 @answer_options
 def compare_command(

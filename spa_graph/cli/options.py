@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from spa_graph.cli.parameters import Bytes, InputShape
+from spa_graph.passes.importance import CRITERIA
 from spa_graph.passes.options import METHODS
 
 LATENCY_SECONDS = 2.0
@@ -46,7 +47,7 @@ block_options = together(
                  show_default=True,
                  help="Prune whole groups of a convolution, or the same channels of each."),
 )  # fmt: skip
-calibration_options = together(
+data_options = together(
     click.option("--calibrate", metavar="DATA",
                  help="Refit the weights that are left on samples: a .npz or .npy file, a folder "
                  "of images, package.module:function, or `data-free` to make them up."),
@@ -54,18 +55,33 @@ calibration_options = together(
                  help="Use at most so many.  [default: 256 to 1024, more for small networks]"),
     click.option("--preprocess", metavar="STEPS",
                  help="How images become inputs: imagenet, or resize=256,crop=224,scale=1/255,..."),
+    click.option("--memory-limit", type=Bytes(), default=4 << 30, show_default="4GB",
+                 help="Statistics and features beyond this wait on disk."),
+)  # fmt: skip
+calibration_options = together(
+    data_options,
     click.option("--reconstruct", type=click.Choice(METHODS),
                  help="How to refit [default: ls with --calibrate]: means (bias), means and "
                  "variances (bn), least squares (ls), the paper's sweep (obspa)."),
-    click.option("--memory-limit", type=Bytes(), default=4 << 30, show_default="4GB",
-                 help="Statistics and features beyond this wait on disk."),
+)  # fmt: skip
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of every random choice."
+)
+criterion_option = click.option(
+    "--criterion", type=click.Choice(sorted(CRITERIA)),
+    help="What makes a channel important [default: l1; with --calibrate obspa].",
+)  # fmt: skip
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+picture_option = click.option(
+    "--picture", type=click.Path(path_type=Path),
+    help="Draw it, too: a .svg, .png or .pdf file.",
 )  # fmt: skip
 output_options = together(
     click.option("-o", "--output", type=click.Path(path_type=Path),
                  help="The file to write [default: MODEL.pruned.onnx beside the input]."),
     click.option("--report", "report_path", type=click.Path(path_type=Path),
                  help="Write what was done as JSON."),
-    click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+    overwrite_option,
     click.option("--dry-run", is_flag=True, help="Do everything but write files."),
     click.option("--quiet", is_flag=True, help="No progress and no table."),
     click.option("--latency-seconds", type=click.FloatRange(0), default=LATENCY_SECONDS,

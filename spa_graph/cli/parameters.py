@@ -34,6 +34,16 @@ class NamedSize(click.ParamType[Any]):
         return name, int(size)
 
 
+class Shares(click.ParamType[Any]):
+    name = "0.25,0.5,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        parts: Any = value.split(",") if isinstance(value, str) else value
+        between = click.FloatRange(0, 1, min_open=True, max_open=True)
+        shares = (float(click.FLOAT.convert(part, param, ctx)) for part in parts)
+        return tuple(sorted({between.convert(share, param, ctx) for share in shares}))
+
+
 class Scope(click.ParamType[Any]):
     name = f"[{'|'.join(KINDS)}],..."
 

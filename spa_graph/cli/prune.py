@@ -13,12 +13,14 @@ from spa_graph.cli.options import (
     analysis_options,
     block_options,
     calibration_options,
+    criterion_option,
     model,
     output_options,
+    seed_option,
 )
 from spa_graph.cli.parameters import RoundTo, Scope
 from spa_graph.cli.target import Target
-from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
+from spa_graph.passes.importance import AGGREGATES, NORMALIZERS
 
 
 @click.command(name="prune")
@@ -32,11 +34,7 @@ from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 @click.option(
     "--ratio", type=float, metavar="R", help="Remove this share of channels in every group."
 )
-@click.option(
-    "--criterion",
-    type=click.Choice(sorted(CRITERIA)),
-    help="What makes a channel important [default: l1; with --calibrate obspa].",
-)
+@criterion_option
 @click.option(
     "--allocation",
     type=click.Choice(["global", "distortion"]),
@@ -57,7 +55,7 @@ from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
     show_default=True,
     help="How groups are made comparable.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@seed_option
 @click.option(
     "--min-channels",
     type=click.IntRange(1),

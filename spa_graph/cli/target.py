@@ -14,6 +14,7 @@ import spa_graph
 from spa_graph import console
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
+from spa_graph.pictures.style import check_pictures
 
 
 class Target:
@@ -106,3 +107,16 @@ def check_writable(path: Path, overwrite: bool) -> None:
         raise OptionError(f"cannot write {path}: no permission to write in {path.parent}")
     if path.exists() and not overwrite:
         raise OptionError(f"{path} exists; choose another name, or pass --overwrite")
+
+
+def check_picture(path: Path | None, model: Path, overwrite: bool) -> None:
+    """Whether a picture of what was found about a model can be drawn and written.
+
+    Raises:
+        OptionError: it can't.
+    """
+    if path is None:
+        return
+    check_pictures(path)
+    check_inputs([path], model, [])
+    check_writable(path, overwrite)

@@ -5,6 +5,15 @@ from spa_graph.console.comparison import show_comparison
 from spa_graph.console.inspection import show_inspection
 from spa_graph.console.progress import progress
 from spa_graph.console.result import show_result
+from spa_graph.console.sensitivity import show_sensitivity
 from spa_graph.console.text import answer
 
-__all__ = ["answer", "progress", "show_bench", "show_comparison", "show_inspection", "show_result"]
+__all__ = [
+    "answer",
+    "progress",
+    "show_bench",
+    "show_comparison",
+    "show_inspection",
+    "show_result",
+    "show_sensitivity",
+]
