@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +106,84 @@ def prune(
     chosen = _options(options)
     if chosen.budget is None and chosen.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
+    with ready(model, output=output, progress=progress, **options) as network:
+        return network.prune(output, verify=verify, latency_seconds=latency_seconds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """A network whose channels are ranked: it can be pruned to any number of budgets."""
+
+    model: object
+    options: Options
+    analysis: Analysis
+    ranking: pipeline.Ranking
+    calibrated: Calibrated | None
+    _restore: Callable[[ir.Model], Any]
+    _scratch: Path
+    _timer: Timer
+
+    def prune(
+        self,
+        output: str | os.PathLike[str] | None = None,
+        *,
+        verify: bool = True,
+        latency_seconds: float = 0.0,
+        **budget: float,
+    ) -> Result:
+        """Prune to a budget: `flops`, `params` or `ratio`, or the one that was given before.
+
+        Args and errors as those of `prune`.
+        """
+        chosen = replace(self.options, **self._without_budget(budget))
+        timer = self._timer.again()
+        wanted = _Wanted(self.model, chosen, timer, output, verify, latency_seconds)
+        with _blaming(self.model), wanted.draft(self._scratch) as draft:
+            if output is not None:
+                _check_output(self.analysis.original, Path(output))
+            choice = pipeline.choose(self.ranking, chosen, timer)
+            pruned = rewrite(self.analysis, choice.kept, chosen, timer)
+            check_budget(self.analysis, pruned, chosen, COPIES)
+            return wanted.finish(
+                self._restore, self.analysis, pruned, draft, self._scratch, choice, self.calibrated
+            )
+
+    @staticmethod
+    def _without_budget(budget: dict[str, float]) -> dict[str, Any]:
+        """The changes that make a budget the only one."""
+        return {"flops": None, "params": None, "ratio": None, **budget} if budget else {}
+
+
+@contextmanager
+def ready(
+    model: object,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Iterator[Ready]:
+    """Read, analyse and rank a network once; what it needs on disk is gone after the block.
+
+    >>> from spa_graph.models_zoo.demo import model_path
+    >>> with ready(model_path()) as network:
+    ...     [round(network.prune(flops=r).report["ratio"]["flops"], 1) for r in (0.8, 0.4)]
+    [0.8, 0.4]
+
+    Args:
+        output: a file beside which there is room for what is needed on disk.
+        model, progress, options: as those of `prune`.
+    """
+    chosen = _options(options)
     timer = Timer(progress)
-    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
-    with _blaming(model):
-        analysis, restore = _prepare(model, chosen, output, timer)
-        with wanted.places() as (draft, scratch):
+    with ExitStack() as stack:
+        with _blaming(model):
+            analysis, restore = _prepare(model, chosen, output, timer)
+            scratch = stack.enter_context(_scratch(output))
             calibrated = None
             if chosen.calibrate is not None:
                 calibrated = calibrate(analysis, chosen, timer, scratch)
             ranking = pipeline.rank(analysis, chosen, timer, calibrated)
-            choice = pipeline.choose(ranking, chosen, timer)
-            pruned = rewrite(analysis, choice.kept, chosen, timer)
-            check_budget(analysis, pruned, chosen, COPIES)
-            return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)
+        yield Ready(model, chosen, analysis, ranking, calibrated, restore, scratch, timer)
 
 
 def apply_plan(
@@ -145,7 +210,7 @@ def apply_plan(
     wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
     with _blaming(model):
         analysis, restore = _prepare(model, chosen, output, timer)
-        with wanted.places() as (draft, scratch):
+        with _scratch(output) as scratch, wanted.draft(scratch) as draft:
             calibrated = None
             if chosen.calibrate is not None:
                 calibrated = calibrate(analysis, chosen, timer, scratch)
@@ -195,6 +260,22 @@ def _check_output(original: ir.Model, output: Path) -> None:
             )
 
 
+@contextmanager
+def _scratch(output: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """A folder for what is needed meanwhile.
+
+    It is beside the output, where there is room: the reference network is as large as the original,
+    and many systems keep /tmp in memory.
+    """
+    beside = Path(output).parent if output is not None else None
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".spa-prune.", dir=beside)
+    except OSError as error:
+        raise ModelError(f"cannot write to {beside}: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Wanted:
     """What is wanted of a run, besides the pruned network."""
@@ -207,18 +288,14 @@ class _Wanted:
     latency_seconds: float
 
     @contextmanager
-    def places(self) -> Iterator[tuple[Path, Path]]:
-        """Where the network is drafted, and a folder for all else; the draft takes the output's
-        place if the block succeeds."""
-        with ExitStack() as stack:
-            draft = None
-            if self.output is not None:
-                draft = stack.enter_context(files.staged(Path(self.output)))
-            # Beside the output, where there is room: the reference network is as large as the
-            # original, and many systems keep /tmp in memory.
-            beside = draft.parent if draft is not None else None
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=beside)))
-            yield draft or scratch / "pruned.onnx", scratch
+    def draft(self, scratch: Path) -> Iterator[Path]:
+        """Where the network is drafted; the draft takes the output's place if the block
+        succeeds."""
+        if self.output is None:
+            yield scratch / "pruned.onnx"
+        else:
+            with files.staged(Path(self.output)) as draft:
+                yield draft
 
     def finish(
         self,

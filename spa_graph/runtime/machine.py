@@ -28,10 +28,13 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use.
+
+    joblib and others tell their workers by OMP_NUM_THREADS.
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(found or 1, int(told)) if told.isdecimal() and int(told) else found or 1
 
 
 def _processor() -> str:
