@@ -8,6 +8,7 @@ from spa_graph.cli.demo import demo_command
 from spa_graph.cli.inspect import inspect_command
 from spa_graph.cli.prune import prune_command
 from spa_graph.cli.sensitivity import sensitivity_command
+from spa_graph.cli.sweep import sweep_command
 
 __all__ = ["cli", "main"]
 
@@ -18,6 +19,7 @@ for _command in (
     bench_command,
     compare_command,
     sensitivity_command,
+    sweep_command,
     demo_command,
 ):
     cli.add_command(_command)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from spa_graph.cli.parameters import Bytes, InputShape
-from spa_graph.passes.importance import CRITERIA
+from spa_graph.cli.parameters import Bytes, InputShape, RoundTo, Scope
+from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 from spa_graph.passes.options import METHODS
 
 LATENCY_SECONDS = 2.0
@@ -71,6 +71,50 @@ criterion_option = click.option(
     "--criterion", type=click.Choice(sorted(CRITERIA)),
     help="What makes a channel important [default: l1; with --calibrate obspa].",
 )  # fmt: skip
+ranking_options = together(
+    click.option(
+        "--allocation",
+        type=click.Choice(["global", "distortion"]),
+        help="Rank the channels of all groups together, or distort the outputs least, as measured "
+        "group by group [default: global; with --calibrate distortion].",
+    ),
+    click.option(
+        "--aggregate",
+        type=click.Choice(sorted(AGGREGATES)),
+        default="mean",
+        show_default=True,
+        help="How a group's parameters become one importance.",
+    ),
+    click.option(
+        "--normalize",
+        type=click.Choice(sorted(NORMALIZERS)),
+        default="mean",
+        show_default=True,
+        help="How groups are made comparable.",
+    ),
+    click.option(
+        "--min-channels",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Keep at least this many channels in every group.",
+    ),
+    click.option(
+        "--round-to",
+        type=RoundTo(),
+        default="auto",
+        show_default=True,
+        help="Kept channel counts are multiples of this; auto: of 8, less in small groups.",
+    ),
+    click.option(
+        "--scope",
+        type=Scope(),
+        default=(),
+        help="What to prune [default: all but the residual width of pre-norm transformers, "
+        "unless the budget can't be met without it].",
+    ),
+    seed_option,
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 picture_option = click.option(
     "--picture", type=click.Path(path_type=Path),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import click
 
 from spa_graph.coupling.structures import KINDS
+from spa_graph.passes.importance import CRITERIA
 
 
 class InputShape(click.ParamType[Any]):
@@ -42,6 +44,34 @@ class Shares(click.ParamType[Any]):
         between = click.FloatRange(0, 1, min_open=True, max_open=True)
         shares = (float(click.FLOAT.convert(part, param, ctx)) for part in parts)
         return tuple(sorted({between.convert(share, param, ctx) for share in shares}))
+
+
+class Ratios(click.ParamType[Any]):
+    """`0.9:0.3:0.1` is 0.9, 0.8, ..., 0.3; or a list with commas."""
+
+    name = "0.9:0.3:0.1"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        text = str(value)
+        try:
+            parts = [Decimal(part) for part in re.split("[,:]", text)]
+        except InvalidOperation:
+            self.fail(f"{text!r} is not of the form {self.name} or 0.9,0.5", param, ctx)
+        if ":" in text:
+            if text.count(":") != 2 or "," in text or not all(part > 0 for part in parts):
+                self.fail(f"{text!r} is not of the form {self.name}: first, last, step", param, ctx)
+            first, last, step = parts
+            count = int(abs(first - last) / step) + 1
+            parts = [first + n * (step if last > first else -step) for n in range(count)]
+        return tuple(float(part) for part in parts)
+
+
+class Criteria(click.ParamType[Any]):
+    name = f"[{'|'.join(sorted(CRITERIA))}],..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        names = value.split(",") if isinstance(value, str) else value
+        return tuple(click.Choice(sorted(CRITERIA)).convert(name, param, ctx) for name in names)
 
 
 class Scope(click.ParamType[Any]):

@@ -16,11 +16,9 @@ from spa_graph.cli.options import (
     criterion_option,
     model,
     output_options,
-    seed_option,
+    ranking_options,
 )
-from spa_graph.cli.parameters import RoundTo, Scope
 from spa_graph.cli.target import Target
-from spa_graph.passes.importance import AGGREGATES, NORMALIZERS
 
 
 @click.command(name="prune")
@@ -35,48 +33,7 @@ from spa_graph.passes.importance import AGGREGATES, NORMALIZERS
     "--ratio", type=float, metavar="R", help="Remove this share of channels in every group."
 )
 @criterion_option
-@click.option(
-    "--allocation",
-    type=click.Choice(["global", "distortion"]),
-    help="Rank the channels of all groups together, or distort the outputs least, as measured "
-    "group by group [default: global; with --calibrate distortion].",
-)
-@click.option(
-    "--aggregate",
-    type=click.Choice(sorted(AGGREGATES)),
-    default="mean",
-    show_default=True,
-    help="How a group's parameters become one importance.",
-)
-@click.option(
-    "--normalize",
-    type=click.Choice(sorted(NORMALIZERS)),
-    default="mean",
-    show_default=True,
-    help="How groups are made comparable.",
-)
-@seed_option
-@click.option(
-    "--min-channels",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Keep at least this many channels in every group.",
-)
-@click.option(
-    "--round-to",
-    type=RoundTo(),
-    default="auto",
-    show_default=True,
-    help="Kept channel counts are multiples of this; auto: of 8, less in small groups.",
-)
-@click.option(
-    "--scope",
-    type=Scope(),
-    default=(),
-    help="What to prune [default: all but the residual width of pre-norm transformers, "
-    "unless the budget can't be met without it].",
-)
+@ranking_options
 @calibration_options
 @block_options
 @analysis_options

@@ -6,6 +6,7 @@ from spa_graph.console.inspection import show_inspection
 from spa_graph.console.progress import progress
 from spa_graph.console.result import show_result
 from spa_graph.console.sensitivity import show_sensitivity
+from spa_graph.console.sweep import show_sweep
 from spa_graph.console.text import answer
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "show_inspection",
     "show_result",
     "show_sensitivity",
+    "show_sweep",
 ]

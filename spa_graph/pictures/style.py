@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,10 +49,13 @@ def check_pictures(path: Path | None = None) -> None:
     """
     if path is not None and path.suffix.lower() not in SUFFIXES:
         raise OptionError(f"{path}: a picture's name ends in {', '.join(SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise OptionError("pictures need matplotlib: pip install 'spa-prune[report]'") from error
+    if not drawable():
+        raise OptionError("pictures need matplotlib: pip install 'spa-prune[report]'")
+
+
+def drawable() -> bool:
+    """Whether the library for pictures is there."""
+    return find_spec("matplotlib") is not None
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
