@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +19,13 @@ from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
 from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
-from spa_graph.passes.report import calibration_report, file_size, report
+from spa_graph.passes.report import calibration_report, file_size, importance_report, report
 from spa_graph.plan import Plan
-from spa_graph.runtime.benchmark import Latency, measure
+from spa_graph.runtime.benchmark import Latency, OperatorTime, measure, operator_times
 from spa_graph.runtime.inputs import random_inputs
 
+PROFILED = 0.25
+"""The share of the time for latency that each network is profiled for, besides."""
 COPIES = ", because copies of shared weights grew it"
 """Why a result may cost more than the cost model said."""
 
@@ -71,6 +73,7 @@ def prune(
     output: str | os.PathLike[str] | None = None,
     verify: bool = True,
     latency_seconds: float = 0.0,
+    profile: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -88,6 +91,7 @@ def prune(
         output: where to write the pruned model, if anywhere.
         verify: prove on random input that the result is the masked original.
         latency_seconds: measure latency before and after for about this long.
+        profile: if latency is measured, measure that of each operator too.
         progress: called with (step, done, total, detail); see `passes.options.Progress`.
         options: the fields of `Options`: one of `flops`, `params` (keep at most this share) and
             `ratio` (remove this share of channels everywhere); `criterion`, `aggregate`,
@@ -107,7 +111,9 @@ def prune(
     if chosen.budget is None and chosen.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
     with ready(model, output=output, progress=progress, **options) as network:
-        return network.prune(output, verify=verify, latency_seconds=latency_seconds)
+        return network.prune(
+            output, verify=verify, latency_seconds=latency_seconds, profile=profile
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +135,7 @@ class Ready:
         *,
         verify: bool = True,
         latency_seconds: float = 0.0,
+        profile: bool = False,
         **budget: float,
     ) -> Result:
         """Prune to a budget: `flops`, `params` or `ratio`, or the one that was given before.
@@ -137,16 +144,20 @@ class Ready:
         """
         chosen = replace(self.options, **self._without_budget(budget))
         timer = self._timer.again()
-        wanted = _Wanted(self.model, chosen, timer, output, verify, latency_seconds)
+        wanted = _Wanted(self.model, chosen, timer, output, verify, latency_seconds, profile)
         with _blaming(self.model), wanted.draft(self._scratch) as draft:
             if output is not None:
                 _check_output(self.analysis.original, Path(output))
             choice = pipeline.choose(self.ranking, chosen, timer)
             pruned = rewrite(self.analysis, choice.kept, chosen, timer)
             check_budget(self.analysis, pruned, chosen, COPIES)
-            return wanted.finish(
+            result = wanted.finish(
                 self._restore, self.analysis, pruned, draft, self._scratch, choice, self.calibrated
             )
+        result.report["importance"] = importance_report(
+            self.analysis, self.ranking.scores, choice.kept
+        )
+        return result
 
     @staticmethod
     def _without_budget(budget: dict[str, float]) -> dict[str, Any]:
@@ -193,6 +204,7 @@ def apply_plan(
     output: str | os.PathLike[str] | None = None,
     verify: bool = True,
     latency_seconds: float = 0.0,
+    profile: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -207,7 +219,7 @@ def apply_plan(
     blocks = {key: plan.model[key] for key in ("attention", "groups") if key in plan.model}
     chosen = _options(options | blocks)
     timer = Timer(progress)
-    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
+    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds, profile)
     with _blaming(model):
         analysis, restore = _prepare(model, chosen, output, timer)
         with _scratch(output) as scratch, wanted.draft(scratch) as draft:
@@ -286,6 +298,7 @@ class _Wanted:
     output: str | os.PathLike[str] | None
     verify: bool
     latency_seconds: float
+    profile: bool
 
     @contextmanager
     def draft(self, scratch: Path) -> Iterator[Path]:
@@ -310,6 +323,7 @@ class _Wanted:
         """Write, prove, refit, measure."""
         source = Path(self.model) if isinstance(self.model, str | os.PathLike) else None
         agreement = latency = sizes = reconstruction = None
+        times: Sequence[Sequence[OperatorTime]] = ()
         self._write(pruned, draft)
         if self.verify:
             agreement = proof.verify(analysis, pruned, draft, scratch, self.timer)
@@ -323,7 +337,7 @@ class _Wanted:
             before = sum(path.stat().st_size for path in files.sources(analysis.original))
             sizes = before, file_size(draft)
         if self.latency_seconds:
-            latency = _measure(analysis, source, draft, scratch, self.latency_seconds, self.timer)
+            latency, times = self._measure(analysis, source, draft, scratch)
         data = report(
             analysis,
             pruned,
@@ -332,6 +346,7 @@ class _Wanted:
             agreement=agreement,
             latency=latency,
             sizes=sizes,
+            times=times,
         )
         if calibrated is None and latency is not None:
             seconds = estimated_seconds(analysis, latency.before / 1e3)
@@ -340,25 +355,26 @@ class _Wanted:
             data["calibration"] = calibration_report(calibrated, choice, reconstruction)
         return Result(restore(pruned.model), pruned.plan, data)
 
+    def _measure(
+        self, analysis: Analysis, source: Path | None, draft: Path, scratch: Path
+    ) -> tuple[Latency, Sequence[Sequence[OperatorTime]]]:
+        """The latency of both networks, and of their operators if that is wanted."""
+        with self.timer.step("measure") as progress:
+            if source is None:
+                source = scratch / "original.onnx"
+                files.write(analysis.original, source)
+            feeds, seconds = random_inputs(analysis.graph), self.latency_seconds
+            latency = measure(source, draft, feeds, seconds=seconds, progress=progress)
+            if not self.profile:
+                return latency, ()
+            return latency, [
+                operator_times(path, feeds, seconds=PROFILED * seconds) for path in (source, draft)
+            ]
+
     def _write(self, pruned: Pruned, draft: Path) -> None:
         if self.output is not None or self.verify or self.latency_seconds:
             with self.timer.step("write"):
                 files.write(pruned.model, draft)
-
-
-def _measure(
-    analysis: Analysis,
-    source: Path | None,
-    draft: Path,
-    scratch: Path,
-    seconds: float,
-    timer: Timer,
-) -> Latency:
-    with timer.step("measure"):
-        if source is None:
-            source = scratch / "original.onnx"
-            files.write(analysis.original, source)
-        return measure(source, draft, random_inputs(analysis.graph), seconds=seconds)
 
 
 def _plain_options(options: Options) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def apply_command(
             loaded,
             output=target.output,
             latency_seconds=target.latency_seconds,
+            profile=target.html is not None,
             progress=progress,
             input_shapes=dict(input_shapes),
             **options,

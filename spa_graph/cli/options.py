@@ -115,6 +115,10 @@ ranking_options = together(
     ),
     seed_option,
 )
+html_option = click.option(
+    "--html", "html", type=click.Path(path_type=Path),
+    help="Write what was done as a page with pictures; needs spa-prune[report].",
+)  # fmt: skip
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 picture_option = click.option(
     "--picture", type=click.Path(path_type=Path),
@@ -125,9 +129,10 @@ output_options = together(
                  help="The file to write [default: MODEL.pruned.onnx beside the input]."),
     click.option("--report", "report_path", type=click.Path(path_type=Path),
                  help="Write what was done as JSON."),
+    html_option,
     overwrite_option,
     click.option("--dry-run", is_flag=True, help="Do everything but write files."),
-    click.option("--quiet", is_flag=True, help="No progress and no table."),
+    answer_options,
     click.option("--latency-seconds", type=click.FloatRange(0), default=LATENCY_SECONDS,
                  show_default=True, help="How long to measure latency; 0 skips it."),
 )  # fmt: skip

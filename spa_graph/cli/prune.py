@@ -57,6 +57,7 @@ def prune_command(
             model,
             output=target.output,
             latency_seconds=target.latency_seconds,
+            profile=target.html is not None,
             progress=progress,
             input_shapes=dict(input_shapes),
             **options,

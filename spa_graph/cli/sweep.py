@@ -14,13 +14,16 @@ from spa_graph.cli.options import (
     answer_options,
     block_options,
     calibration_options,
+    html_option,
     model,
     overwrite_option,
     ranking_options,
 )
 from spa_graph.cli.parameters import Criteria, Ratios
+from spa_graph.cli.target import check_inputs, check_writable, typed, write_text
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
+from spa_graph.pictures.page import check_pages
 from spa_graph.pictures.style import drawable
 
 
@@ -51,6 +54,7 @@ from spa_graph.pictures.style import drawable
     type=click.Path(path_type=Path),
     help="The folder for networks and tables [default: MODEL.sweep beside the input].",
 )
+@html_option
 @overwrite_option
 @click.option("--jobs", type=click.IntRange(1), help="How many at once [default: one per core].")
 @click.option(
@@ -74,6 +78,7 @@ def sweep_command(
     flops: tuple[float, ...] | None,
     params: tuple[float, ...] | None,
     output: Path | None,
+    html: Path | None,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     as_json: bool,
     quiet: bool,
@@ -96,6 +101,10 @@ def sweep_command(
 
     if (flops is None) == (params is None):
         raise OptionError("give one kind of budget: --flops or --params, for example 0.9:0.3:0.1")
+    if html is not None:
+        check_pages()
+        check_inputs([html], model, [])
+        check_writable(html, options["overwrite"])
     with console.progress(quiet) as progress:
         found = sweep(
             model,
@@ -108,6 +117,10 @@ def sweep_command(
         )
     if drawable():
         _draw(found)
+    if html is not None:
+        from spa_graph.pictures.sweep_page import sweep_page
+
+        write_text(html, sweep_page(found, typed()))
     console.answer(found, console.show_sweep, as_json=as_json, quiet=quiet)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +17,22 @@ import spa_graph
 from spa_graph import console
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
+from spa_graph.pictures.page import check_pages
 from spa_graph.pictures.style import check_pictures
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a run writes to; everything about it is checked before any work is done."""
+    """Where a run writes to, and what it prints; checked before any work is done."""
 
-    def __init__(
-        self,
-        output: Path | None,
-        plan: Path | None,
-        report: Path | None,
-        *,
-        quiet: bool,
-        latency_seconds: float,
-    ) -> None:
-        self.output = output
-        self.plan = plan
-        self.report = report
-        self.quiet = quiet
-        self.latency_seconds = latency_seconds
+    model: Path
+    output: Path | None
+    plan: Path | None
+    report: Path | None
+    html: Path | None
+    as_json: bool
+    quiet: bool
+    latency_seconds: float
 
     @classmethod
     def take(
@@ -41,11 +40,12 @@ class Target:
     ) -> Target:
         """Take the output options out of `options` and check them; `inputs` are read as well."""
         output = options.pop("output") or model.with_name(f"{model.stem}.pruned.onnx")
-        report, overwrite = options.pop("report_path"), options.pop("overwrite")
-        dry_run, quiet = options.pop("dry_run"), options.pop("quiet")
-        latency_seconds = options.pop("latency_seconds")
+        report, html = options.pop("report_path"), options.pop("html")
+        overwrite, dry_run = options.pop("overwrite"), options.pop("dry_run")
+        if html is not None:
+            check_pages()
         weights = output.with_name(f"{output.name}.data")
-        paths = [path for path in (output, weights, plan, report) if path is not None]
+        paths = [path for path in (output, weights, plan, report, html) if path is not None]
         for path in paths:
             if sum(_same_file(path, other) for other in paths) > 1:
                 raise OptionError(
@@ -53,29 +53,55 @@ class Target:
                     f"({weights} is for weights)"
                 )
         check_inputs(paths, model, inputs)
-        if not dry_run:
+        if dry_run:
+            output = plan = report = html = None
+        else:
             for path in paths:
                 check_writable(path, overwrite)
-        if dry_run:
-            output = plan = report = None
-        return cls(output, plan, report, quiet=quiet, latency_seconds=latency_seconds)
+        return cls(
+            model=model,
+            output=output,
+            plan=plan,
+            report=report,
+            html=html,
+            as_json=options.pop("as_json"),
+            quiet=options.pop("quiet"),
+            latency_seconds=options.pop("latency_seconds"),
+        )
 
     def show(self, result: spa_graph.Result) -> None:
-        """Write plan and report, print the table."""
+        """Write plan, report and page, print the table."""
         if self.plan is not None:
             with files.staged(self.plan) as draft:
                 result.plan.save(draft)
         if self.report is not None:
-            with files.staged(self.report) as draft:
-                draft.write_text(json.dumps(result.report, indent=1) + "\n", encoding="utf-8")
-        if self.quiet:
-            return
-        console.show_result(result.report)
+            write_text(self.report, json.dumps(result.report, indent=1) + "\n")
+        if self.html is not None:
+            from spa_graph.pictures.report import report_page
+            from spa_graph.studies.sweep.run import earlier
+
+            write_text(self.html, report_page(result.report, typed(), earlier(self.model)))
+        console.answer(result.report, self._tell, as_json=self.as_json, quiet=self.quiet)
+
+    def _tell(self, report: dict[str, Any]) -> None:
+        console.show_result(report)
         click.echo(
             "this proves the surgery, not the accuracy: measure your metric on the pruned network"
         )
-        written = [str(path) for path in (self.output, self.plan, self.report) if path]
+        paths = (self.output, self.plan, self.report, self.html)
+        written = [str(path) for path in paths if path]
         click.echo(f"wrote {', '.join(written)}" if written else "dry run: nothing was written")
+
+
+def typed() -> str:
+    """The command as it was typed, for a report."""
+    return shlex.join(["spa-prune", *sys.argv[1:]])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, complete or not at all."""
+    with files.staged(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def check_inputs(outputs: Sequence[Path], model: Path, others: Sequence[Path]) -> None:

@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#999999"
 SERIES = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SUFFIXES = (".svg", ".png", ".pdf")
-WIDTH = 5.0
+WIDTH = 3.8
 ROW = 0.19
 """Inches."""
 LONGEST_NAME = 24
@@ -71,7 +71,7 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     return inner
 
 
-def figure(rows: int, *, title: str, minimum: float = 1.6) -> tuple[Any, Any]:
+def figure(rows: int, *, title: str = "", minimum: float = 1.6) -> tuple[Any, Any]:
     """A figure with one axes, high enough for so many rows; to be called where it is `styled`."""
     from matplotlib.figure import Figure
 
@@ -89,9 +89,20 @@ def name_rows(axes: Any, names: Sequence[str]) -> None:
 
 
 def shortened(name: str) -> str:
-    """A name without its middle, if it is long: both ends tell layers apart."""
-    half = LONGEST_NAME // 2
-    short = name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
+    """A name as short as tells layers apart.
+
+    Exporters repeat themselves (`/blocks/blocks.0/conv1/Conv`); of what is long still, the middle
+    goes.
+
+    >>> shortened("/blocks/blocks.0/conv1/Conv"), shortened("encoder.layers.11.self_attn.out_proj")
+    ('blocks.0/conv1/Conv', 'encoder.layers….out_proj')
+    """
+    parts = [part for part in name.split("/") if part]
+    following = [*parts[1:], ""]
+    kept = [p for p, after in zip(parts, following, strict=True) if not after.startswith(f"{p}.")]
+    short = "/".join(kept)
+    if len(short) > LONGEST_NAME:
+        short = f"{short[: LONGEST_NAME - 10]}…{short[-9:]}"
     return short.replace("$", r"\$")  # which would begin a formula
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,10 +42,19 @@ class Latency:
         return ratio_interval(*self.timings)
 
 
-def measure(before: Path, after: Path, feeds: Feeds, *, seconds: float = 2.0) -> Latency:
+def measure(
+    before: Path,
+    after: Path,
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Latency:
     """Run both networks in turn for about `seconds`, at least 5 and at most 200 times each."""
     sessions = [open_session(before), open_session(after)]
     first, second = interleaved(
-        [partial(run, session, feeds) for session in sessions], seconds=seconds
+        [partial(run, session, feeds) for session in sessions],
+        seconds=seconds,
+        progress=progress,
     )
     return Latency((first, second))

@@ -53,23 +53,18 @@ class Folder:
     def record(self, point: Point) -> Path:
         return self.path / f"{point.name}.json"
 
-    def open(self, settings: dict[str, Any], overwrite: bool) -> None:
-        """Begin, or go on with a sweep of the same settings.
+    def check(self, settings: dict[str, Any]) -> None:
+        """Whether a sweep with these settings can go on here; nothing is written.
 
         Raises:
             OptionError: the folder holds a sweep of other settings, or can't be made.
         """
         if self.path.exists() and not self.path.is_dir():
             raise OptionError(f"{self.path} is a file; name a folder")
-        try:
-            self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OptionError(f"cannot make {self.path}: {error.strerror}") from error
-        if overwrite:
-            self._clear()
-        known = self._settings()
+        if not self.path.parent.is_dir():
+            raise OptionError(f"cannot make {self.path}: {self.path.parent} does not exist")
+        known = self.settings()
         if known is None:
-            self.write_json(SETTINGS, {"format": FORMAT, "settings": settings})
             return
         other = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
         if other:
@@ -77,6 +72,19 @@ class Folder:
                 f"{self.path} holds a sweep with other {', '.join(other)}; choose another folder "
                 "with --output, or replace it with --overwrite"
             )
+
+    def begin(self, settings: dict[str, Any], whole: dict[str, Any]) -> None:
+        """Make the folder, with nothing of another sweep; `whole` is the unpruned network.
+
+        Raises:
+            OptionError: it can't be made.
+        """
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OptionError(f"cannot make {self.path}: {error.strerror}") from error
+        self._clear()
+        self.write_json(SETTINGS, {"format": FORMAT, "settings": settings, "whole": whole})
 
     def missing(self, points: Iterable[Point]) -> list[Point]:
         """The points that were not done yet."""
@@ -96,14 +104,15 @@ class Folder:
         with files.staged(self.path / name) as draft:
             draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
-    def write_table(self, points: Sequence[dict[str, Any]]) -> Path:
+    def write_table(self, points: Sequence[dict[str, Any]]) -> None:
         """All points as CSV."""
-        path = self.path / "sweep.csv"
-        with files.staged(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        with (
+            files.staged(self.path / "sweep.csv") as draft,
+            draft.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(points)
-        return path
 
     def whole(self) -> dict[str, Any] | None:
         """What was measured of the whole network, or None."""
@@ -111,10 +120,8 @@ class Folder:
         found: dict[str, Any] | None = data.get("whole")
         return found
 
-    def write_whole(self, data: dict[str, Any]) -> None:
-        self.write_json(SETTINGS, (self._read(self.path / SETTINGS) or {}) | {"whole": data})
-
-    def _settings(self) -> dict[str, Any] | None:
+    def settings(self) -> dict[str, Any] | None:
+        """The settings that it was begun with, or None if it wasn't."""
         data = self._read(self.path / SETTINGS)
         if data is None or data.get("format") != FORMAT:
             return None
@@ -128,8 +135,6 @@ class Folder:
             model = self.model(point)
             for path in (self.record(point), model, model.with_name(f"{model.name}.data")):
                 path.unlink(missing_ok=True)
-        if self._settings() is not None:
-            (self.path / SETTINGS).unlink()
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:

@@ -63,13 +63,17 @@ def sweep(
     points = _points(ratios, quantity, criteria, options)
     if evaluation is None and options.get("calibrate") is None:
         raise OptionError("a sweep needs a measure of quality: give --calibrate, --eval, or both")
+    if cluster is not None and backend == "loky":
+        raise OptionError("--cluster needs --backend dask or --backend ray")
     timer = Timer(progress)
     with timer.step("load"):
         settings = {"model": fingerprint(path), "eval": evaluation, **_plain(options)}
         if evaluation is not None:
             imported(evaluation)
-    folder.open(settings, overwrite)
-    _whole(folder, path, evaluation, timer)
+    if not overwrite:
+        folder.check(settings)
+    if overwrite or folder.settings() is None:
+        folder.begin(settings, _whole(path, evaluation, timer))
     missing = folder.missing(points)
     if missing:
         with timer.step("prune") as step:
@@ -89,7 +93,18 @@ def sweep(
             )
     if latency_seconds:
         _measure(folder, path, latency_seconds, dict(options.get("input_shapes") or {}), timer)
-    return _result(folder, path)
+    found = _result(folder, path)
+    folder.write_table(found["points"])
+    return found
+
+
+def earlier(model: Path) -> dict[str, Any] | None:
+    """The sweep of this very network in the folder beside it that `sweep` takes by default."""
+    folder = Folder(model.with_name(f"{model.stem}.sweep"))
+    settings = folder.settings()
+    if settings is None or settings["model"] != fingerprint(model):
+        return None
+    return _result(folder, model)
 
 
 def _points(
@@ -127,13 +142,13 @@ def shares(points: Sequence[Point], jobs: int) -> list[list[Point]]:
     ]
 
 
-def _whole(folder: Folder, model: Path, evaluation: str | None, timer: Timer) -> None:
-    if folder.whole() is None:
-        with timer.step("evaluate"):
-            data: dict[str, Any] = {"file": os.fspath(model), "bytes": _bytes(model)}
-            if evaluation is not None:
-                data["metric"] = evaluate(evaluation, model)
-        folder.write_whole(data)
+def _whole(model: Path, evaluation: str | None, timer: Timer) -> dict[str, Any]:
+    """What there is to say about the unpruned network."""
+    with timer.step("evaluate"):
+        data: dict[str, Any] = {"file": os.fspath(model), "bytes": _bytes(model)}
+        if evaluation is not None:
+            data["metric"] = evaluate(evaluation, model)
+    return data
 
 
 def _bytes(model: Path) -> int:
@@ -163,14 +178,12 @@ def _result(folder: Folder, model: Path) -> dict[str, Any]:
     points = folder.points()
     for point, best in zip(points, frontier(points), strict=True):
         point["frontier"] = best
-    table = folder.write_table(points)
     return {
         "versions": versions(),
         "machine": machine(),
         "model": os.fspath(model),
         "whole": folder.whole(),
         "folder": os.fspath(folder.path),
-        "table": os.fspath(table),
         "points": points,
     }
 
