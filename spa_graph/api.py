@@ -48,11 +48,12 @@ class Result:
         return f"Result({type(self.model).__name__}, after / before: {ratios})"
 
 
-def analyze(model: object, **options: Any) -> Analysis:
+def analyze(model: object, *, progress: Progress | None = None, **options: Any) -> Analysis:
     """Find the channel groups of an ONNX model.
 
     Args:
         model: a path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`.
+        progress: as in `prune`.
         options: `exclude`, `exact`, `attention`, `groups` and `input_shapes` of `prune`.
 
     Returns:
@@ -64,7 +65,7 @@ def analyze(model: object, **options: Any) -> Analysis:
     chosen = _options(options)
     with _blaming(model):
         original, _ = forms.take(model)
-        return prepare(original, chosen, Timer())
+        return prepare(original, chosen, Timer(progress))
 
 
 def prune(

@@ -143,4 +143,4 @@ def test_the_installed_package_is_the_wheels(installed: Path, tmp_path: Path) ->
 
 
 def test_the_installed_demo_runs(installed_command: Callable[..., str]) -> None:
-    assert "accuracy on held-out digits" in installed_command("demo", "--quiet")
+    assert "accuracy on held-out digits" in installed_command("demo")

@@ -4,6 +4,7 @@ from spa_graph.cli.app import cli, main
 from spa_graph.cli.apply import apply_command
 from spa_graph.cli.bench import bench_command
 from spa_graph.cli.compare import compare_command
+from spa_graph.cli.completion import completion_command
 from spa_graph.cli.demo import demo_command
 from spa_graph.cli.inspect import inspect_command
 from spa_graph.cli.prune import prune_command
@@ -21,5 +22,6 @@ for _command in (
     sensitivity_command,
     sweep_command,
     demo_command,
+    completion_command,
 ):
     cli.add_command(_command)

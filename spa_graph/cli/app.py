@@ -43,9 +43,14 @@ def cli() -> None:
     spa-prune apply other.onnx plan.json        replays that plan
     spa-prune model.onnx --flops 0.5 --calibrate samples.npz    refits what is left
     spa-prune inspect model.onnx                what can be pruned, what can't, and why
+    spa-prune sensitivity model.onnx --calibrate samples.npz    what each group is worth
+    spa-prune sweep model.onnx --flops 0.9:0.3:0.1 --calibrate samples.npz    many sizes
+    spa-prune bench model.onnx model.pruned.onnx    time, memory, operators
+    spa-prune compare model.onnx model.pruned.onnx  what differs
     spa-prune demo                              a bundled trained network, before and after
 
-    `spa-prune prune --help` lists the options of pruning.
+    `spa-prune COMMAND --help` lists options and examples. `spa-prune completion bash` prints what
+    lets your shell complete them.
     """
 
 

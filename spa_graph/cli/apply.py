@@ -25,7 +25,13 @@ def apply_command(
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     **options: Any,
 ) -> None:
-    """Prune MODEL by a PLAN made before, on this export or another with the same weight names."""
+    """Prune MODEL by a PLAN made before, on this export or another with the same weight names.
+
+    \b
+    Examples:
+      spa-prune apply finetuned.onnx plan.json
+      spa-prune apply model.onnx plan.json -o small.onnx --calibrate samples.npz
+    """
     target = Target.take(model, options, None, inputs=[plan])
     loaded = spa_graph.Plan.load(plan)
     with console.progress(target.quiet) as progress:

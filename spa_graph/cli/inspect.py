@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import click
 
 import spa_graph
 from spa_graph import console
-from spa_graph.cli.options import analysis_options, block_options, model
+from spa_graph.cli.options import analysis_options, answer_options, block_options, model
 from spa_graph.errors import OptionError
 
 
@@ -18,19 +18,31 @@ from spa_graph.errors import OptionError
 @model
 @block_options
 @analysis_options
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--dot", metavar="GROUP", help="Print why a group's channels go together, as DOT.")
+@answer_options
 def inspect_command(
     model: Path,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     as_json: bool,
+    quiet: bool,
     dot: str | None,
     **options: Any,
 ) -> None:
-    """Show MODEL's channel groups, its cost per operator, what is frozen and why."""
+    """Show MODEL's channel groups, its cost per operator, what is frozen and why.
+
+    \b
+    Examples:
+      spa-prune inspect model.onnx
+      spa-prune inspect model.onnx --json | jq '.groups[].name'
+      spa-prune inspect model.onnx --dot conv1.weight:0 | dot -Tsvg > group.svg
+    """
     from spa_graph.passes.report import inspection
 
-    analysis = spa_graph.analyze(model, input_shapes=dict(input_shapes), **options)
+    # a pipe gets what was asked for alone
+    with console.progress(quiet or not sys.stderr.isatty()) as progress:
+        analysis = spa_graph.analyze(
+            model, input_shapes=dict(input_shapes), progress=progress, **options
+        )
     if dot is not None:
         from spa_graph.coupling.explain import group_dot
 
@@ -38,7 +50,5 @@ def inspect_command(
         if group is None:
             raise OptionError(f"--dot {dot}: no such group; `spa-prune inspect {model}` lists them")
         click.echo(group_dot(analysis.coupling, group))
-    elif as_json:
-        click.echo(json.dumps(inspection(analysis), indent=1))
     else:
-        console.show_inspection(inspection(analysis))
+        console.answer(inspection(analysis), console.show_inspection, as_json=as_json, quiet=quiet)

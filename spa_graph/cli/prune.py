@@ -50,7 +50,18 @@ def prune_command(
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     **options: Any,
 ) -> None:
-    """Prune MODEL to a budget: --flops, --params or --ratio."""
+    """Prune MODEL to a budget: --flops, --params or --ratio.
+
+    The result is proven on data to be the original without those channels, then written. With
+    --calibrate the weights that are left are refitted.
+
+    \b
+    Examples:
+      spa-prune model.onnx --flops 0.5
+      spa-prune model.onnx --flops 0.5 --calibrate samples.npz --html report.html
+      spa-prune model.onnx --params 0.6 --exclude 'head.*' --round-to 8 --plan plan.json
+      spa-prune model.onnx --ratio 0.3 --dry-run --json | jq .ratio
+    """
     target = Target.take(model, options, plan_path)
     with console.progress(target.quiet) as progress:
         result = spa_graph.prune(

@@ -1,9 +1,9 @@
 """What people see on a terminal: progress on stderr, tables on stdout."""
 
+from spa_graph.console.bars import progress
 from spa_graph.console.bench import show_bench
 from spa_graph.console.comparison import show_comparison
 from spa_graph.console.inspection import show_inspection
-from spa_graph.console.progress import progress
 from spa_graph.console.result import show_result
 from spa_graph.console.sensitivity import show_sensitivity
 from spa_graph.console.sweep import show_sweep

@@ -42,7 +42,8 @@ def progress(quiet: bool) -> Iterator[Callback | None]:
 
         def update(step: str, done: int, total: int, detail: str = "") -> None:
             if step not in tasks:
-                tasks[step] = bars.add_task(step, total=total, detail="")
+                # a step that tells nothing of its parts is a bar that moves to and fro
+                tasks[step] = bars.add_task(step, total=total if total > 1 else None, detail="")
             if not bars.tasks[tasks[step]].finished:
                 bars.update(tasks[step], completed=done, total=total, detail=detail)
 
