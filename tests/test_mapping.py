@@ -72,3 +72,41 @@ def test_large_files_are_opened_as_their_own_external_data(
     for mapped, tensor in zip(slim.graph.initializer, whole.graph.initializer, strict=True):
         first, second = map(onnx.numpy_helper.to_array, (mapped, tensor))
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_location_that_says_default(tmp_path: Path) -> None:
+    """ONNX Runtime's quantiser writes it for weights that it read from external data."""
+    model = network(BIG)
+    for weight in model.graph.initializer:
+        weight.data_location = onnx.TensorProto.DEFAULT
+        assert weight.HasField("data_location")
+    onnx.save(model, tmp_path / "big.onnx")
+    read = files.load(tmp_path / "big.onnx")
+    files.save(read, tmp_path / "again.onnx")
+    again = onnx.load(tmp_path / "again.onnx")
+    assert any(len(weight.raw_data) >= files.MAPPED_FROM for weight in model.graph.initializer)
+    for weight in model.graph.initializer:
+        want = onnx.numpy_helper.to_array(weight)
+        value = read.graph.initializers[weight.name].const_value
+        assert value is not None
+        np.testing.assert_array_equal(value.numpy(), want)
+        (other,) = (each for each in again.graph.initializer if each.name == weight.name)
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(other), want)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_weights_are_not_declared_twice(external: bool, tmp_path: Path) -> None:
+    """A `value_info` of a weight would have to be changed by whoever changes the weight."""
+    path = tmp_path / "model.onnx"
+    if external:
+        path = external_model(tmp_path)
+    else:
+        onnx.save(network(BIG), path)
+    model = files.load(path)
+    shapes = {name: value.shape for name, value in model.graph.initializers.items()}
+    assert all(shapes.values())
+    files.save(model, tmp_path / "again.onnx")
+    graph = onnx.load(tmp_path / "again.onnx", load_external_data=False).graph
+    assert {weight.name for weight in graph.initializer} == set(shapes)
+    assert not {value.name for value in graph.value_info} & set(shapes)
+    assert {name: value.shape for name, value in model.graph.initializers.items()} == shapes

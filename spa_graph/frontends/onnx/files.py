@@ -128,7 +128,7 @@ def write(model: ir.Model, path: Path) -> None:
     """Write a model to a path that nobody reads yet."""
     size = sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
     try:
-        with _materialised(model):
+        with _materialised(model), _undeclared(model):
             if model.meta.get("external_data") or size > INLINE_LIMIT:
                 data = path.name + ".data"
                 ir.save(model, path, external_data=data, size_threshold_bytes=MAPPED_FROM - 1)
@@ -313,6 +313,27 @@ def _materialised(model: ir.Model) -> Iterator[None]:
                 owner.const_value = old
             else:
                 owner[key] = old
+
+
+@contextmanager
+def _undeclared(model: ir.Model) -> Iterator[None]:
+    """Initializers say their types and shapes by themselves for a while, not in `value_info` too.
+
+    Tools that change a weight (ONNX Runtime's quantiser up to 1.31 transposes some) leave such an
+    entry as it was, and fail on it.
+    """
+    undo = []
+    for graph in model.graphs():
+        inputs = set(graph.inputs)
+        for value in graph.initializers.values():
+            if value not in inputs:
+                undo.append((value, value.type, value.shape))
+                value.type = value.shape = None
+    try:
+        yield
+    finally:
+        for value, kind, shape in undo:
+            value.type, value.shape = kind, shape
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

@@ -104,7 +104,7 @@ def _without_weights(
 
 def _reference_tensor(data: Any, start: int, end: int, where: tuple[bytes, int]) -> bytes:
     """A TensorProto whose raw_data, if large, is named by file, offset and length instead."""
-    parts = []
+    parts, reference = [], b""
     file, mapped_from = where
     for number, _, begin, payload, stop in _fields(data, start, end):
         if number != _RAW_DATA or stop - payload < mapped_from:
@@ -114,9 +114,10 @@ def _reference_tensor(data: Any, start: int, end: int, where: tuple[bytes, int])
         for key, value in place.items():
             text = value if isinstance(value, bytes) else str(value).encode()
             entry = _delimited(1, key) + _delimited(2, text)
-            parts.append(_delimited(_EXTERNAL_DATA, entry))
-        parts.append(encode_varint(_DATA_LOCATION << 3 | _VARINT) + b"\x01")  # EXTERNAL
-    return b"".join(parts)
+            reference += _delimited(_EXTERNAL_DATA, entry)
+        reference += encode_varint(_DATA_LOCATION << 3 | _VARINT) + b"\x01"  # EXTERNAL
+    # last, since the last one counts: some tools write that the location is the default
+    return b"".join((*parts, reference))
 
 
 def encode_varint(value: int) -> bytes:
