@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import sysconfig
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,14 @@ def _sample(n: int, seed: int) -> Arrays:
     return _tokenize([texts[i] for i in chosen])
 
 
+def _foreign(n: int, seed: int) -> Arrays:
+    """Lines of Python, of the standard library."""
+    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    lines = [line.strip() for path in sources for line in path.read_text().splitlines()]
+    lines = [line for line in lines if len(line) > 20]
+    return _tokenize([lines[i] for i in calibration_rng(seed).choice(len(lines), n)])
+
+
 def _build(path: Path) -> None:
     from spa_graph.models_zoo.trained.torch_modules import SentenceEncoder
 
@@ -145,4 +154,5 @@ MINILM = Trained(
     build=_build,
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
 )
