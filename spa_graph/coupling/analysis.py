@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
@@ -107,6 +109,20 @@ class Coupling:
         }
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause Python's search for cycles, which many thousand live tuples would start again and again
+    for nothing: a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def analyze(
     graph: Graph,
     exclude: Mapping[str, str] | None = None,
