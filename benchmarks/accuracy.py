@@ -131,8 +131,10 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
     import onnx
     import onnxsim as peer
 
-    rows = zip(*(batches(array, BATCH) for array in samples.values()), strict=True)
-    calibration = [dict(zip(samples, row, strict=True)) for row in rows]
+    calibration = [samples]
+    if len({len(array) for array in samples.values()}) == 1:  # else a sequence and its first state
+        rows = zip(*(batches(array, BATCH) for array in samples.values()), strict=True)
+        calibration = [dict(zip(samples, row, strict=True)) for row in rows]
     whole, scratch = flops(dense), output.with_suffix(".try.onnx")
 
     def prune(sparsity: float) -> Any:
@@ -171,7 +173,7 @@ def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path
         "bn-scale": tp.importance.BNScaleImportance,
         "fpgm": tp.importance.FPGMImportance,
     }
-    original = onnx.load(dense)
+    original = _without_allowzero(onnx.load(dense))
     example = tuple(torch.from_numpy(np.asarray(array[:2])) for array in samples.values())
 
     def prune(sparsity: float) -> Any:
@@ -197,6 +199,19 @@ def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path
         module, example, str(output), input_names=names, output_names=result,
         dynamic_axes=batch, dynamo=False,
     )  # fmt: skip
+
+
+def _without_allowzero(model: Any) -> Any:
+    """onnx2torch knows no such Reshape; where no size is 0, the attribute says nothing."""
+    import onnx
+
+    sizes = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Reshape" and 0 not in sizes.get(node.input[1], [0]):
+            kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return model
 
 
 PEERS: dict[str, Callable[[Path, dict[str, Any], Cell, Path], None]] = {
