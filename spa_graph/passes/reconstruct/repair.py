@@ -75,11 +75,14 @@ def repair(
         waiting = [site for site in waiting if site not in stage]
         # all uses of a shared weight are looked at, and layers that wait may lie between them
         later = [source for site in waiting for source in site.sources]
-        dense.advance([source for site in stage for source in site.sources], later)
-        small.advance([site.sources[0] for site in stage])
+        unknown = small.behind({id(node) for site in (*stage, *waiting) for node in site.nodes})
+        added = {s: s.addend.value for s in stage if s.addend and s.addend.value not in unknown}
+        dense.advance([s for site in stage for s in site.sources] + [*added.values()], later)
+        small.advance([site.sources[0] for site in stage] + [*added.values()])
         for site in stage:
             fitting = len(calibrated.fitting)
-            done.append(_repair(pruned, site, dense, small, fitting, options.method))
+            addend = added.get(site)
+            done.append(_repair(pruned, site, addend, dense, small, fitting, options.method))
             if progress:
                 progress(len(done), len(sites), str(done[-1]))
     return done
@@ -102,7 +105,13 @@ def stages(
 
 
 def _repair(
-    pruned: Pruned, site: Site, dense: Runner, small: Runner, fitting: int, method: Method
+    pruned: Pruned,
+    site: Site,
+    addend: str | None,
+    dense: Runner,
+    small: Runner,
+    fitting: int,
+    method: Method,
 ) -> Repair:
     counts = [
         [
@@ -122,6 +131,9 @@ def _repair(
             positions = pick(generator, count, round(share * count))
             features = site.cropped(layer, dense.value(layer.source, batch))
             wanted = site.wanted(layer, features, positions)
+            if addend is not None:
+                whole, left = dense.value(addend, batch), small.value(addend, batch)
+                wanted = wanted + site.lost(whole, left, positions)
             if site.shared:  # its later uses read what the first ones compute: all read the dense
                 rows = site.seen(layer, features, positions)
             else:
