@@ -44,8 +44,8 @@ def ridge(x: Array, r: Array, damping: float, *, bias: bool) -> tuple[Array, Arr
     mean, gap = (x.mean(0), r.mean(0)) if bias else (0 * x[0], 0 * r[0])
     centred = x - mean
     gram = centred.T @ centred / len(x)
-    scale = np.trace(gram) / len(gram)
-    stacked = np.concatenate([centred, np.sqrt(len(x) * damping * scale) * np.eye(len(gram))])
+    shares = np.sqrt(np.diag(gram) * np.trace(gram) / len(gram))
+    stacked = np.concatenate([centred, np.diag(np.sqrt(len(x) * damping * shares))])
     wanted = np.concatenate([r - gap, np.zeros((len(gram), r.shape[1]))])
     matrix = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
     return matrix, gap - mean @ matrix

@@ -2,8 +2,9 @@
 
 The dense and the pruned network run beside each other over the calibration data (`Runner`). A layer
 sees what the repaired part before it computes, and is fitted to what the dense network computes
-there, so that errors of earlier layers are corrected as well. Part of the data is held out: a
-repair that doesn't help there is not made.
+there, so that errors of earlier layers are corrected as well: those of its inputs, and those of
+what its results are added to (`addends.py`). Padding isn't looked at. Part of the data is held
+out: a repair that doesn't help there is not made.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, se
 from spa_graph.passes.statistics.layers import Ints, Layer, pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
 from spa_graph.passes.statistics.runner import Runner
+
+Places = Callable[[Layer, int], Ints | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ def repair(
     limit = options.memory_limit // 4
     dense = Runner(analysis.model, calibrated.batches, limit, folder)
     small = Runner(pruned.model, calibrated.batches, limit, folder)
-    walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), _places(calibrated))
+    walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), places_in(calibrated))
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
     if options.params is not None:
         sites = [site.without_new_bias() for site in sites]  # it would cost parameters
@@ -92,14 +95,14 @@ class _Walk:
     """Both networks on their way through the calibration data.
 
     fitting: so many batches are fitted to; the others are held out.
-    places: which positions of a layer aren't padding, per batch; None where all count.
+    places: see `places_in`.
     """
 
     model: ir.Model
     dense: Runner
     small: Runner
     fitting: int
-    places: Callable[[Layer, int], Ints | None]
+    places: Places
 
     def count(self, site: Site, layer: Layer, batch: int) -> int:
         """How many positions of a batch count."""
@@ -127,7 +130,8 @@ class _Walk:
         return site.pruned.rows(self.small.value(layer.source, batch), positions), wanted
 
 
-def _places(calibrated: Calibrated) -> Callable[[Layer, int], Ints | None]:
+def places_in(calibrated: Calibrated) -> Places:
+    """Which positions of a layer aren't padding, by batch; None where all count."""
     padding = calibrated.padding
     if padding is None:
         return lambda _layer, _batch: None
