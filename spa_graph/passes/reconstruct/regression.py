@@ -25,7 +25,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from spa_graph.passes.statistics.moments import Floats, Rows
 
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Tried in turn; what they are shares of says `_scale`."""
+"""Tried in turn, as shares of the mean E[x^2] (`_scale`)."""
 
 LEAST = 1e-3
 """Inputs that vary less than this share of the mean are damped as if they didn't."""
@@ -167,8 +167,8 @@ def _cholesky(gram: Floats, cross: Floats) -> Floats:
 class RowRegression:
     """From the rows themselves: for layers that have more inputs than positions are seen.
 
-    With X the n rows, D = S^-1 X'(X S^-1 X' + n damping)^-1 R: the same update from a matrix of
-    positions.
+    With X the n rows, D = X'(X X' + n damping)^-1 R: the update from a matrix of positions. All
+    inputs are damped alike: so few positions tell little about the variance of each.
     """
 
     def __init__(self, *, bias: bool) -> None:
@@ -188,9 +188,8 @@ class RowRegression:
         )
         before = float(np.square(rh).sum(1).mean())
         mean, gap = self._means(x, r)
-        shares = _shares(x - mean)
-        cross = (xh - mean) / shares @ (x - mean).T
-        solution = self._solver(x - mean, shares, r - gap)
+        cross = (xh - mean) @ (x - mean).T
+        solution = self._solver(x - mean, r - gap)
 
         def error(damping: float) -> float:
             return float(np.square(rh - gap - cross @ solution(damping)).sum(1).mean())
@@ -200,9 +199,7 @@ class RowRegression:
             return Outcome(None, before, before)
         x, r = np.concatenate([x, xh]), np.concatenate([r, rh])
         mean, gap = self._means(x, r)
-        shares = _shares(x - mean)
-        solution = self._solver(x - mean, shares, r - gap)
-        matrix = ((x - mean) / shares).T @ solution(damping)
+        matrix = (x - mean).T @ self._solver(x - mean, r - gap)(damping)
         update = Update(matrix[None], (gap - mean @ matrix).reshape(1, -1))
         return Outcome(update, before, after, damping)
 
@@ -210,14 +207,10 @@ class RowRegression:
         return x.mean(0) * self._bias, r.mean(0) * self._bias
 
     @staticmethod
-    def _solver(x: Rows, shares: Floats, r: Rows) -> Callable[[float], Floats]:
-        """(X S^-1 X' + n damping)^-1 R as a function of the damping."""
-        values, vectors = np.linalg.eigh((x / shares) @ x.T)
+    def _solver(x: Rows, r: Rows) -> Callable[[float], Floats]:
+        """(X X' + n damping)^-1 R as a function of the damping, a share of the mean E[x^2]."""
+        values, vectors = np.linalg.eigh((x @ x.T).astype(np.float64))
         values = np.maximum(values, 0)
+        scale = float(values.sum()) / x.shape[1] or 1.0
         turned = vectors.T @ r
-        return lambda damping: vectors @ (turned / (values + damping * len(x))[:, None])
-
-
-def _shares(x: Rows) -> Floats:
-    """S of centred rows; (inputs,)."""
-    return _scale(np.square(x).mean(0, dtype=np.float64)[None])[0]
+        return lambda damping: vectors @ (turned / (values + damping * scale)[:, None])
