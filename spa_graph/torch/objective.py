@@ -73,7 +73,7 @@ class Objective:
             )
         if not torch.isfinite(loss).all():
             raise ModelError(
-                f"the loss of batch {number} is {float(loss)}: check the data and its scale, "
+                f"the loss of batch {number} is {loss.item()}: check the data and its scale, "
                 "and that the network's outputs are finite"
             )
         if torch.is_grad_enabled() and not loss.requires_grad:
