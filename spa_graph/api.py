@@ -16,6 +16,8 @@ from spa_graph.errors import ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
 from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
+from spa_graph.passes.differentiated import differentiable
+from spa_graph.passes.importance.differential import FromGradients
 from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
@@ -96,7 +98,9 @@ def prune(
             "head-dim") and `groups` ("groups" or "within"). With `calibrate` (a file, a folder of
             images, `package.module:function`, "data-free", arrays, an iterable of batches) the
             weights that are left are refitted; then also `samples`, `preprocess`, `reconstruct`,
-            `allocation`, `memory_limit` (bytes).
+            `allocation`, `memory_limit` (bytes). With `data` (a .npz file, arrays by name, an
+            iterable of batches) and `loss` (a name, or a function of torch tensors) also criteria
+            that need gradients, which torch computes.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -106,6 +110,7 @@ def prune(
     chosen = _options(options)
     if chosen.budget is None and chosen.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
+    criterion = pipeline.chosen_criterion(chosen)
     timer = Timer(progress)
     wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
     with _blaming(model):
@@ -114,8 +119,14 @@ def prune(
             calibrated = None
             if chosen.calibrate is not None:
                 calibrated = calibrate(analysis, chosen, timer, scratch)
-            ranking = pipeline.rank(analysis, chosen, timer, calibrated)
-            choice = pipeline.choose(ranking, chosen, timer)
+            if isinstance(criterion, FromGradients):
+                network = differentiable(analysis, chosen)
+                choice = pipeline.choose_by_gradients(
+                    analysis, criterion, network, chosen, timer, calibrated
+                )
+            else:
+                ranking = pipeline.rank(analysis, chosen, timer, calibrated)
+                choice = pipeline.choose(ranking, chosen, timer)
             pruned = rewrite(analysis, choice.kept, chosen, timer)
             check_budget(analysis, pruned, chosen, COPIES)
             return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)

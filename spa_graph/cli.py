@@ -126,6 +126,14 @@ _calibration_options = _together(
     click.option("--memory-limit", type=_Bytes(), default=4 << 30, show_default="4GB",
                  help="Statistics and features beyond this wait on disk."),
 )  # fmt: skip
+_gradient_options = _together(
+    click.option("--data", metavar="FILE",
+                 help="For criteria that need gradients: a .npz with an array for each input, by "
+                 "its name, and one more for the targets."),
+    click.option("--loss", metavar="NAME",
+                 help="Of the outputs and targets: cross-entropy (of logits), nll (of "
+                 "probabilities), mse, l1, bce."),
+)  # fmt: skip
 _output_options = _together(
     click.option("-o", "--output", type=click.Path(path_type=Path),
                  help="The file to write [default: MODEL.pruned.onnx beside the input]."),
@@ -215,6 +223,7 @@ def cli() -> None:
     "unless the budget can't be met without it].",
 )
 @_calibration_options
+@_gradient_options
 @_block_options
 @_analysis_options
 @click.option(

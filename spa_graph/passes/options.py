@@ -131,7 +131,8 @@ class Options:
         flops, params = (
             None if kept is None else kept**share for kept in (self.flops, self.params)
         )
-        return replace(self, flops=flops, params=params, ratio=ratio)
+        allocation = self.allocation if share == 1 else "global"
+        return replace(self, flops=flops, params=params, ratio=ratio, allocation=allocation)
 
     def plain(self) -> dict[str, Any]:
         """What was chosen, as JSON-ready data."""

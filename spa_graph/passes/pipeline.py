@@ -123,6 +123,7 @@ def choose_by_gradients(
     network: NetworkWithout,
     options: Options,
     timer: Timer,
+    calibrated: Calibrated | None = None,
 ) -> Choice:
     """Score and allocate, in as many rounds as the criterion wants.
 
@@ -136,10 +137,11 @@ def choose_by_gradients(
     for number in range(1, criterion.rounds + 1):
         with timer.step("gradients") as progress:
             criterion.differentiate(network(kept), progress)
-        ranking = rank(analysis, options, timer, criterion=criterion)
+        ranking = rank(analysis, options, timer, calibrated, criterion)
         ranking.scores[~kept] = -np.inf
-        kept = choose(ranking, options.towards(number / criterion.rounds), timer).kept
-    return Choice(kept)
+        choice = choose(ranking, options.towards(number / criterion.rounds), timer)
+        kept = choice.kept
+    return choice
 
 
 def choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:

@@ -194,7 +194,8 @@ def _check(graph: Graph) -> None:
 
 def _trained(graph: Graph) -> set[str]:
     """The weights: floating-point tensors of more than one element that are no settings."""
-    found, settings = set(), set()
+    found: set[str] = set()
+    settings: set[str] = set()
     for operator in graph.operators:
         for slot, name in enumerate(operator.inputs):
             parameter = graph.parameters.get(name)

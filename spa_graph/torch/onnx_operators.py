@@ -105,7 +105,6 @@ _table(
         "Equal": torch.eq, "Less": torch.lt, "Greater": torch.gt, "LessOrEqual": torch.le,
         "GreaterOrEqual": torch.ge, "Where": torch.where, "MatMul": torch.matmul,
         "Max": _fold(torch.maximum), "Min": _fold(torch.minimum), "Sum": _fold(torch.add),
-        "Shape": lambda x: torch.tensor(x.shape, device=x.device),
         "Size": lambda x: torch.tensor(x.numel(), device=x.device),
         "GlobalMaxPool": lambda x: x.amax(tuple(range(2, x.ndim)), keepdim=True),
         "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True),
@@ -188,16 +187,16 @@ def einsum(call: Call, *operands: Tensor) -> Tensor:
     return torch.einsum(call.get("equation"), *operands)
 
 
-def _window(call: Call, rank: int, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
+def _window(call: Call, rank: int) -> tuple[list[int], list[int]]:
+    """Strides and dilations."""
     ones = [1] * rank
-    del kernel
     return list(call.get("strides", ones)), list(call.get("dilations", ones))
 
 
 def padding(call: Call, x: Tensor, kernel: Sequence[int]) -> list[int]:
-    """What is added before and behind each spatial axis, as torch's pad takes it: last axis first."""
+    """What is added before and behind each spatial axis, as torch's pad takes it: last first."""
     rank = len(kernel)
-    strides, dilations = _window(call, rank, kernel)
+    strides, dilations = _window(call, rank)
     mode = call.get("auto_pad", "NOTSET")
     if mode == "VALID":
         return [0] * (2 * rank)
@@ -219,7 +218,7 @@ def padding(call: Call, x: Tensor, kernel: Sequence[int]) -> list[int]:
 @operator("Conv")
 def conv(call: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     rank = w.ndim - 2
-    strides, dilations = _window(call, rank, w.shape[2:])
+    strides, dilations = _window(call, rank)
     run = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
     pads = padding(call, x, w.shape[2:])
     if pads[::2] == pads[1::2]:
@@ -231,7 +230,7 @@ def conv(call: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
 def conv_transpose(call: Call, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     call.only(auto_pad="NOTSET", output_shape=None)
     rank = w.ndim - 2
-    strides, dilations = _window(call, rank, w.shape[2:])
+    strides, dilations = _window(call, rank)
     pads = padding(call, x, w.shape[2:])
     if pads[::2] != pads[1::2]:
         raise ModelError(f"{call.name}: uneven pads can't be run in torch yet")
@@ -246,7 +245,7 @@ def conv_transpose(call: Call, x: Tensor, w: Tensor, b: Tensor | None = None) ->
 def max_pool(call: Call, x: Tensor) -> Tensor:
     call.only(storage_order=0)
     kernel = list(call.get("kernel_shape"))
-    strides, dilations = _window(call, len(kernel), kernel)
+    strides, dilations = _window(call, len(kernel))
     run = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[len(kernel) - 1]
     x = functional.pad(x, padding(call, x, kernel), value=-math.inf)
     return run(x, kernel, strides, 0, dilations, bool(call.get("ceil_mode", 0)))
@@ -256,7 +255,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor:
 def average_pool(call: Call, x: Tensor) -> Tensor:
     kernel = list(call.get("kernel_shape"))
     call.only(dilations=[1] * len(kernel))
-    strides, _ = _window(call, len(kernel), kernel)
+    strides, _ = _window(call, len(kernel))
     run: Callable[..., Tensor] = (
         functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d,
     )[len(kernel) - 1]  # fmt: skip
@@ -350,9 +349,15 @@ def cumulative(call: Call, x: Tensor, axis: Tensor) -> Tensor:
 # --- shapes -----------------------------------------------------------------------------------
 
 
+@operator("Shape")
+def shape(call: Call, x: Tensor) -> Tensor:
+    sizes = x.shape[call.get("start", 0) : call.get("end")]
+    return torch.tensor(sizes, dtype=torch.int64, device=x.device)
+
+
 @operator("Reshape")
-def reshape(call: Call, x: Tensor, shape: Tensor) -> Tensor:
-    sizes = shape.tolist()
+def reshape(call: Call, x: Tensor, given: Tensor) -> Tensor:
+    sizes = given.tolist()
     if not call.get("allowzero", 0):
         sizes = [x.shape[place] if size == 0 else size for place, size in enumerate(sizes)]
     return x.reshape(sizes)
@@ -399,18 +404,17 @@ def split(call: Call, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, .
     sizes = call.get("split") if given is None else given.tolist()
     if sizes is None:
         sizes = -(-x.shape[axis] // call.get("num_outputs", call.outputs))
-    return x.split(sizes if isinstance(sizes, int) else list(sizes), axis)
+    return torch.split(x, sizes if isinstance(sizes, int) else list(sizes), axis)  # type: ignore[no-untyped-call]
 
 
 @operator("Slice")
 def slices(call: Call, x: Tensor, *given: Tensor | None) -> Tensor:
-    if call.version < 10:
-        starts, ends = list(call.get("starts")), list(call.get("ends"))
-        axes, steps = list(call.get("axes", range(len(starts)))), [1] * len(starts)
-    else:
-        listed = [None if each is None else each.tolist() for each in given] + [None] * 2
-        starts, ends = listed[0], listed[1]
-        axes, steps = listed[2] or list(range(len(starts))), listed[3] or [1] * len(starts)
+    names = ("starts", "ends", "axes", "steps")
+    listed: list[Any] = [None if each is None else each.tolist() for each in given]
+    found = dict(zip(names, listed, strict=False)) if listed else dict(call.attributes)
+    starts, ends = found["starts"], found["ends"]
+    axes = found.get("axes") or list(range(len(starts)))
+    steps = found.get("steps") or [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         places = range(x.shape[axis])[start:end:step]
         if step == 1:
@@ -425,7 +429,7 @@ def gather(call: Call, x: Tensor, index: Tensor) -> Tensor:
     axis = call.axis(x, 0)
     places = torch.where(index < 0, index + x.shape[axis], index)
     found = x.index_select(axis, places.reshape(-1))
-    return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 @operator("GatherElements")
@@ -441,8 +445,8 @@ def gather_nd(call: Call, x: Tensor, index: Tensor) -> Tensor:
 
 
 @operator("Expand")
-def expand(_call: Call, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist())))
+def expand(_call: Call, x: Tensor, given: Tensor) -> Tensor:
+    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(given.tolist())))
 
 
 @operator("Tile")
@@ -457,61 +461,54 @@ def number_range(_call: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Te
 
 
 @operator("ConstantOfShape")
-def constant_of_shape(call: Call, shape: Tensor) -> Tensor:
+def constant_of_shape(call: Call, given: Tensor) -> Tensor:
     value = call.get("value")
     fill = np.zeros(1, np.float32) if value is None else value.numpy()
-    return torch.from_numpy(fill.reshape(-1).copy()).to(shape.device).expand(shape.tolist()).clone()
+    whole = np.broadcast_to(fill.reshape(()), given.tolist())
+    return torch.from_numpy(whole.copy()).to(given.device)
 
 
 @operator("Pad")
 def pad(call: Call, x: Tensor, *given: Tensor | None) -> Tensor:
-    """The constant and axes are operands from version 11 and 18 on."""
-    listed = [*given, None, None, None]
-    pads = call.get("pads") if listed[0] is None else listed[0].tolist()
-    axes = range(x.ndim) if listed[2] is None else [a % x.ndim for a in listed[2].tolist()]
-    value = call.get("value", 0.0) if listed[1] is None else listed[1].item()
-    both = dict(
-        zip(axes, zip(pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=True), strict=True)
-    )
-    mode = {"edge": "replicate", "wrap": "circular"}.get(call.get("mode"), call.get("mode"))
+    """Pads, the constant and axes are operands from versions 11 and 18 on."""
+    amounts, constant, chosen = (*given, None, None, None)[:3]
+    pads = call.get("pads") if amounts is None else amounts.tolist()
+    axes = list(range(x.ndim)) if chosen is None else [a % x.ndim for a in chosen.tolist()]
+    both = {axis: (pads[place], pads[place + len(axes)]) for place, axis in enumerate(axes)}
     order = [both.get(axis, (0, 0)) for axis in reversed(range(x.ndim))]
-    if mode in (None, "constant"):
+    mode = call.get("mode", "constant")
+    if mode == "constant":
+        value = call.get("value", 0.0) if constant is None else constant.item()
         return functional.pad(x, [size for pair in order for size in pair], value=value)
     while order and order[-1] == (0, 0):  # torch takes spatial axes only
         order.pop()
+    mode = {"edge": "replicate", "wrap": "circular"}.get(mode, mode)
     return functional.pad(x, [size for pair in order for size in pair], mode=mode)
+
+
+_RESIZES = {
+    ("nearest", "asymmetric"): None,
+    ("linear", "half_pixel"): False,
+    ("linear", "pytorch_half_pixel"): False,
+    ("linear", "align_corners"): True,
+}
+"""The modes and coordinates that torch has, and whether corners are aligned."""
 
 
 @operator("Resize")
 def resize(call: Call, x: Tensor, *given: Tensor | None) -> Tensor:
-    listed = [*given, None, None]
-    scales, sizes = (listed[1], listed[2]) if call.version >= 11 else (listed[0], None)
-    wanted = (
-        sizes.tolist()
-        if sizes is not None
-        else [
-            int(s * f)
-            for s, f in zip(x.shape, (scales if scales is not None else x).tolist(), strict=True)
-        ]
-    )
-    mode, place = (
-        call.get("mode", "nearest"),
-        call.get("coordinate_transformation_mode", "half_pixel"),
-    )
-    known = {
-        ("nearest", "asymmetric"): ("nearest", None),
-        ("linear", "half_pixel"): ("linear", False),
-        ("linear", "pytorch_half_pixel"): ("linear", False),
-        ("linear", "align_corners"): ("linear", True),
-    }  # fmt: skip
-    if (mode, place) not in known or call.get("nearest_mode", "floor") not in (
-        "floor",
-        "round_prefer_floor",
-    ):
+    _, scales, sizes = (*((None,) if call.version < 11 else ()), *given, None, None)[:3]
+    mode = call.get("mode", "nearest")
+    place = call.get("coordinate_transformation_mode", "half_pixel")
+    nearest = mode != "nearest" or call.get("nearest_mode") == "floor"
+    if (mode, place) not in _RESIZES or not nearest or call.get("axes"):
         raise ModelError(f"{call.name}: mode {mode} with {place} can't be run in torch yet")
-    kind, corners = known[mode, place]
-    names = {3: "linear", 4: "bilinear", 5: "trilinear"}
-    kind = names[x.ndim] if kind == "linear" else kind
+    if sizes is not None:
+        wanted = sizes.tolist()
+    elif scales is not None:
+        wanted = [int(s * f) for s, f in zip(x.shape, scales.tolist(), strict=True)]
+    kind = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.ndim] if mode == "linear" else mode
+    corners = _RESIZES[mode, place]
     return functional.interpolate(x, wanted[2:], mode=kind, align_corners=corners)
 
 
@@ -547,7 +544,7 @@ def _recurrent(call: Call, order: Sequence[int], given: Sequence[Any]) -> tuple[
 
 def _sequence(y: Tensor, directions: int) -> Tensor:
     """(sequence, batch, directions * hidden) -> (sequence, directions, batch, hidden)."""
-    return y.unflatten(-1, (directions, -1)).transpose(1, 2)
+    return y.reshape(*y.shape[:-1], directions, -1).transpose(1, 2)
 
 
 def _state(given: Tensor | None, x: Tensor, r: Tensor) -> Tensor:
