@@ -1,4 +1,4 @@
-"""Gradients of ONNX networks: the analysed model as a module, and data by the names of its inputs."""
+"""Gradients of ONNX networks: the analysed model as a module, data by the names of its inputs."""
 
 from __future__ import annotations
 

@@ -70,6 +70,8 @@ class OnnxModule(nn.Module):
         for name in self._graph.outputs:  # a stored constant may be an output
             if name in self._graph.parameters and name not in self._places:
                 self._places[name] = self._enter(name, False)
+        self._used = {name for o in self._graph.operators for name in o.inputs}
+        self._used |= set(self._graph.outputs)
         self._last = _last_uses(self._graph)
         self.eval()
 
@@ -144,7 +146,11 @@ class OnnxModule(nn.Module):
             )
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ModelError(f"{operator} fails in torch: {str(error).splitlines()[0]}") from error
-        return found if isinstance(found, tuple) else (found,)
+        results = found if isinstance(found, tuple) else (found,)
+        lacking = self._used.intersection(filter(None, operator.outputs[len(results) :]))
+        if lacking:
+            raise ModelError(f"{operator}: its output {min(lacking)} can't be run in torch yet")
+        return results
 
     def watched(self, around: Around) -> OnnxModule:
         """A copy with someone around each operator."""
@@ -156,7 +162,7 @@ class OnnxModule(nn.Module):
         """State is copied; the file's model, which nothing changes, is shared."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
-        shared = ("_model", "_restore", "_graph", "_last", "_places", "_around")
+        shared = ("_model", "_restore", "_graph", "_used", "_last", "_places", "_around")
         for key, value in self.__dict__.items():
             new.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         return new

@@ -273,8 +273,9 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
 @operator("BatchNormalization")
 def batch_norm(call: Call, x: Tensor, *given: Tensor) -> Tensor:
     scale, bias, mean, variance = given
-    momentum = 1 - call.get("momentum", 0.9)
-    epsilon = call.get("epsilon", 1e-5)
+    momentum, epsilon = 1 - call.get("momentum", 0.9), call.get("epsilon", 1e-5)
+    if call.get("training_mode", 0):  # in a file: always with the statistics of the batch
+        return functional.batch_norm(x, None, None, scale, bias, True, momentum, epsilon)
     return functional.batch_norm(x, mean, variance, scale, bias, call.training, momentum, epsilon)
 
 
