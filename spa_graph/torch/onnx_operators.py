@@ -99,7 +99,10 @@ _table(
         "Tanh": torch.tanh, "Sigmoid": torch.sigmoid, "Relu": torch.relu,
         "Softplus": functional.softplus, "Softsign": functional.softsign,
         "HardSwish": functional.hardswish, "Mish": functional.mish, "Not": torch.logical_not,
-        "IsNaN": torch.isnan, "Identity": torch.clone,
+        "IsNaN": torch.isnan, "Identity": torch.clone, "Selu": functional.selu, "Tan": torch.tan,
+        "Sinh": torch.sinh, "Cosh": torch.cosh, "Asin": torch.asin, "Acos": torch.acos,
+        "Atan": torch.atan, "Asinh": torch.asinh, "Acosh": torch.acosh, "Atanh": torch.atanh,
+        "Mean": lambda *operands: _fold(torch.add)(*operands) / len(operands),
         "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": _divide, "Pow": _power,
         "And": torch.logical_and, "Or": torch.logical_or, "Xor": torch.logical_xor,
         "Equal": torch.eq, "Less": torch.lt, "Greater": torch.gt, "LessOrEqual": torch.le,
@@ -339,6 +342,19 @@ def arg_max(call: Call, x: Tensor) -> Tensor:
     call.only(select_last_index=0)
     run = torch.argmax if call.name.startswith("ArgMax") else torch.argmin
     return run(x, call.axis(x, 0), bool(call.get("keepdims", 1)))
+
+
+@operator("TopK")
+def top_k(call: Call, x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    largest, ordered = bool(call.get("largest", 1)), bool(call.get("sorted", 1))
+    values, places = torch.topk(x, int(count), call.axis(x, -1), largest, ordered)
+    return values, places
+
+
+@operator("Trilu")
+def trilu(call: Call, x: Tensor, shift: Tensor | None = None) -> Tensor:
+    run = torch.triu if call.get("upper", 1) else torch.tril
+    return run(x, 0 if shift is None else int(shift))
 
 
 @operator("CumSum")
