@@ -111,8 +111,9 @@ class Options:
 
     @property
     def criterion_name(self) -> str:
-        """The criterion: what measures best with calibration data, and without."""
-        return self.criterion or ("obspa" if self.calibrate is not None else "l1")
+        """The criterion: what measures best with calibration data, with a loss, and without."""
+        without = "l1" if self.data is None else "taylor"
+        return self.criterion or (without if self.calibrate is None else "obspa")
 
     @property
     def method(self) -> Method:
@@ -126,13 +127,15 @@ class Options:
         return heads + (("groups",) if self.groups == "within" else ())
 
     def towards(self, share: float) -> Options:
-        """The same with a budget on the way to this one: the kept share to the power of `share`."""
+        """The same with a budget on the way to this one: the kept share to the power of `share`.
+
+        Without a measured allocation, which is for the last step.
+        """
         ratio = None if self.ratio is None else 1 - (1 - self.ratio) ** share
         flops, params = (
             None if kept is None else kept**share for kept in (self.flops, self.params)
         )
-        allocation = self.allocation if share == 1 else "global"
-        return replace(self, flops=flops, params=params, ratio=ratio, allocation=allocation)
+        return replace(self, flops=flops, params=params, ratio=ratio, allocation="global")
 
     def plain(self) -> dict[str, Any]:
         """What was chosen, as JSON-ready data."""
@@ -171,6 +174,12 @@ class Timer:
     def __init__(self, progress: Progress | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self._progress: Progress = progress or _silent
+
+    def again(self) -> Timer:
+        """A timer that goes on from here, while this one may go on elsewhere."""
+        timer = Timer(self._progress)
+        timer.seconds |= self.seconds
+        return timer
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepProgress]:

@@ -29,7 +29,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def network(analysis: Analysis, options: Options) -> NetworkWithout:
-    """What `passes.pipeline.choose_by_gradients` asks for.
+    """What `passes.pipeline.rank` takes gradients from.
 
     Raises:
         ModelError: the network has an operator that torch doesn't run.

@@ -33,7 +33,7 @@ from spa_graph.passes.cost import CostModel
 from spa_graph.passes.importance.differential import FromGradients
 from spa_graph.passes.network import Analyzed, PrunedGraph, check_budget, plan_of, relate
 from spa_graph.passes.options import Options, Timer
-from spa_graph.passes.pipeline import choose, choose_by_gradients, chosen_criterion, rank
+from spa_graph.passes.pipeline import choose, chosen_criterion, rank
 from spa_graph.passes.report import report
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Kept
@@ -122,14 +122,13 @@ def _shapes(traced: Traced) -> dict[str, tuple[int, ...]]:
 
 def choose_channels(analysis: ModuleAnalysis, options: Options, timer: Timer) -> Kept:
     """Score and allocate: which channels stay within the budget; (channels,)."""
-    criterion = chosen_criterion(options)
-    if not isinstance(criterion, FromGradients):
-        return choose(rank(analysis, options, timer), options, timer).kept
-    objective = None
-    if criterion.needs_loss:
-        objective = make_objective(options.data, options.loss, options.samples)
-    network = partial(Gradients, differentiated(analysis), objective, seed=options.seed)
-    return choose_by_gradients(analysis, criterion, network, options, timer).kept
+    criterion, network = chosen_criterion(options), None
+    if isinstance(criterion, FromGradients):
+        objective = None
+        if criterion.needs_loss:
+            objective = make_objective(options.data, options.loss, options.samples)
+        network = partial(Gradients, differentiated(analysis), objective, seed=options.seed)
+    return choose(rank(analysis, options, timer, network=network), options, timer).kept
 
 
 def differentiated(analysis: ModuleAnalysis) -> Differentiated:

@@ -4,9 +4,9 @@ LeCun, Denker & Solla, "Optimal Brain Damage", NIPS 1989, equation 5: w^2 h / 2,
 rises without a weight, with h the diagonal of the Hessian. The paper computes it by one backward
 pass through networks of a certain kind; here it is estimated (`hutchinson.py`).
 
-At a minimum h is positive, as the paper assumes. Elsewhere, and by the estimate's error, the sum over
-a channel may be negative; its absolute value counts. With signs, the largest weights of the demo
-network went first: an accuracy of .09 instead of .99 at half of its FLOPs.
+At a minimum h is positive, as the paper assumes. Elsewhere, and by the estimate's error, the sum
+over a channel may be negative; its absolute value counts. With signs, the largest weights of the
+demo network went first: an accuracy of .09 instead of .99 at half of its FLOPs.
 """
 
 from __future__ import annotations
