@@ -77,7 +77,8 @@ seed_option = click.option(
 )
 criterion_option = click.option(
     "--criterion", type=click.Choice(sorted(CRITERIA)),
-    help="What makes a channel important [default: l1; with --calibrate obspa, with --data taylor].",
+    help="What makes a channel important [default: l1; with --calibrate obspa; with --data "
+    "taylor].",
 )  # fmt: skip
 ranking_options = together(
     click.option(

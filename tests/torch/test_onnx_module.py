@@ -189,6 +189,26 @@ def test_iterables_of_batches_will_do() -> None:
     assert result.report["ratio"]["flops"] <= 0.6
 
 
+@pytest.mark.parametrize("name", ["taylor", "crop-it"])
+def test_gradients_go_with_calibration(name: str) -> None:
+    """The loss chooses within groups, distortion how many of each, and what is left is refitted."""
+    x = np.random.default_rng(0).standard_normal((48, 3, 8, 8)).astype(np.float32)
+    data = {"x": x, "t": np.arange(48) % 5}
+    given = {"criterion": name, "data": data, "loss": "cross-entropy", "calibrate": x}
+    result = spa_graph.prune(network(CHAIN), flops=0.5, **given)
+    assert result.report["ratio"]["flops"] <= 0.5
+    assert result.report["calibration"]["probes"] and result.report["calibration"]["reconstruction"]
+
+
+def test_with_data_the_criterion_is_taylor() -> None:
+    x = torch.randn(8, 3, 8, 8)
+    pairs = [(x, torch.arange(8) % 5)]
+    with spa_graph.api.ready(network(CHAIN), data=pairs, loss="cross-entropy") as found:
+        assert found.ranking.criterion.name == "taylor"
+        kept = [found.prune(flops=r).report["ratio"]["flops"] for r in (0.8, 0.5)]
+    assert 0.5 < kept[0] <= 0.8 and kept[1] <= 0.5
+
+
 GRAPH = spa_graph.analyze(network(CHAIN)).graph
 IMAGES = np.zeros((4, 3, 8, 8))
 
