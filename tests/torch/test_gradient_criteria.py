@@ -181,12 +181,12 @@ def test_the_diagonal_of_the_hessian_is_estimated(monkeypatch: Any) -> None:
 
 def test_obd_and_hap_weigh_by_curvature(monkeypatch: Any) -> None:
     w1, w2 = weights(hidden())
-    d1, d2 = apart(np.diag(hessian(w1, w2, *everything())), w1)
+    d1, d2 = apart(np.diag(hessian(w1, w2, *everything())).copy(), w1)
+    d1[1] *= -1  # as the estimate may be
     exact = {"0.weight": d1, "2.weight": d2}
     for module in (obd, hap):
         monkeypatch.setattr(module, "diagonal", lambda *_: exact)
     want = abs((w1**2 * d1).sum(1)) / 2 + abs((w2**2 * d2).sum(0)) / 2
-    assert ((w1**2 * d1).sum(1) < 0).any()  # the loss is not at a minimum
     np.testing.assert_allclose(scores("obd"), want, rtol=1e-6)
     want = abs(d1.sum(1)) / (2 * 3) * (w1**2).sum(1) + abs(d2.sum(0)) / (2 * 2) * (w2**2).sum(0)
     np.testing.assert_allclose(scores("hap"), want, rtol=1e-6)

@@ -52,7 +52,9 @@ def test_operators_compute_what_onnx_runtime_computes(entry: Row) -> None:
     for found, wanted in zip(got, outputs(message, feeds), strict=True):
         assert found.shape == wanted.shape and found.dtype == wanted.dtype
         scale = max(float(np.abs(wanted).max(initial=0)), 1.0)
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * scale)
+        half = wanted.dtype == np.float16  # rounded to 11 bits, in another order
+        rtol, atol = (4e-3, 2e-3) if half else (1e-4, 1e-5)
+        np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol * scale)
 
 
 def test_what_torch_runs_covers_the_common_operators() -> None:
