@@ -9,5 +9,16 @@ small = spa.load("small.pt", MyModel())
 
 from spa_graph.torch.api import analyze, apply_plan, plan_of, prune, report_of
 from spa_graph.torch.files import load, save
+from spa_graph.torch.in_place import apply_plan_, follow
 
-__all__ = ["analyze", "apply_plan", "load", "plan_of", "prune", "report_of", "save"]
+__all__ = [
+    "analyze",
+    "apply_plan",
+    "apply_plan_",
+    "follow",
+    "load",
+    "plan_of",
+    "prune",
+    "report_of",
+    "save",
+]
