@@ -179,8 +179,7 @@ def joined(model: nn.Module, step: Plan) -> Plan:
 
     Where layers were replaced since, the steps don't fit, and the module counts as whole.
     """
-    record = getattr(model, _RECORD, None)
-    earlier = record.plan if isinstance(record, Record) else None
+    earlier = plan_of(model) if was_pruned(model) else None
     told = {"attributes", "shapes"}  # plans of graphs, or written by hand, don't have them
     if earlier is None or not told <= earlier.model.keys() & step.model.keys():
         return step
@@ -235,14 +234,19 @@ def record_of(pruned: Any) -> Record:
     Raises:
         OptionError: it wasn't pruned here.
     """
-    record = getattr(pruned, _RECORD, None)
-    if not isinstance(record, Record):
+    if not was_pruned(pruned):
         raise OptionError(f"this {type(pruned).__name__} is no result of spa_graph.torch.prune")
+    record: Record = getattr(pruned, _RECORD)
     return record
 
 
+def was_pruned(module: Any) -> bool:
+    """Whether a module is a result, or was pruned in place."""
+    return isinstance(getattr(module, _RECORD, None), Record)
+
+
 def plan_of(pruned: Any) -> Plan:
-    """The plan by which a module was pruned."""
+    """The plan by which a module was pruned; if in several steps, since it was whole."""
     return record_of(pruned).plan
 
 
