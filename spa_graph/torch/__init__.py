@@ -8,8 +8,10 @@ small = spa.load("small.pt", MyModel())
 """
 
 from spa_graph.torch.api import analyze, apply_plan, plan_of, prune, report_of
+from spa_graph.torch.distillation import Teacher
 from spa_graph.torch.distributed import agree
 from spa_graph.torch.files import load, save
+from spa_graph.torch.finetuning import finetune
 from spa_graph.torch.in_place import apply_plan_, follow
 from spa_graph.torch.penalties import GroupPenalty, group_penalty
 from spa_graph.torch.rewinding import rewind
@@ -18,10 +20,12 @@ from spa_graph.torch.schedules import Schedule, ratios
 __all__ = [
     "GroupPenalty",
     "Schedule",
+    "Teacher",
     "agree",
     "analyze",
     "apply_plan",
     "apply_plan_",
+    "finetune",
     "follow",
     "group_penalty",
     "load",
