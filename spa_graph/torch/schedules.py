@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -44,6 +45,23 @@ def ratios(final: float, steps: int, ramp: Ramp = "cubic") -> list[float]:
     if not 0 < final < 1:
         raise OptionError(f"a budget must lie between 0 and 1, not {final}")
     return [RAMPS[ramp](final, step / steps) for step in range(1, steps)] + [final]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """After which epochs a trainer prunes: `start`, counted from 0, and each `every` after it."""
+
+    start: int = 0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.every < 1:
+            raise OptionError(
+                f"start must be at least 0 and every at least 1, not {self.start}, {self.every}"
+            )
+
+    def is_due(self, epoch: int) -> bool:
+        return epoch >= self.start and (epoch - self.start) % self.every == 0
 
 
 class Schedule:

@@ -202,6 +202,23 @@ def test_a_graph_can_be_followed() -> None:
     assert not torch.equal(graph.get_parameter("0.weight"), before)
 
 
+def test_a_loss_that_is_still_alive_does_not_matter() -> None:
+    """Its graph has nodes with the old shapes, which autograd would use again."""
+    wide, narrow = wide_and_narrow()
+    optimizer = optim.SGD(wide.parameters(), 0.01)
+    inputs, targets = data()
+    alive = nn.functional.mse_loss(wide(inputs), targets)
+    alive.backward()
+    spa.apply_plan_(wide, spa.plan_of(spa.prune(wide, inputs, ratio=0.5)), optimizer)
+    assert all(p.grad is None or p is wide[2].bias for p in wide.parameters())
+    wide[2].bias.grad = None
+    for net in (wide, narrow):
+        nn.functional.mse_loss(net(inputs), targets).backward()
+    for got, want in zip(wide.parameters(), narrow.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-5, atol=1e-6)
+    assert alive.isfinite()
+
+
 def test_what_cannot_be_sliced_is_refused_and_nothing_changes() -> None:
     wide, _ = wide_and_narrow()
     inputs, targets = data()
