@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from typing import TypeVar
 
 from torch import distributed
 
 from spa_graph.plan import Plan
+
+T = TypeVar("T")
 
 
 def agree(plan: Plan) -> Plan:
@@ -15,8 +17,13 @@ def agree(plan: Plan) -> Plan:
     Equal weights give equal plans, but what was measured on a process' own data doesn't, nor do
     BatchNorm statistics. Every process must call this.
     """
+    return Plan.from_json(of_first(plan.to_json()))
+
+
+def of_first(value: T) -> T:
+    """What the first process holds; every process must call this."""
     if not distributed.is_available() or not distributed.is_initialized():
-        return plan
-    held = [json.dumps(plan.to_json())]
+        return value
+    held = [value]
     distributed.broadcast_object_list(held, src=0)
-    return Plan.from_json(json.loads(held[0]))
+    return held[0]

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from spa_graph.errors import OptionError
 from spa_graph.plan import Plan
 from spa_graph.torch.api import plan_of, prune, record_of, report_of, was_pruned
-from spa_graph.torch.distributed import agree
+from spa_graph.torch.distributed import agree, of_first
 from spa_graph.torch.in_place import apply_plan_
 
 Ramp = Literal["linear", "exponential", "cubic"]
@@ -128,7 +128,7 @@ class Schedule:
         if wanted < 1:
             pruned = self._pruned(wanted, self._options)
             apply_plan_(self.model, agree(record_of(pruned).step), self.optimizer)
-            self._left = report_of(pruned)["after"][self._quantity]
+            self._left = of_first(report_of(pruned)["after"][self._quantity])
         self.done += 1
 
     def _pruned(self, ratio: float, options: dict[str, Any]) -> nn.Module:
