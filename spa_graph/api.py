@@ -250,7 +250,7 @@ class _Wanted:
         data = report(
             analysis,
             pruned,
-            options=_plain_options(self.options),
+            options=self.options.plain(),
             seconds=self.timer.seconds,
             agreement=agreement,
             latency=latency,
@@ -282,15 +282,3 @@ def _measure(
             source = scratch / "original.onnx"
             files.write(analysis.original, source)
         return measure(source, draft, random_inputs(analysis.graph), seconds=seconds)
-
-
-def _plain_options(options: Options) -> dict[str, Any]:
-    given = {name: getattr(options, name) for name in Options.__dataclass_fields__}
-    given["criterion"], given["reconstruct"] = options.criterion_name, options.method
-    if not isinstance(options.calibrate, str | os.PathLike | None):
-        given["calibrate"] = f"a {type(options.calibrate).__name__}"
-    return {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in given.items()
-        if value is not None and value not in ((), {})
-    }

@@ -24,7 +24,11 @@ net (float[N,3] x) => (float[N,2] y)
 }
 """
 
-OF_WEIGHTS = sorted(name for name, make in CRITERIA.items() if not make(0).needs_data)
+OF_WEIGHTS = sorted(
+    name
+    for name, make in CRITERIA.items()
+    if not make(0).needs_data and not make(0).needs_gradients
+)
 
 
 def scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,8 @@ from spa_graph.passes.allocate import (
     allocate_uniform,
 )
 from spa_graph.passes.calibrated import Calibrated
-from spa_graph.passes.importance import make_criterion, score
+from spa_graph.passes.importance import Criterion, make_criterion, score
+from spa_graph.passes.importance.differential import Differentiable, FromGradients, missing
 from spa_graph.passes.network import Analysis, Analyzed, Pruned, rewrite
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.sensitivity import Sensitivity, measure
@@ -68,17 +70,19 @@ def rank(
     options: Options,
     timer: Timer,
     calibrated: Calibrated | None = None,
+    criterion: Criterion | None = None,
 ) -> Ranking:
     """Score all channels; `calibrated` is what calibration data says.
+
+    criterion: that of the options, if it has been given what it needs.
 
     Raises:
         ModelError: nothing can be pruned.
     """
     if not analysis.coupling.count:
         raise ModelError(_why_nothing(analysis.coupling, options))
-    criterion = (
-        calibrated.criterion if calibrated else make_criterion(options.criterion_name, options.seed)
-    )
+    if criterion is None:
+        criterion = calibrated.criterion if calibrated else chosen_criterion(options)
     with timer.step("score") as progress:
         scores = score(
             analysis.coupling,
@@ -89,6 +93,53 @@ def rank(
             progress=progress,
         )
     return Ranking(analysis, scores, calibrated)
+
+
+def chosen_criterion(options: Options) -> Criterion:
+    """The criterion of the options.
+
+    Raises:
+        OptionError: there is none of this name, or it needs data that isn't there.
+    """
+    criterion = make_criterion(options.criterion_name, options.seed)
+    if isinstance(criterion, FromGradients):
+        if criterion.needs_loss and options.data is None:
+            raise OptionError(missing(criterion.name))
+    elif options.data is not None:
+        raise OptionError(
+            f"criterion `{criterion.name}` takes no --data: choose one that needs gradients, or "
+            "give samples by --calibrate"
+        )
+    return criterion
+
+
+NetworkWithout = Callable[[Kept], Differentiable]
+"""A network that can be differentiated, whose weights of the channels that aren't kept are zero."""
+
+
+def choose_by_gradients(
+    analysis: Analyzed,
+    criterion: FromGradients,
+    network: NetworkWithout,
+    options: Options,
+    timer: Timer,
+) -> Choice:
+    """Score and allocate, in as many rounds as the criterion wants.
+
+    Each round removes channels, and the next looks at the network without them. They stay gone.
+
+    Raises:
+        ModelError: nothing can be pruned.
+        BudgetError: no choice is within the budget.
+    """
+    kept = np.ones(analysis.coupling.count, bool)
+    for number in range(1, criterion.rounds + 1):
+        with timer.step("gradients") as progress:
+            criterion.differentiate(network(kept), progress)
+        ranking = rank(analysis, options, timer, criterion=criterion)
+        ranking.scores[~kept] = -np.inf
+        kept = choose(ranking, options.towards(number / criterion.rounds), timer).kept
+    return Choice(kept)
 
 
 def choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:

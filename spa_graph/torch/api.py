@@ -14,12 +14,12 @@ from spa_graph.frontends.torch.editor import slice_parameters
 from spa_graph.frontends.torch.reader import named_state
 from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
-from spa_graph.passes.pipeline import choose, rank
 from spa_graph.plan import Plan, kept_channels
 from spa_graph.torch.options import ReturnType, check_return_type, in_python, make_options
 from spa_graph.torch.pipeline import (
     ModuleAnalysis,
     Outcome,
+    choose_channels,
     copied,
     finish,
     make_report,
@@ -82,10 +82,10 @@ def prune(
             work with the new sizes, else a graph, with a warning that tells why.
         dynamic_shapes: as of torch.export; by default the batch is left free.
         options: one of `flops`, `params` (keep at most this share) and `ratio` (remove this share
-            of channels everywhere); `criterion` ("l1", "l2", "random", "bn-scale", "fpgm",
-            "lamp"), `exclude` (patterns of parameter or module names), `round_to`,
-            `min_channels`, `scope`, `seed`, `exact`, `attention`, `groups`, `aggregate`,
-            `normalize`.
+            of channels everywhere); `criterion`, `exclude` (patterns of parameter or module
+            names), `round_to`, `min_channels`, `scope`, `seed`, `exact`, `attention`, `groups`,
+            `aggregate`, `normalize`. With `data` and `loss` (see `torch.objective`) also criteria
+            that need gradients, of the first `samples` (512) samples.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -98,7 +98,7 @@ def prune(
         chosen = make_options(options, budget=True)
         even = return_type in (None, "module")
         analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=even)
-        kept = choose(rank(analysis, chosen, timer), chosen, timer).kept
+        kept = choose_channels(analysis, chosen, timer)
         outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
         return _give(analysis, pruned, outcome, chosen, return_type, timer)
 

@@ -54,7 +54,7 @@ class Gradients:
     """See `passes.importance.differential.Differentiable`."""
 
     def __init__(
-        self, network: Differentiated, objective: Objective | None, kept: Kept, seed: int
+        self, network: Differentiated, objective: Objective | None, kept: Kept, *, seed: int = 0
     ) -> None:
         self._network, self._objective, self._kept, self._seed = network, objective, kept, seed
         self._model = self._prepared(copy.deepcopy(network.model))

@@ -4,7 +4,7 @@ Batches are what a loader yields:
 
 * a pair (inputs, targets): the module is called with the inputs (a tensor, a tuple of arguments or
   a mapping of named ones), the loss as `loss(outputs, targets)`,
-* anything else, such as a mapping: the loss is called as `loss(model, batch)`, and calls the module.
+* anything else, such as a mapping: `loss(model, batch)`, which calls the module itself.
 
 The loss is the mean over its batch. Batches are kept, so that every pass sees the same data and
 a generator will do.

@@ -29,38 +29,29 @@ class Around(Protocol):
         """What operator `index` gives; as it is, that is `run(operands)`."""
 
 
-class Watched(nn.Module):
-    """A traced module, with someone around each operator; its state is a copy."""
+def watched(traced: Traced, reading: Reading, around: Around) -> nn.Module:
+    """A copy of a traced module, with someone around each operator."""
+    module = copy.deepcopy(traced.module)
+    interpreter = _Interpreter(module, reading.places, around)
 
-    def __init__(self, traced: Traced, reading: Reading, around: Around) -> None:
-        super().__init__()
-        self.graph = copy.deepcopy(traced.module)
-        places = {place.node.name: place for place in reading.places}
-        index = {place.node.name: number for number, place in enumerate(reading.places)}
-        self._interpreter = [_Interpreter(self.graph, places, index, around)]  # no submodule
-        self._traced = traced
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        flat = traced.flat(Call(args, kwargs))
+        return module.graph.process_outputs(interpreter.run(*flat, enable_io_processing=False))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        flat = self._traced.flat(Call(args, kwargs))
-        found = self._interpreter[0].run(*flat, enable_io_processing=False)
-        return self.graph.graph.process_outputs(found)
+    module.forward = forward  # type: ignore[method-assign]
+    return module
 
 
 class _Interpreter(fx.Interpreter):
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        places: dict[str, Place],
-        index: dict[str, int],
-        around: Around,
-    ) -> None:
+    def __init__(self, module: fx.GraphModule, places: Sequence[Place], around: Around) -> None:
         super().__init__(module, garbage_collect_values=True)
-        self._places, self._numbers, self._around = places, index, around
+        self._around = around
+        self._places = {place.node.name: (n, place) for n, place in enumerate(places)}
 
     def run_node(self, n: fx.Node) -> Any:
-        place = self._places.get(n.name)
-        if place is None:
+        if n.name not in self._places:
             return super().run_node(n)
+        index, place = self._places[n.name]
         named = {node.name: self.env[node] for node in n.all_input_nodes}
         sources = [s.name if isinstance(s, fx.Node) else None for s in place.lowered.slots]
         operands = [
@@ -77,7 +68,7 @@ class _Interpreter(fx.Interpreter):
             )
             return n.target(*args, **kwargs)  # type: ignore[operator]
 
-        return self._around(self._numbers[n.name], operands, run)
+        return self._around(index, operands, run)
 
 
 def tensors(operands: Operands) -> list[Tensor]:

@@ -192,8 +192,8 @@ NORMALIZERS: dict[str, Callable[[Floats], Floats]] = {
     "max": lambda v: _unit(v, float(np.abs(v).max())),
     "gaussian": lambda v: _unit(v - v.mean(), float(v.std())),
 }
-"""Applied to each parameter axis within its group, so that layers can be compared. An importance may
-be negative: what counts is its size."""
+"""Applied to each parameter axis within its group, so that layers can be compared. An importance
+may be negative: what counts is its size."""
 
 AGGREGATES: dict[str, Callable[[Floats], Floats]] = {
     "sum": lambda m: m.sum(0),

@@ -1,9 +1,9 @@
 """Fisher: optimal brain damage, with the Fisher information for the curvature of the loss.
 
-LeCun, Denker & Solla, "Optimal Brain Damage", NIPS 1989, equation 5: w^2 h / 2, with h the diagonal
-of the Hessian. It is that of the empirical Fisher information, the mean over samples of squared
-gradients (Theis, Korshunova, Tejani & Huszár, "Faster gaze prediction with dense networks and Fisher
-pruning", 2018, equation 6); `obd` takes the diagonal itself.
+LeCun, Denker & Solla, "Optimal Brain Damage", NIPS 1989, equation 5: w^2 h / 2, with h the
+diagonal of the Hessian. Here it is that of the empirical Fisher information, the mean over samples
+of squared gradients (Theis, Korshunova, Tejani & Huszár, "Faster gaze prediction with dense
+networks and Fisher pruning", 2018, equation 6); `obd` takes the diagonal itself.
 """
 
 from __future__ import annotations

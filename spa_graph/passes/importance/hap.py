@@ -1,8 +1,8 @@
 """HAP: the mean curvature of a channel's weights times their squared norm.
 
 Yu, Yao, Gholami, Dong, Kim, Mahoney & Keutzer, "Hessian-Aware Pruning and Optimal Neural Implant",
-WACV 2022, equation 9: Trace(H_cc) / (2 p) |w_c|^2, with H_cc the block of the Hessian of the p weights
-of a channel, and the trace estimated (`hutchinson.py`).
+WACV 2022, equation 9: Trace(H_cc) / (2 p) |w_c|^2, with H_cc the block of the Hessian of the p
+weights of a channel, and the trace estimated (`hutchinson.py`).
 """
 
 from __future__ import annotations

@@ -9,8 +9,11 @@ order within one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from spa_graph.coupling.analysis import Member
 from spa_graph.passes.importance.base import Floats, ParameterAxis, criterion
 from spa_graph.passes.importance.differential import (
     Arrays,
@@ -30,12 +33,12 @@ class MiniLLM(FromGradients):
     def __init__(self) -> None:
         super().__init__()
         self._slopes: Arrays = {}
-        self._powers: dict[object, Floats] = {}
+        self._powers: Mapping[Member, Floats] = {}
 
     def measure(self, network: Differentiable, progress: Progress) -> None:  # noqa: ARG002
         weights = network.weights()
         self._slopes = {name: abs(weights[name] * g) for name, g in network.gradient().items()}
-        self._powers = dict(network.powers())
+        self._powers = network.powers()
 
     def channels(self, part: ParameterAxis) -> Floats:
         slopes = np.moveaxis(self._slopes[part.name], part.axis, 0)

@@ -2,9 +2,9 @@
 
 Yeom, Seegerer, Lapuschkin, Binder, Wiedemann, Müller & Samek, "Pruning by Explaining: A Novel
 Criterion for Deep Neural Network Pruning", Pattern Recognition 2021, section 3: the output is
-traced back by layer-wise relevance propagation, which shares it out to the channels that each layer
-reads; relevance is added up over positions and averaged over samples. `spa_graph/torch/relevance.py`
-states the rules. Looked at where layers read a channel.
+traced back by layer-wise relevance propagation, which shares it out to the channels that each
+layer reads; relevance is added up over positions and averaged over samples. The rules are stated
+in `spa_graph/torch/relevance.py`. Looked at where layers read a channel.
 """
 
 from __future__ import annotations

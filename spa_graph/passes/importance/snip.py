@@ -1,8 +1,8 @@
 """SNIP: how much the loss minds a weight, before training.
 
-Lee, Ajanthan & Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019,
-equations 5 and 6: |w dL/dw|, the derivative by a gate on the weight. The paper divides by the sum
-over all weights, which changes no order.
+Lee, Ajanthan & Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR
+2019, equations 5 and 6: |w dL/dw|, the derivative by a gate on the weight. The paper divides by the
+sum over all weights, which changes no order.
 """
 
 from __future__ import annotations
