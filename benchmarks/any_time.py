@@ -9,8 +9,8 @@ A small CNN and a small ViT on scikit-learn's handwritten digits (1797 images of
 is held out). Every cell gets the same batches and the same epochs, EPOCHS + RECOVERY, by AdamW with
 a cosine for each of the two parts; `prune-train` prunes the untrained network, and trains in one
 go, the others prune the one that was trained for EPOCHS. Both tools are brought to the same FLOPs,
-which torch counts. Every cell that is done stands in FOLDER/any_time.jsonl and is not run again; the
-page is written after each.
+which torch counts. Every cell that is done stands in FOLDER/any_time.jsonl and is not run again;
+the page is written after each.
 """
 
 from __future__ import annotations
@@ -351,8 +351,8 @@ def page(results: Sequence[Result]) -> str:
         "# Accuracy against FLOPs, with training", "",
         f"Written by `python -m benchmarks.any_time FOLDER {' '.join(sys.argv[2:])}`;",
         "cells of earlier runs are kept. What is trained on what, and how: see that file. Held-out",
-        "accuracy in %, mean over seeds (lowest to highest); with few seeds, differences of less than",
-        "a span say little.", "", f"* {machine()}", f"* {versions()}",
+        "accuracy in %, mean over seeds (lowest to highest); with few seeds, differences of less",
+        "than a span say little.", "", f"* {machine()}", f"* {versions()}",
     ]  # fmt: skip
     kinds = dict.fromkeys((r.cell.network, r.cell.epochs, r.cell.recovery) for r in results)
     for kind in kinds:
