@@ -91,8 +91,8 @@ class Options:
                 if each not in allowed and each is not None:
                     raise OptionError(f"--{name} {each}: choose among {', '.join(allowed)}")
         if (self.data is None) != (self.loss is None):
-            given, lacks = ("loss", "data") if self.data is None else ("data", "loss")
-            raise OptionError(f"--{given} needs --{lacks}: gradients are those of a loss over data")
+            there, lacks = ("loss", "data") if self.data is None else ("data", "loss")
+            raise OptionError(f"--{there} needs --{lacks}: gradients are those of a loss over data")
         self._check_calibration()
 
     def _check_calibration(self) -> None:
