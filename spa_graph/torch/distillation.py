@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from spa_graph.errors import OptionError
 from spa_graph.torch.api import plan_of, was_pruned
+from spa_graph.torch.modes import in_mode
 from spa_graph.torch.objective import is_pair, per_class, single
 
 Compared = Literal["logits", "values"]
@@ -162,11 +163,9 @@ def _per_class(found: Tensor, batch: Any) -> Tensor:
 @contextmanager
 def lesson(teacher: Teacher, student: nn.Module) -> Iterator[Lesson]:
     """A teacher who listens, in evaluation mode; its modes are as before afterwards."""
-    modes = {module: module.training for module in teacher.model.modules()}
-    with heard(student, teacher.features) as own, heard(teacher.model, teacher.features) as others:
-        teacher.model.eval()
-        try:
-            yield Lesson(teacher, student, own, others)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    with (
+        heard(student, teacher.features) as own,
+        heard(teacher.model, teacher.features) as others,
+        in_mode(teacher.model, training=False),
+    ):
+        yield Lesson(teacher, student, own, others)

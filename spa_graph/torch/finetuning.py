@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 
 from spa_graph.errors import OptionError
 from spa_graph.torch.distillation import Lesson, Teacher, lesson
+from spa_graph.torch.modes import in_mode
 from spa_graph.torch.objective import LOSSES, Loss, Objective
 from spa_graph.torch.trained_parts import Trained, trainable
 
@@ -58,25 +59,13 @@ def finetune(
     objective = Objective([], LOSSES[loss] if isinstance(loss, str) else loss)
     teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
     with ExitStack() as stack:
-        stack.enter_context(_training(model))
+        stack.enter_context(in_mode(model, training=True))
         parameters = stack.enter_context(trainable(model, train, rank))
         taught = stack.enter_context(lesson(teacher, model)) if teacher is not None else None
         loop = _Loop(
             model, objective, taught, amp, optim.AdamW(parameters, lr, weight_decay=weight_decay)
         )
         return [loop.epoch(loader, number / epochs, epochs) for number in range(epochs)]
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Training mode; afterwards every module is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class _Loop:
