@@ -20,6 +20,7 @@ from spa_graph.cli import cli
 from spa_graph.console import progress as shown
 from tests.conftest import Command
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(cli.commands)
 ANSWERING = [name for name in COMMANDS if name != "completion"]
 
@@ -42,6 +43,22 @@ def test_examples_of_the_help_parse(name: str) -> None:
             chosen, found, rest = cli.resolve_command(context, context._protected_args)
             assert found is command, (chosen, arguments)
             found.make_context(name, [*rest, *context.args], parent=context)
+
+
+DOCS = ("README.md", "docs/recipes.md", "docs/cluster.md")
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_commands_in_the_docs_parse(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^(?:    |      - run: )spa-prune (.*)$", text, re.M)
+    assert lines
+    for line in lines:
+        arguments = shlex.split(re.split(r" \| | > |   #|    [a-z#]", line)[0])
+        with cli.make_context("spa-prune", arguments) as context:
+            _, found, rest = cli.resolve_command(context, context._protected_args)
+            assert found is not None
+            found.make_context(found.name, [*rest, *context.args], parent=context)
 
 
 @pytest.mark.parametrize("name", ANSWERING)

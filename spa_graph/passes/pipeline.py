@@ -68,6 +68,7 @@ class Ranking:
                     self.calibrated.held_out,
                     whole,
                     progress,
+                    padding=self.calibrated.padding,
                 )
         return self._measured[whole.tobytes()]
 

@@ -64,7 +64,14 @@ def sensitivity(
             raise ModelError("no group can lose a channel; `spa-prune inspect` tells why")
         with timer.step("measure groups") as step:
             found = measure(
-                analysis, scores, calibrated.layers, calibrated.held_out, whole, step, levels
+                analysis,
+                scores,
+                calibrated.layers,
+                calibrated.held_out,
+                whole,
+                step,
+                levels,
+                calibrated.padding,
             )
     return {
         "versions": versions(),

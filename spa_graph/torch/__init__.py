@@ -8,6 +8,7 @@ small = spa.load("small.pt", MyModel())
 """
 
 from spa_graph.torch.api import analyze, apply_plan, plan_of, prune, report_of
+from spa_graph.torch.benchmark import benchmark
 from spa_graph.torch.files import load, save
 
-__all__ = ["analyze", "apply_plan", "load", "plan_of", "prune", "report_of", "save"]
+__all__ = ["analyze", "apply_plan", "benchmark", "load", "plan_of", "prune", "report_of", "save"]
