@@ -23,6 +23,7 @@ from tests.conftest import Command, listing  # noqa: E402
 from tests.models import CHAIN, network, outputs, stored  # noqa: E402
 from tests.operators.harness import Row  # noqa: E402
 from tests.operators.test_matrix import FAMILIES  # noqa: E402
+from tests.test_importance_probes import TRANSPOSED  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -189,6 +190,22 @@ def test_iterables_of_batches_will_do() -> None:
     result = spa_graph.prune(model, flops=0.6, criterion="snip", data=pairs, loss="cross-entropy")
     assert result.report["options"]["data"] == "a list"
     assert result.report["ratio"]["flops"] <= 0.6
+
+
+@pytest.mark.parametrize("name", FROM_GRADIENTS)
+@pytest.mark.parametrize("groups", ["groups", "within"])
+def test_grouped_transposed_convolutions_are_read(name: str, groups: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(hutchinson, "PROBES", 2)
+    monkeypatch.setattr(CRITERIA["synflow"](0).__class__, "rounds", 3)
+    model = network(TRANSPOSED)
+    graph = spa_graph.analyze(model).graph
+    (given,) = graph.inputs
+    x = np.random.default_rng(0).standard_normal(tuple(e.nominal for e in graph.shapes[given]))
+    (y,) = outputs(model, {given: x.astype(np.float32)})
+    data = {given: x, "t": np.zeros((len(x), *y.shape[2:]), np.int64)}
+    options = {"groups": groups, "data": data, "loss": "cross-entropy"}
+    result = spa_graph.prune(model, ratio=0.5, criterion=name, **options)
+    assert result.report["ratio"]["flops"] < 1
 
 
 @pytest.mark.parametrize("name", ["taylor", "crop-it"])
