@@ -41,6 +41,7 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
+        options.enable_mem_reuse = False  # frees features at once, rather than keep them for others
     try:
         source = model if isinstance(model, bytes) else os.fspath(model)
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-RESIDENT_BYTES = 1 << 26
+RESIDENT_BYTES = 1 << 24
 """Pages are given back once this much was looked at."""
 CHUNK_BYTES = 1 << 22
 """Weights that are computed are written in pieces of about this size."""
