@@ -61,7 +61,7 @@ def test_the_heap_is_as_before_behind_a_run() -> None:
 
 
 def _fresh_pages() -> int:
-    """Pages that the system had to give for a block of 3 MB; numpy asks for large ones from 4 on."""
+    """Pages that the system had to give for 3 MB; from 4 on numpy asks for large ones."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
