@@ -33,6 +33,8 @@ random, inputs as small as the network accepts.
   run. **analysis**: `spa_graph.analyze`, **total**: `spa_graph.prune` with its proof, in seconds;
   **memory**: the most that `prune` used beyond an idle process, in units of the file.
 * **frozen**: operators that nothing can be pruned through.
+* Of a mixture, hidden widths can be pruned, and whole experts where their weights are stacked; the
+  `_listed` rows, whose experts are modules, keep their number.
 * **Torch-Pruning**: `BasePruner` with group magnitudes, 30 % of the channels, as in its README; it
   has one hint: layers whose output is the network's output are ignored. It is `ok` if the network
   still runs and its outputs have the same shapes; FLOPs by its own counter.

@@ -202,11 +202,12 @@ def _unused(relations: Relations, channels: Channels) -> NDArray[np.bool_]:
 
 def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
     experts = {relations.dim(axis) for block, axis in facts.blocks if block == "experts"}
-    for axis, reason in facts.only_experts:
+    for axis, (operator, why) in facts.only_experts:
         if relations.dim(axis) not in experts:
-            relations.freeze((axis,), *reason)
-    for axis, reason in facts.computed_with:
-        relations.freeze((axis,), *reason)
+            reason = f"{why}; only experts that one weight stacks can go"
+            relations.freeze((axis,), operator, reason)
+    for axis, computed in facts.computed_with:
+        relations.freeze((axis,), *computed)
 
 
 def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
