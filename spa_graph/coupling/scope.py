@@ -315,6 +315,10 @@ class Scope:
         self._mentioned.update(axes)
         self.facts.only_experts += [(axis, (self.operator, why)) for axis in axes]
 
+    def keeps(self, axes: Iterable[Axis], least: int) -> None:
+        """At least so many elements of each of these axes stay."""
+        self.facts.least += [(axis, least) for axis in axes]
+
     # --- positions ----------------------------------------------------------------------------
 
     def ranks(self, axis: Axis, slot: int, least: int, why: str) -> None:
@@ -331,7 +335,7 @@ class Scope:
         Among fewer it picks others: it is renormalising.
         """
         self.renormalise(axis)
-        self.facts.least.append((axis, least))
+        self.keeps((axis,), least)
 
     def positions(self, slot: int) -> Axis | None:
         """The axis that an input holds positions in, if it is known to hold positions."""

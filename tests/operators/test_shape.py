@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from spa_graph import RewriteError, analyze, prune
+from spa_graph.coupling.scope import Scope
+from tests.models import network
 from tests.operators.harness import Row, check, row
 
 
@@ -55,6 +58,9 @@ RESHAPES = [
     row("squeeze and unsqueeze opset 11", images(
         "p = GlobalAveragePool(h) q = Squeeze<axes=[2,3]>(p) u = Unsqueeze<axes=[2,3]>(q)"
         " y = Conv(u, v)", V), *CUT, opset=11),
+    row("squeeze of whatever has one element", images(
+        "p = GlobalAveragePool(h) q = Squeeze(p) u = Unsqueeze(q, a) y = Conv(u, v)",
+        V + ", int64[2] a = {2, 3}", y="4,2,1,1").replace("[N,3", "[4,3"), *CUT),
     row("reshape two axes into two others", """
         (float[N,4] x) => (float[N,3] y) <float[4,24] w, float[24,3] v, int64[3] s = {0, 4, 6},
          int64[3] t = {0, 12, 2}, int64[2] u = {0, -1}>
@@ -217,3 +223,22 @@ ROWS = [*RESHAPES, *MOVES, *JOINS, *IMAGES, *SIZES]
 @pytest.mark.parametrize("entry", ROWS, ids=str)
 def test_row(entry: Row, tmp_path: Path) -> None:
     check(entry, tmp_path)
+
+
+SQUEEZED = images(
+    "p = GlobalAveragePool(h) q = Squeeze(p) y = Gemm<transB=1>(q, v)", "float[2,8] v", y="4,2"
+).replace("[N,3", "[4,3")
+
+
+def test_an_axis_that_would_be_squeezed_keeps_two_elements() -> None:
+    """With one channel, Squeeze without axes would remove the channels too."""
+    model = network("squeezed" + SQUEEZED)
+    (group,) = analyze(model).groups
+    assert group.least == 2
+    assert prune(model, ratio=0.9).report["groups"][0]["kept"] == 2
+
+
+def test_what_an_operator_rejects_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scope, "keeps", lambda *_: None)
+    with pytest.raises(RewriteError, match=r"Gemm `.*of the smaller network; nothing was written"):
+        prune(network("squeezed" + SQUEEZED), ratio=0.9)

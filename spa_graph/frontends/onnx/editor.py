@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.edits import Edits
-from spa_graph.errors import RewriteError
+from spa_graph.errors import ModelError, RewriteError
 from spa_graph.frontends.onnx.names import fresh_name
 from spa_graph.frontends.onnx.reader import SizeMismatch, read, read_expecting
 from spa_graph.frontends.onnx.sizes import InputShapes
@@ -31,6 +31,7 @@ from spa_graph.frontends.onnx.weights import (
 from spa_graph.graph import Graph, Operator, Shape
 
 Ints = NDArray[np.int64]
+HINT = "nothing was written. Exclude the weights around it: --exclude PATTERN"
 
 
 def apply_edits(
@@ -39,14 +40,17 @@ def apply_edits(
     """Make a model smaller, in place; returns the graph of the result.
 
     Raises:
-        RewriteError: a value does not get the shape that it must have.
+        RewriteError: a value does not get the shape that it must have, or an operator rejects it.
     """
     graph = coupling.graph
     nodes = operator_nodes(model, graph)
     edit_operators(model, nodes, edits, range(len(graph.operators)))
     transform_weights(model, nodes, edits.slices, sliced)
     _declare_shapes(model, edits.expected, graph)
-    result = _correct_sizes(model, nodes, graph, edits, input_shapes)
+    try:
+        result = _correct_sizes(model, nodes, graph, edits, input_shapes)
+    except ModelError as error:
+        raise RewriteError(f"{error.__cause__ or error}, of the smaller network; {HINT}") from error
     _check_shapes(result, edits.expected)
     return result
 
@@ -248,6 +252,5 @@ def _check_shapes(result: Graph, expected: Mapping[str, Shape]) -> None:
                     for shape in (result.shapes[name], expected[name])
                 )
                 raise RewriteError(
-                    f"{operator}: its output `{name}` would be {got} instead of {want}; "
-                    "nothing was written. Exclude the weights around it: --exclude PATTERN"
+                    f"{operator}: its output `{name}` would be {got} instead of {want}; {HINT}"
                 )
