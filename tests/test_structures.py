@@ -10,6 +10,7 @@ import pytest
 import spa_graph
 from spa_graph import BudgetError, OptionError
 from spa_graph.models_zoo.topologies import TOPOLOGIES
+from tests.models import assert_pruned, network, shapes
 
 PRE_NORM = "residual, pre-norm"
 FOUND = {
@@ -104,6 +105,45 @@ def test_blocks_can_shrink_instead_of_leaving(
     assert ir.serde.serialize_model(ir.serde.deserialize_model(again.model)) == (
         ir.serde.serialize_model(ir.serde.deserialize_model(result.model))
     )
+
+
+MULTI_QUERY = """
+shared (float[N,5,6] x) => (float[N,5,3] y)
+<float[6,8] wq, float[6,4] wk, float[6,4] wv, float[8,3] wo, int64[1] one = {1},
+ int64[4] heads = {0, 0, 2, 4}, int64[3] joined = {0, 0, -1}>
+{
+    q0 = MatMul(x, wq)
+    q1 = Reshape(q0, heads)
+    q = Transpose<perm = [0,2,1,3]>(q1)
+    k0 = MatMul(x, wk)
+    k1 = Unsqueeze(k0, one)
+    k = Transpose<perm = [0,1,3,2]>(k1)
+    v0 = MatMul(x, wv)
+    v = Unsqueeze(v0, one)
+    scores = MatMul(q, k)
+    shares = Softmax(scores)
+    said = MatMul(shares, v)
+    o1 = Transpose<perm = [0,2,1,3]>(said)
+    o = Reshape(o1, joined)
+    y = MatMul(o, wo)
+}
+"""
+
+
+def test_query_heads_that_share_a_key_are_heads() -> None:
+    """Though a head is larger than their number: whole ones leave, the key stays."""
+    model = network(MULTI_QUERY)
+    analysis = spa_graph.analyze(model)
+    assert [
+        (s.kind, g.size) for s, g in zip(analysis.structures, analysis.groups, strict=True)
+    ] == [("heads", 2)]
+    pruned = assert_pruned(model, spa_graph.prune(model, ratio=0.5, scope=("heads",)))
+    assert {name: shapes(pruned)[name] for name in ("wq", "wk", "wv", "wo")} == {
+        "wq": (6, 4), "wk": (6, 4), "wv": (6, 4), "wo": (4, 3)
+    }  # fmt: skip
+    result = spa_graph.prune(model, ratio=0.5, attention="head-dim")
+    assert cut(result) == {"heads"}
+    assert shapes(result.model)["wk"] == (6, 2)
 
 
 def test_within_leaves_the_number_of_groups() -> None:
