@@ -218,10 +218,12 @@ def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
     known = all(map(graph.known.__contains__, outputs))
     if known:
         _freeze_known(operator, relations)
+        if operator.op_type == "Expand":
+            facts.copies[outputs[0]] = operator.inputs[0]
         if all(graph.known[name].nominal.dtype.kind in "iub" for name in outputs):
             return _freeze_integers(operator, relations, facts)  # no features pass here
     elif not graph.known.keys().isdisjoint(operator.inputs):
-        _freeze_sizes_used_as_numbers(operator, relations)
+        _freeze_sizes_used_as_numbers(operator, relations, facts)
     scope = Scope(operator, relations, facts)
     rule = find_rule(operator.domain, operator.op_type)
     reason = freezing_reason(operator.domain, operator.op_type)
@@ -291,10 +293,13 @@ SIZE_SLOTS = {
 }  # fmt: skip
 
 
-def _freeze_sizes_used_as_numbers(operator: Operator, relations: Relations) -> None:
-    """`x / sqrt(x.shape[1])` computes with a size: removing channels would change its value."""
+def _freeze_sizes_used_as_numbers(operator: Operator, relations: Relations, facts: Facts) -> None:
+    """`x / sqrt(x.shape[1])` computes with a size: removing channels would change its value.
+
+    How many copies there are of a number doesn't.
+    """
     for slot, name in enumerate(operator.inputs):
-        known: Known | None = relations.graph.known.get(name)
+        known: Known | None = relations.graph.known.get(facts.copies.get(name, name))
         if known is not None and slot not in SIZE_SLOTS.get(operator.op_type, ()):
             _freeze_origins(relations, known, operator, "computes with the size of this axis")
 

@@ -121,7 +121,8 @@ class Facts:
     `blocks` are the axes that count blocks. `stored` are weights, and what is computed from nothing
     else. `least`: how many elements of an axis stay at least. `positions`: values whose elements
     are positions in an axis; `ranked`: those among them that come straight out of a ranking;
-    `computed_with`: the axes of those that are used for more than to index.
+    `computed_with`: the axes of those that are used for more than to index. `copies`: what values
+    that follow from sizes are copies of.
     """
 
     costs: list[Cost] = field(default_factory=list)
@@ -142,6 +143,7 @@ class Facts:
     ranked: dict[str, Axis] = field(default_factory=dict)
     positions: dict[str, Axis] = field(default_factory=dict)
     computed_with: list[tuple[Axis, Why]] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)
     linears: list[Linear] = field(default_factory=list)
 
 

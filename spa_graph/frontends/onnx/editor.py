@@ -21,14 +21,14 @@ from spa_graph.edits import Edits
 from spa_graph.errors import ModelError, RewriteError
 from spa_graph.frontends.onnx.names import fresh_name
 from spa_graph.frontends.onnx.reader import SizeMismatch, read, read_expecting
-from spa_graph.frontends.onnx.sizes import InputShapes
+from spa_graph.frontends.onnx.sizes import InputShapes, Key, free_inputs, keys
 from spa_graph.frontends.onnx.weights import (
     add_initializer,
     set_constant,
     sliced,
     transform_weights,
 )
-from spa_graph.graph import Graph, Operator, Shape
+from spa_graph.graph import Extent, Graph, Operator, Shape
 
 Ints = NDArray[np.int64]
 HINT = "nothing was written. Exclude the weights around it: --exclude PATTERN"
@@ -172,24 +172,37 @@ def _correct_sizes(
     result, mismatches = read_expecting(model, wanted, input_shapes)
     for mismatch in mismatches:
         operator = by_output[mismatch.output]
-        _correct(model, nodes[operator.index], operator, mismatch, edits.expected[mismatch.output])
+        target = edits.expected[mismatch.output]
+        if operator.op_type == "Tile":
+            source = edits.expected.get(operator.inputs[0], graph.shapes[operator.inputs[0]])
+            target = tuple(size.into(whole) for size, whole in zip(source, target, strict=True))
+        _correct(model, nodes[operator.index], graph, operator, mismatch, target)
     return read(model, input_shapes) if mismatches else result
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """How one entry of a size input is corrected: entry * factor / divisor + put."""
+    """How one entry of a size input is corrected: entry * factor / divisor + put + size.
+
+    size: an axis of one of the network's inputs, as long as what is wanted.
+    """
 
     factor: int = 1
     divisor: int = 1
     put: int = 0
+    size: tuple[ir.Value, int] | None = None
 
 
 _RIGHT, _INFERRED = _Entry(), _Entry(0, 1, -1)
 
 
 def _correct(
-    model: ir.Model, node: ir.Node, operator: Operator, mismatch: SizeMismatch, target: Shape
+    model: ir.Model,
+    node: ir.Node,
+    graph: Graph,
+    operator: Operator,
+    mismatch: SizeMismatch,
+    target: Shape,
 ) -> None:
     """Correct the entries of a size input that come out wrong."""
     nominal, other = mismatch.nominal, mismatch.other
@@ -210,6 +223,8 @@ def _correct(
         elif min(now, then) > 0 and now * extent.other == then * extent.nominal:
             ratio = Fraction(extent.nominal, now)
             entries.append(_Entry(ratio.numerator, ratio.denominator))
+        elif mismatch.computed and (size := _input_axis(model, graph, extent)):
+            entries.append(_Entry(0, 1, 0, size))
         else:
             raise RewriteError(
                 f"{operator}: more than one of its sizes is computed from a pruned axis"
@@ -240,7 +255,41 @@ def _override(
         sizes = step.outputs[0]
         sizes.name = last
         model.graph.insert_before(node, step)
+    for place, entry in enumerate(entries):
+        if entry.size is not None:
+            at = (np.arange(len(entries)) == place).astype(np.int64)
+            sizes = _add_size(model, node, sizes, at, *entry.size)
     node.replace_input_with(mismatch.slot, sizes)
+
+
+def _input_axis(model: ir.Model, graph: Graph, extent: Extent) -> tuple[ir.Value, int] | None:
+    """A dynamic axis of the network's inputs that always has this size, if only one is known to."""
+    found: dict[Key, tuple[ir.Value, int]] = {}
+    for value in free_inputs(model):
+        name = value.name or ""
+        for axis, (key, own) in enumerate(zip(keys(value, {}), graph.shapes[name], strict=True)):
+            if key is not None and own == extent and (name, axis) not in graph.unsized:
+                found.setdefault(key, (value, axis))
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _add_size(
+    model: ir.Model, node: ir.Node, sizes: ir.Value | None, at: Ints, source: ir.Value, axis: int
+) -> ir.Value:
+    """Sizes plus that of an axis, where `at` is 1; in front of the node that is told them."""
+    name = fresh_name(model, f"{node.outputs[0].name}.size")
+    index, places = (
+        add_initializer(model, f"{name}.{label}", ir.tensor(values))
+        for label, values in (("axis", np.array([axis], np.int64)), ("at", at))
+    )
+    shape = ir.node("Shape", [source], name=f"{name}.shape")
+    size = ir.node("Gather", [shape.outputs[0], index], name=f"{name}.gather")
+    placed = ir.node("Mul", [size.outputs[0], places], name=f"{name}.mul")
+    total = ir.node("Add", [sizes, placed.outputs[0]], name=name)
+    for step in (shape, size, placed, total):
+        step.outputs[0].name = step.name
+        model.graph.insert_before(node, step)
+    return total.outputs[0]
 
 
 def _check_shapes(result: Graph, expected: Mapping[str, Shape]) -> None:

@@ -188,8 +188,8 @@ def _choose_unknown(probe: Probe, node: ir.Node, proto: onnx.NodeProto) -> None:
         probe.uncertain.update(filter(None, proto.output))
 
 
-# Operators that are told the shape of their output, and by which input.
-SIZE_INPUTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+# Operators that are told the shape of their output, and by which input; Tile how often it repeats.
+SIZE_INPUTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3, "Tile": 1}
 
 
 def _told_shape(proto: onnx.NodeProto, wanted: Mapping[str, tuple[int, ...]]) -> bool:
