@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from spa_graph.frontends.onnx import files
 from spa_graph.models_zoo.builder import Builder
 from spa_graph.runtime import heap
 
@@ -50,6 +52,28 @@ def test_features_are_returned_as_soon_as_they_are_read(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     largest = 2 * 19 * 512 * 512 * 4  # a batch of two
     assert peak_of_prune(path) < 2 * largest + 40 * MEGABYTE
+
+
+def test_weights_in_many_files_do_not_stay_in_memory(tmp_path: Path) -> None:
+    """PyTorch writes large networks with a file for each weight."""
+    net = Builder("layers")
+    x = net.input("x", ("batch", 512))
+    for number in range(64):
+        x = net.linear(f"layer{number}", x, 512, 512)
+    path = tmp_path / "model.onnx"
+    model = net.finish(x, ("batch", 512))
+    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=False)
+    before = _mapped()
+    weights = files.load(path).graph.initializers.values()
+    read = sum(value.const_value.numpy().sum() != 0 for value in weights if value.const_value)
+    assert read >= 64  # of 1 MB each
+    assert _mapped() - before < 32 * MEGABYTE
+
+
+def _mapped() -> int:
+    """Bytes of files that are in this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile:"))
 
 
 def test_the_heap_is_as_before_behind_a_run() -> None:
