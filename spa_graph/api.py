@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
 from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
-from spa_graph.passes.report import calibration_report, file_size, report
+from spa_graph.passes.report import calibration_report, file_size, importance_report, report
 from spa_graph.plan import Plan
-from spa_graph.runtime.benchmark import Latency, measure
+from spa_graph.runtime.benchmark import Latency, OperatorTime, measure, operator_times
 from spa_graph.runtime.inputs import random_inputs
 
+PROFILED = 0.25
+"""The share of the time for latency that each network is profiled for, besides."""
 COPIES = ", because copies of shared weights grew it"
 """Why a result may cost more than the cost model said."""
 
@@ -46,11 +48,12 @@ class Result:
         return f"Result({type(self.model).__name__}, after / before: {ratios})"
 
 
-def analyze(model: object, **options: Any) -> Analysis:
+def analyze(model: object, *, progress: Progress | None = None, **options: Any) -> Analysis:
     """Find the channel groups of an ONNX model.
 
     Args:
         model: a path, `onnx.ModelProto`, `onnx_ir.Model` or `onnx_graphsurgeon.Graph`.
+        progress: as in `prune`.
         options: `exclude`, `exact`, `attention`, `groups` and `input_shapes` of `prune`.
 
     Returns:
@@ -62,7 +65,7 @@ def analyze(model: object, **options: Any) -> Analysis:
     chosen = _options(options)
     with _blaming(model):
         original, _ = forms.take(model)
-        return prepare(original, chosen, Timer())
+        return prepare(original, chosen, Timer(progress))
 
 
 def prune(
@@ -71,6 +74,7 @@ def prune(
     output: str | os.PathLike[str] | None = None,
     verify: bool = True,
     latency_seconds: float = 0.0,
+    profile: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -88,6 +92,7 @@ def prune(
         output: where to write the pruned model, if anywhere.
         verify: prove on random input that the result is the masked original.
         latency_seconds: measure latency before and after for about this long.
+        profile: if latency is measured, measure that of each operator too.
         progress: called with (step, done, total, detail); see `passes.options.Progress`.
         options: the fields of `Options`: one of `flops`, `params` (keep at most this share) and
             `ratio` (remove this share of channels everywhere); `criterion`, `aggregate`,
@@ -106,19 +111,91 @@ def prune(
     chosen = _options(options)
     if chosen.budget is None and chosen.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")
+    with ready(model, output=output, progress=progress, **options) as network:
+        return network.prune(
+            output, verify=verify, latency_seconds=latency_seconds, profile=profile
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """A network whose channels are ranked: it can be pruned to any number of budgets."""
+
+    model: object
+    options: Options
+    analysis: Analysis
+    ranking: pipeline.Ranking
+    calibrated: Calibrated | None
+    _restore: Callable[[ir.Model], Any]
+    _scratch: Path
+    _timer: Timer
+
+    def prune(
+        self,
+        output: str | os.PathLike[str] | None = None,
+        *,
+        verify: bool = True,
+        latency_seconds: float = 0.0,
+        profile: bool = False,
+        **budget: float,
+    ) -> Result:
+        """Prune to a budget: `flops`, `params` or `ratio`, or the one that was given before.
+
+        Args and errors as those of `prune`.
+        """
+        chosen = replace(self.options, **self._without_budget(budget))
+        timer = self._timer.again()
+        wanted = _Wanted(self.model, chosen, timer, output, verify, latency_seconds, profile)
+        with _blaming(self.model), wanted.draft(self._scratch) as draft:
+            if output is not None:
+                _check_output(self.analysis.original, Path(output))
+            choice = pipeline.choose(self.ranking, chosen, timer)
+            pruned = rewrite(self.analysis, choice.kept, chosen, timer)
+            check_budget(self.analysis, pruned, chosen, COPIES)
+            result = wanted.finish(
+                self._restore, self.analysis, pruned, draft, self._scratch, choice, self.calibrated
+            )
+        result.report["importance"] = importance_report(
+            self.analysis, self.ranking.scores, choice.kept
+        )
+        return result
+
+    @staticmethod
+    def _without_budget(budget: dict[str, float]) -> dict[str, Any]:
+        """The changes that make a budget the only one."""
+        return {"flops": None, "params": None, "ratio": None, **budget} if budget else {}
+
+
+@contextmanager
+def ready(
+    model: object,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Iterator[Ready]:
+    """Read, analyse and rank a network once; what it needs on disk is gone after the block.
+
+    >>> from spa_graph.models_zoo.demo import model_path
+    >>> with ready(model_path()) as network:
+    ...     [round(network.prune(flops=r).report["ratio"]["flops"], 1) for r in (0.8, 0.4)]
+    [0.8, 0.4]
+
+    Args:
+        output: a file beside which there is room for what is needed on disk.
+        model, progress, options: as those of `prune`.
+    """
+    chosen = _options(options)
     timer = Timer(progress)
-    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
-    with _blaming(model):
-        analysis, restore = _prepare(model, chosen, output, timer)
-        with wanted.places() as (draft, scratch):
+    with ExitStack() as stack:
+        with _blaming(model):
+            analysis, restore = _prepare(model, chosen, output, timer)
+            scratch = stack.enter_context(_scratch(output))
             calibrated = None
             if chosen.calibrate is not None:
                 calibrated = calibrate(analysis, chosen, timer, scratch)
             ranking = pipeline.rank(analysis, chosen, timer, calibrated)
-            choice = pipeline.choose(ranking, chosen, timer)
-            pruned = rewrite(analysis, choice.kept, chosen, timer)
-            check_budget(analysis, pruned, chosen, COPIES)
-            return wanted.finish(restore, analysis, pruned, draft, scratch, choice, calibrated)
+        yield Ready(model, chosen, analysis, ranking, calibrated, restore, scratch, timer)
 
 
 def apply_plan(
@@ -128,6 +205,7 @@ def apply_plan(
     output: str | os.PathLike[str] | None = None,
     verify: bool = True,
     latency_seconds: float = 0.0,
+    profile: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
@@ -142,10 +220,10 @@ def apply_plan(
     blocks = {key: plan.model[key] for key in ("attention", "groups") if key in plan.model}
     chosen = _options(options | blocks)
     timer = Timer(progress)
-    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds)
+    wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds, profile)
     with _blaming(model):
         analysis, restore = _prepare(model, chosen, output, timer)
-        with wanted.places() as (draft, scratch):
+        with _scratch(output) as scratch, wanted.draft(scratch) as draft:
             calibrated = None
             if chosen.calibrate is not None:
                 calibrated = calibrate(analysis, chosen, timer, scratch)
@@ -195,6 +273,22 @@ def _check_output(original: ir.Model, output: Path) -> None:
             )
 
 
+@contextmanager
+def _scratch(output: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """A folder for what is needed meanwhile.
+
+    It is beside the output, where there is room: the reference network is as large as the original,
+    and many systems keep /tmp in memory.
+    """
+    beside = Path(output).parent if output is not None else None
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".spa-prune.", dir=beside)
+    except OSError as error:
+        raise ModelError(f"cannot write to {beside}: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Wanted:
     """What is wanted of a run, besides the pruned network."""
@@ -205,20 +299,17 @@ class _Wanted:
     output: str | os.PathLike[str] | None
     verify: bool
     latency_seconds: float
+    profile: bool
 
     @contextmanager
-    def places(self) -> Iterator[tuple[Path, Path]]:
-        """Where the network is drafted, and a folder for all else; the draft takes the output's
-        place if the block succeeds."""
-        with ExitStack() as stack:
-            draft = None
-            if self.output is not None:
-                draft = stack.enter_context(files.staged(Path(self.output)))
-            # Beside the output, where there is room: the reference network is as large as the
-            # original, and many systems keep /tmp in memory.
-            beside = draft.parent if draft is not None else None
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=beside)))
-            yield draft or scratch / "pruned.onnx", scratch
+    def draft(self, scratch: Path) -> Iterator[Path]:
+        """Where the network is drafted; the draft takes the output's place if the block
+        succeeds."""
+        if self.output is None:
+            yield scratch / "pruned.onnx"
+        else:
+            with files.staged(Path(self.output)) as draft:
+                yield draft
 
     def finish(
         self,
@@ -233,6 +324,7 @@ class _Wanted:
         """Write, prove, refit, measure."""
         source = Path(self.model) if isinstance(self.model, str | os.PathLike) else None
         agreement = latency = sizes = reconstruction = None
+        times: Sequence[Sequence[OperatorTime]] = ()
         self._write(pruned, draft)
         if self.verify:
             agreement = proof.verify(analysis, pruned, draft, scratch, self.timer)
@@ -246,7 +338,7 @@ class _Wanted:
             before = sum(path.stat().st_size for path in files.sources(analysis.original))
             sizes = before, file_size(draft)
         if self.latency_seconds:
-            latency = _measure(analysis, source, draft, scratch, self.latency_seconds, self.timer)
+            latency, times = self._measure(analysis, source, draft, scratch)
         data = report(
             analysis,
             pruned,
@@ -255,6 +347,7 @@ class _Wanted:
             agreement=agreement,
             latency=latency,
             sizes=sizes,
+            times=times,
         )
         if calibrated is None and latency is not None:
             seconds = estimated_seconds(analysis, latency.before / 1e3)
@@ -263,25 +356,26 @@ class _Wanted:
             data["calibration"] = calibration_report(calibrated, choice, reconstruction)
         return Result(restore(pruned.model), pruned.plan, data)
 
+    def _measure(
+        self, analysis: Analysis, source: Path | None, draft: Path, scratch: Path
+    ) -> tuple[Latency, Sequence[Sequence[OperatorTime]]]:
+        """The latency of both networks, and of their operators if that is wanted."""
+        with self.timer.step("measure") as progress:
+            if source is None:
+                source = scratch / "original.onnx"
+                files.write(analysis.original, source)
+            feeds, seconds = random_inputs(analysis.graph), self.latency_seconds
+            latency = measure(source, draft, feeds, seconds=seconds, progress=progress)
+            if not self.profile:
+                return latency, ()
+            return latency, [
+                operator_times(path, feeds, seconds=PROFILED * seconds) for path in (source, draft)
+            ]
+
     def _write(self, pruned: Pruned, draft: Path) -> None:
         if self.output is not None or self.verify or self.latency_seconds:
             with self.timer.step("write"):
                 files.write(pruned.model, draft)
-
-
-def _measure(
-    analysis: Analysis,
-    source: Path | None,
-    draft: Path,
-    scratch: Path,
-    seconds: float,
-    timer: Timer,
-) -> Latency:
-    with timer.step("measure"):
-        if source is None:
-            source = scratch / "original.onnx"
-            files.write(analysis.original, source)
-        return measure(source, draft, random_inputs(analysis.graph), seconds=seconds)
 
 
 def _plain_options(options: Options) -> dict[str, Any]:

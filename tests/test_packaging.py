@@ -84,7 +84,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "spa_graph",
         f"spa_prune-{spa_graph.__version__}.dist-info",
     }
-    needed = ("py.typed", "models_zoo/demo/resnet20_mnist.onnx", "models_zoo/demo/heldout.npz")
+    needed = (
+        "py.typed",
+        "models_zoo/demo/resnet20_mnist.onnx",
+        "models_zoo/demo/heldout.npz",
+        "pictures/page.html",
+    )
     assert {f"spa_graph/{name}" for name in needed} <= names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "spa_graph").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
@@ -138,4 +143,4 @@ def test_the_installed_package_is_the_wheels(installed: Path, tmp_path: Path) ->
 
 
 def test_the_installed_demo_runs(installed_command: Callable[..., str]) -> None:
-    assert "accuracy on held-out digits" in installed_command("demo", "--quiet")
+    assert "accuracy on held-out digits" in installed_command("demo")

@@ -137,6 +137,8 @@ class Relations:
         return axis
 
     def _new_axes(self, name: str, shape: Shape) -> Axes:
+        if not shape:
+            return ()
         first = len(self._parent)
         axes = tuple(range(first, first + len(shape)))
         self._starts.append(first)

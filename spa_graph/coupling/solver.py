@@ -179,7 +179,7 @@ def _consequences(
         source, out = relations.why(item.source), relations.why(item.out)
         if source:
             return [(item.out, source)]
-        if out and len(np.unique(item.index[item.index >= 0])) == relations.extent(item.source)[0]:
+        if out and _takes_all(item.index, relations.extent(item.source).nominal):
             return [(item.source, out)]
         return []
     whole = relations.why(item.whole)
@@ -190,6 +190,11 @@ def _consequences(
     blocks = [axis for axis in item.factors if relations.dim(axis) in relations.blocks]
     wanted = max(blocks or item.factors[::-1], key=lambda axis: relations.extent(axis).nominal)
     return [(item.whole, relations.why(wanted) or ())]
+
+
+def _takes_all(index: Ints, size: int) -> bool:
+    """Whether every one of `size` elements is picked; a short index can't."""
+    return len(index) >= size and len(np.unique(index[index >= 0])) == size
 
 
 def _all_frozen(relations: Relations, whole: Axis, covered: dict[Axis, list[Segment]]) -> bool:

@@ -138,6 +138,12 @@ class Timer:
         self.seconds: dict[str, float] = {}
         self._progress: Progress = progress or _silent
 
+    def again(self) -> Timer:
+        """A timer that goes on from here, while this one may go on elsewhere."""
+        timer = Timer(self._progress)
+        timer.seconds |= self.seconds
+        return timer
+
     @contextmanager
     def step(self, name: str) -> Iterator[StepProgress]:
         self._progress(name, 0, 1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.passes.allocate import Kept
@@ -18,21 +18,11 @@ from spa_graph.passes.cost import CostModel, counts_as_weight
 from spa_graph.passes.network import Analyzed, PrunedGraph
 from spa_graph.passes.pipeline import Choice
 from spa_graph.passes.reconstruct import Reconstruction
-from spa_graph.runtime.benchmark import Latency
+from spa_graph.runtime.benchmark import Latency, OperatorTime
+from spa_graph.runtime.machine import machine, versions
 from spa_graph.runtime.verify import Agreement
 
-PACKAGES = ("spa-prune", "onnx", "onnx-ir", "onnxruntime", "numpy", "scipy")
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide about the result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+Floats = NDArray[np.float64]
 
 
 def inspection(analysis: Analyzed) -> dict[str, Any]:
@@ -62,12 +52,13 @@ def report(
     agreement: Agreement | None,
     latency: Latency | None,
     sizes: tuple[int, int] | None,
+    times: Sequence[Sequence[OperatorTime]] = (),
 ) -> dict[str, Any]:
-    """What a run did; `sizes` are the bytes of the files before and after."""
+    """What a run did; `sizes` are the bytes of both files, `times` their profiles."""
     coupling, kept = analysis.coupling, pruned.kept
     data = inspection(analysis) | {
         "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "machine": machine(),
         "options": options,
         "before": _totals(analysis.cost, coupling.count),
         "after": _totals(pruned.after, int(kept.sum())),
@@ -95,8 +86,12 @@ def report(
             "before_ms": latency.before,
             "after_ms": latency.after,
             "speedup": latency.speedup,
+            "ratio_interval": list(latency.interval),
             "runs": latency.runs,
         }
+        if times:
+            before, after = ([asdict(each) for each in side] for side in times)
+            data["latency"]["operators"] = {"before": before, "after": after}
     return data
 
 
@@ -115,6 +110,42 @@ def calibration_report(
     if reconstruction is not None:
         data["reconstruction"] = asdict(reconstruction)
     return data
+
+
+BINS = 40
+LEAST_SHARE = 1e-6
+"""Importances below this share of the largest are counted with it: their axis is logarithmic."""
+
+
+def importance_report(analysis: Analyzed, scores: Floats, kept: Kept) -> dict[str, Any]:
+    """How important the channels are that stay, and those that go; `scores` are (channels,).
+
+    Counts between `edges` over all groups, and smallest, median and largest of each group.
+    """
+    largest = float(np.max(scores, initial=0.0))
+    if not np.isfinite(largest) or largest <= 0:
+        return {}
+    shown = np.maximum(scores, LEAST_SHARE * largest)
+    edges = np.geomspace(shown.min(), 1.001 * largest, BINS + 1)
+    counts = {name: np.histogram(shown[own], edges)[0] for name, own in _sides(kept).items()}
+    groups = []
+    for group in analysis.groups:
+        own = slice(group.start, group.stop)
+        ranges = {n: _range(shown[own][side]) for n, side in _sides(kept[own]).items()}
+        groups.append({"name": group.name, **ranges})
+    return {
+        "edges": edges.tolist(),
+        **{name: found.tolist() for name, found in counts.items()},
+        "groups": groups,
+    }
+
+
+def _sides(kept: Kept) -> dict[str, Kept]:
+    return {"kept": kept, "removed": ~kept}
+
+
+def _range(scores: Floats) -> list[float] | None:
+    return [float(f(scores)) for f in (np.min, np.median, np.max)] if len(scores) else None
 
 
 def frozen(coupling: Coupling) -> dict[str, Any]:
@@ -203,6 +234,7 @@ def _per_operator(coupling: Coupling, cost: CostModel) -> dict[str, dict[str, An
         if flops[operator.index] or elements:
             rows[operator.outputs[0]] = {
                 "name": operator.name,
+                "output": operator.outputs[0],
                 "type": operator.kind,
                 "flops": float(flops[operator.index]),
                 "params": elements,

@@ -12,7 +12,7 @@ Allocation adds such curves up (`allocate.allocate_by_distortion`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,13 +65,15 @@ def measure(
     held_out: Calibration,
     whole: NDArray[np.bool_],
     progress: Callable[[int, int], None] | None = None,
+    levels: Sequence[float] = LEVELS,
 ) -> Sensitivity:
     """Measure all groups but those that stay whole; `scores` are those of the channels.
 
     Args:
         held_out: calibration data that the layers' statistics were not taken of.
+        levels: the shares of a group's channels without which the network is run.
     """
-    probing = _Probing(analysis, layers, _few(held_out, len(LEVELS) * int((~whole).sum())))
+    probing = _Probing(analysis, layers, _few(held_out, len(levels) * int((~whole).sum())))
     found = Sensitivity([])
     for number, group in enumerate(analysis.groups):
         own = scores[group.start : group.stop]
@@ -81,7 +83,7 @@ def measure(
         if whole[number] or most < 1:
             found.curves.append(shape)
             continue
-        counts = sorted({min(max(1, round(level * group.size)), most) for level in LEVELS})
+        counts = sorted({min(max(1, round(level * group.size)), most) for level in levels})
         heights = {}
         for removed in counts:
             heights[removed] = probing.distortion(group.start + order[:removed])

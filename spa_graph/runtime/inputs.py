@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,15 @@ _PASSING = frozenset(
 )
 
 
-def random_inputs(graph: Graph, *, sample: int = 0, seed: int = 0, scale: float = 1.0) -> Feeds:
-    """Random values for every input, at the sizes of one of the graph's samples.
+def random_inputs(
+    graph: Graph,
+    *,
+    sample: int = 0,
+    seed: int = 0,
+    scale: float = 1.0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Feeds:
+    """Random values for every input, at given sizes, or those of one of the graph's samples.
 
     Floats are normal with standard deviation `scale`, integers that index a table lie within it,
     other integers are 1 (a mask that attends everything), booleans true.
@@ -37,12 +45,13 @@ def random_inputs(graph: Graph, *, sample: int = 0, seed: int = 0, scale: float 
         ModelError: an input has a type that can't be made up.
     """
     generator = np.random.default_rng(seed)
+    sizes = graph.samples[sample] if shapes is None else shapes
     feeds: Feeds = {}
     for name in graph.inputs:
         dtype = graph.dtypes.get(name)
-        if dtype is None or name not in graph.samples[sample]:
+        if dtype is None or name not in sizes:
             raise ModelError(f"input `{name}` is not a tensor of numbers; it can't be made up")
-        shape = graph.samples[sample][name]
+        shape = sizes[name]
         if dtype.kind == "b":
             feeds[name] = np.ones(shape, dtype)
         elif dtype.kind in "iu":

@@ -12,6 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError
+from spa_graph.runtime.machine import cores
+from spa_graph.runtime.providers import CPU
 
 Feeds = Mapping[str, NDArray[Any]]
 Session = ort.InferenceSession
@@ -19,22 +21,29 @@ ort.set_default_logger_severity(4)  # its errors are raised too; its warnings ar
 
 
 def open_session(
-    model: Path | bytes, *, plain: bool = False, threads: int = 0
+    model: Path | bytes,
+    *,
+    plain: bool = False,
+    threads: int = 0,
+    provider: str = CPU,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
-    """Open a model on the CPU.
+    """Open a model, on the CPU unless another provider is asked for.
 
     Args:
         model: a file, or its contents.
         plain: run the graph as it is written: no fusion, no folded constants, no repacked
             weights. For reference results; needs the least memory.
-        threads: 0 lets ONNX Runtime choose.
+        threads: 0 stands for all cores that this process may use.
+        provider: ONNX Runtime's name for it; what it lacks runs on the CPU.
+        profile: where `end_profiling` writes to, less a date and a suffix.
 
     Raises:
-        ModelError: ONNX Runtime rejects the model.
+        ModelError: ONNX Runtime rejects the model, or the provider can't be started.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or cores()
     # idle threads that spin would slow down the other of two sessions that are run in turn
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if plain:
@@ -42,12 +51,20 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
         options.enable_mem_reuse = False  # frees features at once, rather than keep them for others
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
     try:
         source = model if isinstance(model, bytes) else os.fspath(model)
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(source, options, providers=list({provider: 0, CPU: 0}))
     except Exception as error:  # onnxruntime raises a family of its own without a common base
         what = "a piece of the network" if isinstance(model, bytes) else model.name
         raise ModelError(f"ONNX Runtime rejects {what}: {_short(error)}") from error
+    if provider not in session.get_providers():  # it falls back to the CPU, and says nothing
+        raise ModelError(
+            f"{provider} can't be started on this machine: its libraries or its device are missing"
+        )
+    return session
 
 
 def run(session: ort.InferenceSession, feeds: Feeds) -> list[NDArray[Any]]:

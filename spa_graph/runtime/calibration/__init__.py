@@ -33,6 +33,7 @@ from spa_graph.runtime.calibration.pieces import calibrate
 from spa_graph.runtime.calibration.prober import Prober
 from spa_graph.runtime.calibration.synthetic import data_free
 from spa_graph.runtime.calibration.wanted import Wanted, wanted
+from spa_graph.runtime.imported import FUNCTION
 
 __all__ = ["Calibration", "Preprocess", "Probe", "Prober", "calibration"]
 
@@ -84,7 +85,7 @@ def calibration(
         text = os.fspath(spec)
         if path.suffix in (".npz", ".npy"):
             pieces, label = sources.from_file(path, wants), path.name
-        elif sources.FUNCTION.fullmatch(text):
+        elif FUNCTION.fullmatch(text):
             pieces, label = sources.from_function(text, wants, samples, seed), text
         else:
             raise OptionError(_unknown(path))

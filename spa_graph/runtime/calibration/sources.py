@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,9 +16,8 @@ import numpy as np
 from spa_graph.errors import OptionError
 from spa_graph.runtime.calibration.pieces import Piece, Shelf, as_array, piece, stacked
 from spa_graph.runtime.calibration.wanted import Array, Wanted, only_input
+from spa_graph.runtime.imported import imported, said
 
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""`package.module:function`."""
 MAPPED_FROM = 2**26
 """Arrays of a .npz file of at least this many bytes are unpacked to disk and mapped."""
 
@@ -99,16 +94,7 @@ def from_function(spec: str, wants: tuple[Wanted, ...], samples: int, seed: int)
     Raises:
         OptionError: it can't be imported, fails, or gives something else than samples.
     """
-    module, _, name = spec.partition(":")
-    with _importing_from_here():
-        try:
-            function: Any = importlib.import_module(module)
-        except Exception as error:  # whatever the module does when it is imported
-            raise OptionError(f"{spec}: can't import {module}: {_said(error)}") from error
-    for part in name.split("."):
-        if not hasattr(function, part):
-            raise OptionError(f"{spec}: {module} has no `{name}`")
-        function = getattr(function, part)
+    function = imported(spec)
     if not callable(function):
         return from_object(function, wants, spec, samples)
     return from_callable(function, wants, spec, samples, seed)
@@ -137,23 +123,7 @@ def from_callable(
     except OptionError:
         raise
     except Exception as error:  # it is the user's own function
-        raise OptionError(f"{label}: it failed: {type(error).__name__}: {_said(error)}") from error
-
-
-@contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """A module in the current folder is found, as with `python -m`."""
-    here = os.getcwd()  # noqa: PTH109 (sys.path holds strings)
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise OptionError(f"{label}: it failed: {type(error).__name__}: {said(error)}") from error
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -224,7 +194,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise OptionError(f"no such file: {path}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        said = _said(error)
-        if any(hint in said for hint in ("allow_pickle", "Object arrays", "Python objects")):
-            said = "it holds Python objects; store plain arrays of numbers"
-        raise OptionError(f"cannot read {path.name}: {said}") from error
+        what = said(error)
+        if any(hint in what for hint in ("allow_pickle", "Object arrays", "Python objects")):
+            what = "it holds Python objects; store plain arrays of numbers"
+        raise OptionError(f"cannot read {path.name}: {what}") from error

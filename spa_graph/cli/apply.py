@@ -1,0 +1,48 @@
+"""`spa-prune apply`: replay a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import spa_graph
+from spa_graph import console
+from spa_graph.cli.options import analysis_options, calibration_options, model, output_options
+from spa_graph.cli.target import Target
+
+
+@click.command(name="apply")
+@model
+@click.argument("plan", type=click.Path(path_type=Path))
+@calibration_options
+@analysis_options
+@output_options
+def apply_command(
+    model: Path,
+    plan: Path,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    **options: Any,
+) -> None:
+    """Prune MODEL by a PLAN made before, on this export or another with the same weight names.
+
+    \b
+    Examples:
+      spa-prune apply finetuned.onnx plan.json
+      spa-prune apply model.onnx plan.json -o small.onnx --calibrate samples.npz
+    """
+    target = Target.take(model, options, None, inputs=[plan])
+    loaded = spa_graph.Plan.load(plan)
+    with console.progress(target.quiet) as progress:
+        result = spa_graph.apply_plan(
+            model,
+            loaded,
+            output=target.output,
+            latency_seconds=target.latency_seconds,
+            profile=target.html is not None,
+            progress=progress,
+            input_shapes=dict(input_shapes),
+            **options,
+        )
+    target.show(result)

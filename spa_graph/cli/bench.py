@@ -1,0 +1,72 @@
+"""`spa-prune bench`: networks next to each other, in time and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spa_graph import console
+from spa_graph.cli.options import answer_options, input_shape_option
+from spa_graph.cli.parameters import NamedSize
+
+
+@click.command(name="bench")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="An execution provider of the installed onnxruntime: cpu, cuda, tensorrt, dml, coreml, "
+    "openvino, ...",
+)
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, show_default="all cores", help="Of a session."
+)
+@click.option("--batch", type=click.IntRange(1), help="Samples per run, if the batch is dynamic.")
+@click.option(
+    "--dynamic",
+    multiple=True,
+    type=NamedSize(),
+    help="The size of a dynamic axis, by its name in the file.",
+)
+@input_shape_option
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="How long to measure.",
+)
+@answer_options
+def bench_command(
+    models: tuple[Path, ...],
+    dynamic: tuple[tuple[str, int], ...],
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure MODELS that take the same inputs: latency, throughput, memory, operators.
+
+    They run in turn, so that what slows the machine down slows all of them down. Ratios are to the
+    first one, with 95% confidence intervals. Each one's memory is measured in a process of its own.
+
+    \b
+    Examples:
+      spa-prune bench model.onnx model.pruned.onnx
+      spa-prune bench a.onnx b.onnx --threads 1 --batch 8 --json > bench.json
+      spa-prune bench a.onnx b.onnx --provider cuda --dynamic sequence=128
+    """
+    from spa_graph.studies.bench import bench
+
+    with console.progress(quiet) as progress:
+        found = bench(
+            models,
+            dynamic=dict(dynamic),
+            input_shapes=dict(input_shapes),
+            progress=progress,
+            **options,
+        )
+    console.answer(found, console.show_bench, as_json=as_json, quiet=quiet)

@@ -1,0 +1,104 @@
+"""Types of options: what a text must look like, and what it becomes."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import click
+
+from spa_graph.coupling.structures import KINDS
+from spa_graph.passes.importance import CRITERIA
+
+
+class InputShape(click.ParamType[Any]):
+    name = "NAME=1,3,224,224"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
+        name, separator, sizes = str(value).rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
+        except ValueError:
+            shape = ()
+        if not separator or not shape or min(shape) < 1:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, shape
+
+
+class NamedSize(click.ParamType[Any]):
+    name = "NAME=N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
+        name, separator, size = str(value).rpartition("=")
+        if not separator or not name or not size.isdecimal() or int(size) < 1:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, int(size)
+
+
+class Shares(click.ParamType[Any]):
+    name = "0.25,0.5,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        parts: Any = value.split(",") if isinstance(value, str) else value
+        between = click.FloatRange(0, 1, min_open=True, max_open=True)
+        shares = (float(click.FLOAT.convert(part, param, ctx)) for part in parts)
+        return tuple(sorted({between.convert(share, param, ctx) for share in shares}))
+
+
+class Ratios(click.ParamType[Any]):
+    """`0.9:0.3:0.1` is 0.9, 0.8, ..., 0.3; or a list with commas."""
+
+    name = "0.9:0.3:0.1"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        text = str(value)
+        try:
+            parts = [Decimal(part) for part in re.split("[,:]", text)]
+        except InvalidOperation:
+            self.fail(f"{text!r} is not of the form {self.name} or 0.9,0.5", param, ctx)
+        if ":" in text:
+            if text.count(":") != 2 or "," in text or not all(part > 0 for part in parts):
+                self.fail(f"{text!r} is not of the form {self.name}: first, last, step", param, ctx)
+            first, last, step = parts
+            count = int(abs(first - last) / step) + 1
+            parts = [first + n * (step if last > first else -step) for n in range(count)]
+        return tuple(float(part) for part in parts)
+
+
+class Criteria(click.ParamType[Any]):
+    name = f"[{'|'.join(sorted(CRITERIA))}],..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        names = value.split(",") if isinstance(value, str) else value
+        return tuple(click.Choice(sorted(CRITERIA)).convert(name, param, ctx) for name in names)
+
+
+class Scope(click.ParamType[Any]):
+    name = f"[{'|'.join(KINDS)}],..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        kinds = tuple(value.split(",")) if isinstance(value, str) else value
+        return tuple(click.Choice(KINDS).convert(kind, param, ctx) for kind in kinds)
+
+
+class RoundTo(click.ParamType[Any]):
+    name = "auto|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value in (None, "auto"):
+            return None
+        return int(click.IntRange(1).convert(value, param, ctx))
+
+
+class Bytes(click.ParamType[Any]):
+    name = "4GB"
+    _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}  # noqa: RUF012
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 4GB or 512MB", param, ctx)
+        return int(float(found[1]) * self._UNITS[found[2].upper()])

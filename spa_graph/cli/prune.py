@@ -1,0 +1,76 @@
+"""`spa-prune prune`, the command that runs if none is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import spa_graph
+from spa_graph import console
+from spa_graph.cli.options import (
+    analysis_options,
+    block_options,
+    calibration_options,
+    criterion_option,
+    model,
+    output_options,
+    ranking_options,
+)
+from spa_graph.cli.target import Target
+
+
+@click.command(name="prune")
+@model
+@click.option(
+    "--flops", type=float, metavar="R", help="Keep at most this share of the FLOPs (0 < R < 1)."
+)
+@click.option(
+    "--params", type=float, metavar="R", help="Keep at most this share of the parameters."
+)
+@click.option(
+    "--ratio", type=float, metavar="R", help="Remove this share of channels in every group."
+)
+@criterion_option
+@ranking_options
+@calibration_options
+@block_options
+@analysis_options
+@click.option(
+    "--plan",
+    "plan_path",
+    type=click.Path(path_type=Path),
+    help="Write which channels were kept, for `spa-prune apply`.",
+)
+@output_options
+def prune_command(
+    model: Path,
+    plan_path: Path | None,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    **options: Any,
+) -> None:
+    """Prune MODEL to a budget: --flops, --params or --ratio.
+
+    The result is proven on data to be the original without those channels, then written. With
+    --calibrate the weights that are left are refitted.
+
+    \b
+    Examples:
+      spa-prune model.onnx --flops 0.5
+      spa-prune model.onnx --flops 0.5 --calibrate samples.npz --html report.html
+      spa-prune model.onnx --params 0.6 --exclude 'head.*' --round-to 8 --plan plan.json
+      spa-prune model.onnx --ratio 0.3 --dry-run --json | jq .ratio
+    """
+    target = Target.take(model, options, plan_path)
+    with console.progress(target.quiet) as progress:
+        result = spa_graph.prune(
+            model,
+            output=target.output,
+            latency_seconds=target.latency_seconds,
+            profile=target.html is not None,
+            progress=progress,
+            input_shapes=dict(input_shapes),
+            **options,
+        )
+    target.show(result)

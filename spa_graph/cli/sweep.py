@@ -1,0 +1,134 @@
+"""`spa-prune sweep`: what accuracy each size still has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spa_graph import console
+from spa_graph.cli.options import (
+    LATENCY_SECONDS,
+    analysis_options,
+    answer_options,
+    block_options,
+    calibration_options,
+    html_option,
+    model,
+    overwrite_option,
+    ranking_options,
+)
+from spa_graph.cli.parameters import Criteria, Ratios
+from spa_graph.cli.target import check_inputs, check_writable, typed, write_text
+from spa_graph.errors import OptionError
+from spa_graph.frontends.onnx import files
+from spa_graph.pictures.page import check_pages
+from spa_graph.pictures.style import drawable
+
+
+@click.command(name="sweep")
+@model
+@click.option("--flops", type=Ratios(), help="Shares of the FLOPs to keep: first:last:step.")
+@click.option("--params", type=Ratios(), help="Shares of the parameters to keep.")
+@click.option(
+    "--criterion",
+    "criteria",
+    type=Criteria(),
+    default=(),
+    help="What makes channels important; several are compared [default: that of prune].",
+)
+@click.option(
+    "--eval",
+    "evaluation",
+    metavar="MODULE:FUNCTION",
+    help="Gets the path of a network, returns a number, more is better.",
+)
+@ranking_options
+@calibration_options
+@block_options
+@analysis_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The folder for networks and tables [default: MODEL.sweep beside the input].",
+)
+@html_option
+@overwrite_option
+@click.option("--jobs", type=click.IntRange(1), help="How many at once [default: one per core].")
+@click.option(
+    "--backend",
+    type=click.Choice(["loky", "dask", "ray"]),
+    default="loky",
+    show_default=True,
+    help="Processes of this machine, or an engine that has a cluster, see docs/cluster.md.",
+)
+@click.option("--cluster", metavar="ADDRESS", help="Of the scheduler of a cluster that runs.")
+@click.option(
+    "--latency-seconds",
+    type=click.FloatRange(0),
+    default=LATENCY_SECONDS,
+    show_default=True,
+    help="How long to measure each network's latency, when all are there; 0 skips it.",
+)
+@answer_options
+def sweep_command(
+    model: Path,
+    flops: tuple[float, ...] | None,
+    params: tuple[float, ...] | None,
+    output: Path | None,
+    html: Path | None,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Prune MODEL to many sizes by several criteria; show which are worth having.
+
+    A folder gets the networks, sweep.csv and sweep.svg. A sweep that was stopped goes on when it
+    is started again, and can be asked for more budgets and criteria.
+
+    \b
+    Examples:
+      spa-prune sweep model.onnx --flops 0.9:0.3:0.1 --calibrate samples.npz
+      spa-prune sweep model.onnx --flops 0.8,0.5 --criterion l1,fpgm,obspa --calibrate data-free \\
+          --eval mypackage.metrics:accuracy
+      spa-prune sweep model.onnx --params 0.9:0.5:0.2 --eval metrics:f1 --backend dask \\
+          --cluster tcp://head:8786
+    """
+    from spa_graph.studies.sweep import sweep
+
+    if (flops is None) == (params is None):
+        raise OptionError("give one kind of budget: --flops or --params, for example 0.9:0.3:0.1")
+    if html is not None:
+        check_pages()
+        check_inputs([html], model, [])
+        check_writable(html, options["overwrite"])
+    with console.progress(quiet) as progress:
+        found = sweep(
+            model,
+            flops or params or (),
+            output=output or model.with_name(f"{model.stem}.sweep"),
+            quantity="flops" if flops else "params",
+            input_shapes=dict(input_shapes),
+            progress=progress,
+            **options,
+        )
+    if drawable():
+        _draw(found)
+    if html is not None:
+        from spa_graph.pictures.sweep_page import sweep_page
+
+        write_text(html, sweep_page(found, typed()))
+    console.answer(found, console.show_sweep, as_json=as_json, quiet=quiet)
+
+
+def _draw(found: dict[str, Any]) -> None:
+    from spa_graph.pictures.style import save
+    from spa_graph.pictures.sweep import sweep_figure
+
+    picture = Path(found["folder"]) / "sweep.svg"
+    with files.staged(picture) as draft:
+        save(sweep_figure(found), draft)
+    found["picture"] = str(picture)

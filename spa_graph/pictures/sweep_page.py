@@ -1,0 +1,63 @@
+"""The page of a run of `spa-prune sweep`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spa_graph.pictures.page import Section, Table, drawing, page
+from spa_graph.pictures.sweep import sweep_figure
+
+_COLUMNS = {
+    "asked": "{:g}",
+    "flops": "{:.4f}",
+    "params": "{:.4f}",
+    "bytes": "{:,}",
+    "error": "{:.3g}",
+    "metric": "{:.4g}",
+    "time": "{:.2f}",
+}
+
+
+def sweep_page(data: dict[str, Any], command: str) -> str:
+    """The page of a sweep: the curve, and all networks."""
+    about, points = data["machine"], data["points"]
+    shown = {k: form for k, form in _COLUMNS.items() if any(p.get(k) is not None for p in points)}
+    rows = [
+        (
+            point["criterion"],
+            *(_cell(point.get(key), form) for key, form in shown.items()),
+            "best" if point["frontier"] else point.get("failure", ""),
+            point.get("file", ""),
+        )
+        for point in points
+    ]
+    lines = [
+        "flops and params are shares of the whole network's; error is the outputs' on held-out "
+        "calibration data, as a share of their variance; time is latency after / before. "
+        "best: no other network here has fewer FLOPs and is as good."
+    ]
+    whole = (data["whole"] or {}).get("metric")
+    if whole is not None:
+        lines.append(f"The whole network's metric is {whole:.4g}.")
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    machine = f"{about['processor']}, {about['cores']} cores, {about['system']}"
+    return page(
+        f"spa-prune sweep: {data['model']}",
+        [
+            Section(
+                "Quality against budget",
+                picture=drawing(sweep_figure(data), "quality against FLOPs"),
+            ),
+            Section("What was run", [versions, machine, data["folder"]], code=command),
+            Section(
+                "Networks",
+                lines,
+                table=Table(("criterion", *shown, "", "file"), rows),
+                wide=True,
+            ),
+        ],
+    )
+
+
+def _cell(value: Any, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -1,0 +1,1 @@
+"""Questions about networks, each answered with data that is ready for JSON."""

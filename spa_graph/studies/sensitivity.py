@@ -1,0 +1,93 @@
+"""How much a network's outputs lose when each group alone loses channels."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spa_graph.errors import ModelError, OptionError
+from spa_graph.frontends.onnx import files
+from spa_graph.passes import pipeline
+from spa_graph.passes.calibrated import calibrate
+from spa_graph.passes.network import Analysis, prepare
+from spa_graph.passes.options import Options, Progress, Timer
+from spa_graph.passes.sensitivity import Probe, measure
+from spa_graph.passes.statistics.layers import LEVELS
+from spa_graph.runtime.machine import versions
+
+
+def sensitivity(
+    model: str | os.PathLike[str],
+    *,
+    levels: Sequence[float] = LEVELS,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Prune each group alone, to a few counts, and measure what the outputs lose.
+
+    The least important channels go, the layers that read them are refitted, and the network is run
+    on calibration data that was not fitted to.
+
+    Args:
+        levels: the shares of a group's channels to go without.
+        options: `calibrate` and the other options of `prune` that aren't budgets.
+
+    Returns:
+        Per group and count: the outputs' distortion (their squared error as a share of their
+        variance; None if they can't be compared) and the share of the FLOPs that is left.
+
+    Raises:
+        OptionError: there is no calibration data, or it doesn't fit.
+        ModelError: the model can't be read, or nothing in it can be pruned.
+    """
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise OptionError(f"--levels are shares between 0 and 1, not {list(levels)}")
+    chosen = Options(**options)
+    if chosen.calibrate is None:
+        raise OptionError("give calibration data: --calibrate FILE, or --calibrate data-free")
+    timer = Timer(progress)
+    with timer.step("load"):
+        original = files.load(Path(model))
+    analysis = prepare(original, chosen, timer)
+    with tempfile.TemporaryDirectory() as folder:
+        calibrated = calibrate(analysis, chosen, timer, Path(folder))
+        scores = pipeline.rank(analysis, chosen, timer, calibrated).scores
+        whole = np.array([group.size - group.least < 1 for group in analysis.groups])
+        if whole.all():
+            raise ModelError("no group can lose a channel; `spa-prune inspect` tells why")
+        with timer.step("measure groups") as step:
+            found = measure(
+                analysis, scores, calibrated.layers, calibrated.held_out, whole, step, levels
+            )
+    return {
+        "versions": versions(),
+        "model": os.fspath(model),
+        "data": calibrated.source,
+        "criterion": calibrated.criterion.name,
+        "levels": sorted(levels),
+        "groups": _groups(analysis, found.probes),
+    }
+
+
+def _groups(analysis: Analysis, probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """In the order of the network."""
+    rows: list[dict[str, Any]] = [
+        {"name": group.name, "structure": structure.kind, "channels": group.size, "points": []}
+        for group, structure in zip(analysis.groups, analysis.structures, strict=True)
+    ]
+    for probe in probes:
+        counts = analysis.cost.full.copy()
+        counts[probe.group] -= probe.removed
+        rows[probe.group]["points"].append(
+            {
+                "removed": probe.removed,
+                "distortion": probe.distortion if np.isfinite(probe.distortion) else None,
+                "flops": analysis.cost.ratio("flops", counts),
+            }
+        )
+    return rows

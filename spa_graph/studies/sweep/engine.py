@@ -1,0 +1,106 @@
+"""Running a sweep's shares at once: on this machine's cores, or on a cluster that joblib knows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
+
+import joblib
+
+from spa_graph.errors import OptionError
+
+Backend = Literal["loky", "dask", "ray"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+"""joblib's own processes, or an engine that has machines."""
+_PACKAGES = {"dask": "dask", "ray": "ray"}
+_POLL = 0.3
+
+
+def run_all(
+    work: Callable[..., None],
+    shares: Sequence[tuple[Any, ...]],
+    *,
+    jobs: int,
+    backend: Backend,
+    address: str | None,
+    watch: Callable[[], None],
+) -> None:
+    """Call `work(*share)` for each share, `jobs` at once; `watch` is called meanwhile.
+
+    Args:
+        address: of the cluster's scheduler; without one, a cluster on this machine is started.
+
+    Raises:
+        OptionError: the engine isn't installed, or the cluster isn't there.
+        Exception: what the first share that failed raised.
+    """
+    with _engine(backend, address):
+        calls = [joblib.delayed(work)(*share) for share in shares]
+        failures: list[BaseException] = []
+
+        def go() -> None:
+            try:
+                with joblib.parallel_config(backend=backend, n_jobs=jobs):
+                    joblib.Parallel()(calls)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=go, daemon=True)  # an interrupt needn't wait for it
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL)
+            watch()
+        if failures:
+            raise failures[0]
+
+
+@contextmanager
+def _engine(backend: Backend, address: str | None) -> Iterator[None]:
+    if backend == "loky":
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            (_dask if backend == "dask" else _ray)(address, stack)
+        except ImportError as error:
+            package = _PACKAGES[backend]
+            raise OptionError(
+                f"--backend {backend} needs {error.name}: pip install 'spa-prune[{package}]'"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"--cluster {address}: no {backend} cluster there: {error}"
+            ) from error
+        yield
+
+
+def _dask(address: str | None, stack: ExitStack) -> None:
+    from dask.distributed import Client
+
+    client = Client(address) if address else Client(threads_per_worker=1)
+    stack.callback(client.close if address else client.shutdown)
+
+
+def _ray(address: str | None, stack: ExitStack) -> None:
+    import ray
+    from ray.util.joblib import register_ray
+
+    ray.init(address=address, log_to_driver=False, include_dashboard=False if not address else None)
+    stack.callback(ray.shutdown)
+    register_ray()
+
+
+def polled(count: Callable[[], int], told: Callable[[int], None]) -> Callable[[], None]:
+    """Tell a count whenever it changes."""
+    last = [-1, time.monotonic()]
+
+    def watch() -> None:
+        now = count()
+        if now != last[0]:
+            last[0] = now
+            told(now)
+
+    return watch

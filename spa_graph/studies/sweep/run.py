@@ -1,0 +1,208 @@
+"""A sweep from its settings to its table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from spa_graph.errors import OptionError
+from spa_graph.frontends.onnx import files
+from spa_graph.passes.cost import QUANTITIES
+from spa_graph.passes.importance import CRITERIA
+from spa_graph.passes.options import Options, Progress, Timer
+from spa_graph.runtime.benchmark import measure
+from spa_graph.runtime.imported import imported
+from spa_graph.runtime.machine import cores, machine, versions
+from spa_graph.studies.opened import open_network
+from spa_graph.studies.sweep.engine import Backend, polled, run_all
+from spa_graph.studies.sweep.folder import Folder, Point, fingerprint
+from spa_graph.studies.sweep.frontier import frontier
+from spa_graph.studies.sweep.work import evaluate, prune_points
+
+
+def sweep(
+    model: str | os.PathLike[str],
+    ratios: Sequence[float],
+    *,
+    output: str | os.PathLike[str],
+    quantity: str = "flops",
+    criteria: Sequence[str] = (),
+    evaluation: str | None = None,
+    jobs: int | None = None,
+    backend: Backend = "loky",
+    cluster: str | None = None,
+    latency_seconds: float = 0.0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Prune to every ratio by every criterion; what was done before isn't done again.
+
+    Args:
+        ratios: the shares of the FLOPs (or of the parameters, see `quantity`) to keep.
+        output: a folder; on a cluster one that all machines see under this path.
+        criteria: by default the one that `prune` would take.
+        evaluation: `package.module:function` that gets the path of a network and returns a number,
+            more is better. Without it the outputs' error on calibration data stands for quality.
+        jobs: how many to prune at once, by default one for each core.
+        cluster: the address of the scheduler, for the backends "dask" and "ray".
+        latency_seconds: then measure each network next to the whole one for so long, one by one.
+        options: those of `prune` but budget and criterion.
+
+    Returns:
+        All points of the folder, with what is on the Pareto frontier.
+
+    Raises:
+        OptionError: an option is wrong, or the folder holds a sweep of other settings.
+        ModelError: the model can't be read or pruned.
+    """
+    path, folder = Path(model), Folder(Path(output).absolute())
+    points = _points(ratios, quantity, criteria, options)
+    if evaluation is None and options.get("calibrate") is None:
+        raise OptionError("a sweep needs a measure of quality: give --calibrate, --eval, or both")
+    if cluster is not None and backend == "loky":
+        raise OptionError("--cluster needs --backend dask or --backend ray")
+    timer = Timer(progress)
+    with timer.step("load"):
+        settings = {"model": fingerprint(path), "eval": evaluation, **_plain(options)}
+        if evaluation is not None:
+            imported(evaluation)
+    if not overwrite:
+        folder.check(settings)
+    if overwrite or folder.settings() is None:
+        folder.begin(settings, _whole(path, evaluation, timer))
+    missing = folder.missing(points)
+    if missing:
+        with timer.step("prune") as step:
+            run_all(
+                prune_points,
+                [
+                    (os.fspath(path.absolute()), os.fspath(folder.path), share, options, evaluation)
+                    for share in shares(missing, jobs or cores())
+                ],
+                jobs=jobs or cores(),
+                backend=backend,
+                address=cluster,
+                watch=polled(
+                    lambda: len(missing) - len(folder.missing(missing)),
+                    lambda done: step(done, len(missing)),
+                ),
+            )
+    if latency_seconds:
+        _measure(folder, path, latency_seconds, dict(options.get("input_shapes") or {}), timer)
+    found = _result(folder, path)
+    folder.write_table(found["points"])
+    return found
+
+
+def earlier(model: Path) -> dict[str, Any] | None:
+    """The sweep of this very network in the folder beside it that `sweep` takes by default."""
+    folder = Folder(model.with_name(f"{model.stem}.sweep"))
+    settings = folder.settings()
+    if settings is None or settings["model"] != fingerprint(model):
+        return None
+    return _result(folder, model)
+
+
+def _points(
+    ratios: Sequence[float], quantity: str, criteria: Sequence[str], options: dict[str, Any]
+) -> list[Point]:
+    if quantity not in QUANTITIES:
+        raise OptionError(f"a budget is one of {', '.join(QUANTITIES)}, not {quantity}")
+    found = []
+    for ratio in ratios:
+        for criterion in criteria or (None,):
+            budget: dict[str, Any] = {quantity: ratio, "criterion": criterion}
+            chosen = Options(**options, **budget)  # says what is wrong with them
+            found.append(Point(chosen.criterion_name, quantity, float(ratio)))
+    for point in found:
+        if point.criterion not in CRITERIA:
+            raise OptionError(
+                f"--criterion {point.criterion}: choose among {', '.join(sorted(CRITERIA))}"
+            )
+    if not found:
+        raise OptionError("give budgets, for example --flops 0.9:0.3:0.1")
+    return list(dict.fromkeys(found))
+
+
+def shares(points: Sequence[Point], jobs: int) -> list[list[Point]]:
+    """What workers do each: points of one criterion, which share a calibration.
+
+    If there are more workers than criteria, a criterion's points are dealt out to several.
+    """
+    by_criterion: dict[str, list[Point]] = {}
+    for point in points:
+        by_criterion.setdefault(point.criterion, []).append(point)
+    each = max(1, ceil(jobs / max(len(by_criterion), 1)))
+    return [
+        own[start::each] for own in by_criterion.values() for start in range(min(each, len(own)))
+    ]
+
+
+def _whole(model: Path, evaluation: str | None, timer: Timer) -> dict[str, Any]:
+    """What there is to say about the unpruned network."""
+    with timer.step("evaluate"):
+        data: dict[str, Any] = {"file": os.fspath(model), "bytes": _bytes(model)}
+        if evaluation is not None:
+            data["metric"] = evaluate(evaluation, model)
+    return data
+
+
+def _bytes(model: Path) -> int:
+    return sum(path.stat().st_size for path in files.sources(files.load(model)))
+
+
+def _measure(
+    folder: Folder, model: Path, seconds: float, input_shapes: dict[str, Any], timer: Timer
+) -> None:
+    """Time the networks that weren't yet, after all else, so that nothing else runs meanwhile."""
+    waiting = [data for data in folder.points() if "file" in data and "time" not in data]
+    feeds = open_network(model, input_shapes=input_shapes).random_feeds() if waiting else {}
+    with timer.step("measure") as step:
+        for number, data in enumerate(waiting):
+            latency = measure(model, folder.path / data["file"], feeds, seconds=seconds)
+            point = Point(data["criterion"], data["quantity"], data["asked"])
+            more = {
+                "time": latency.after / latency.before,
+                "time_interval": list(latency.interval),
+                "ms": latency.after,
+            }
+            folder.write_point(point, data | more)
+            step(number + 1, len(waiting))
+
+
+def _result(folder: Folder, model: Path) -> dict[str, Any]:
+    points = folder.points()
+    for point, best in zip(points, frontier(points), strict=True):
+        point["frontier"] = best
+    return {
+        "versions": versions(),
+        "machine": machine(),
+        "model": os.fspath(model),
+        "whole": folder.whole(),
+        "folder": os.fspath(folder.path),
+        "points": points,
+    }
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON gives them back, less those that change nothing about the result."""
+    return {
+        name: _as_json(value)
+        for name, value in sorted(options.items())
+        if name != "memory_limit"
+        and not (value is None or (isinstance(value, tuple | dict) and not value))
+    }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_as_json(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"

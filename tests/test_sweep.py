@@ -1,0 +1,204 @@
+"""`spa-prune sweep`: many budgets, several criteria, in a folder that it goes on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import pytest
+
+from spa_graph.cli.parameters import Ratios
+from spa_graph.errors import OptionError
+from spa_graph.studies.sweep import frontier, sweep
+from spa_graph.studies.sweep.engine import Backend
+from spa_graph.studies.sweep.folder import Point
+from spa_graph.studies.sweep.run import shares
+from tests.conftest import Command, assert_refused, listing
+
+X = np.random.default_rng(3).normal(size=(48, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def metrics(chain: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A function of the user's own, in the current folder: minus the number of weights."""
+    text = (
+        "import onnx\n"
+        "def size(path):\n"
+        "    weights = onnx.load(path).graph.initializer\n"
+        "    return -sum(w.ByteSize() for w in weights)\n"
+        "def broken(path):\n"
+        "    raise KeyError('labels')\n"
+    )
+    chain.with_name("sweep_metrics.py").write_text(text)
+    monkeypatch.chdir(chain.parent)
+    return "sweep_metrics:size"
+
+
+def run(chain: Path, ratios: tuple[float, ...] = (0.8, 0.5), **options: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"calibrate": os_path(chain), "jobs": 1, "criteria": ("l1", "obspa")}
+    return sweep(chain, ratios, output=chain.with_name("out"), **given | options)
+
+
+def os_path(chain: Path) -> str:
+    path = chain.with_name("x.npz")
+    np.savez(path, x=X)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "ratios"),
+    [
+        ("0.9:0.3:0.2", (0.9, 0.7, 0.5, 0.3)),
+        ("0.3:0.5:0.1", (0.3, 0.4, 0.5)),
+        ("0.9:0.35:0.2", (0.9, 0.7, 0.5)),
+        ("0.5", (0.5,)),
+        ("0.9,0.5", (0.9, 0.5)),
+    ],
+)
+def test_budgets(text: str, ratios: tuple[float, ...]) -> None:
+    assert Ratios().convert(text, None, None) == ratios
+
+
+@pytest.mark.parametrize("text", ["0.9:0.3", "a", "0.9:0.3:0", "0.9,0.5:0.1", "0.9:0.3:-0.1", ""])
+def test_budgets_that_are_none(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not of the form"):
+        Ratios().convert(text, None, None)
+
+
+def test_the_frontier() -> None:
+    places = [(0.9, 0.8), (0.5, 0.7), (0.6, 0.7), (0.4, 0.1), (0.4, 0.1), (0.3, None)]
+    points = [{"flops": flops, "metric": metric} for flops, metric in places]
+    assert frontier(points) == [True, True, False, True, True, False]
+    errors = [{"flops": 0.5, "error": 0.1}, {"flops": 0.6, "error": 0.2}, {"failure": "no"}]
+    assert frontier(errors) == [True, False, False]
+
+
+def test_what_workers_share() -> None:
+    points = [Point(name, "flops", ratio) for name in ("l1", "l2") for ratio in (0.8, 0.6, 0.4)]
+    assert shares(points, 2) == [points[:3], points[3:]]
+    dealt = shares(points, 4)
+    assert [len(share) for share in dealt] == [2, 1, 2, 1]
+    assert sorted(point for share in dealt for point in share) == sorted(points)
+    assert all(len({point.criterion for point in share}) == 1 for share in dealt)
+
+
+def test_every_point_has_its_network(chain: Path, metrics: str) -> None:
+    found = run(chain, evaluation=metrics, latency_seconds=0.05)
+    folder = chain.with_name("out")
+    assert [(p["criterion"], p["asked"]) for p in found["points"]] == [
+        ("l1", 0.8), ("l1", 0.5), ("obspa", 0.8), ("obspa", 0.5),
+    ]  # fmt: skip
+    for point in found["points"]:
+        model = onnx.load(folder / point["file"])
+        onnx.checker.check_model(model)
+        assert point["flops"] <= point["asked"]
+        assert point["metric"] == -sum(w.ByteSize() for w in model.graph.initializer)
+        assert point["bytes"] == (folder / point["file"]).stat().st_size
+        assert point["error"] > 0
+        assert point["time"] > 0
+    assert found["whole"]["metric"] < min(point["metric"] for point in found["points"])
+    assert any(point["frontier"] for point in found["points"])
+    with (folder / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [point["file"] for point in found["points"]]
+    assert float(rows[0]["flops"]) == found["points"][0]["flops"]
+
+
+def test_it_goes_on_where_it_stopped(chain: Path) -> None:
+    folder = chain.with_name("out")
+    run(chain, criteria=("l1",))
+    before = listing(folder)
+    (folder / "l1-flops-0.5.json").unlink()  # as if it had been stopped within this point
+    found = run(chain, ratios=(0.8, 0.65, 0.5))
+    after = listing(folder)
+    assert [(p["criterion"], p["asked"]) for p in found["points"]] == [
+        ("l1", 0.8), ("l1", 0.65), ("l1", 0.5), ("obspa", 0.8), ("obspa", 0.65), ("obspa", 0.5),
+    ]  # fmt: skip
+    kept = {name for name, state in before.items() if after.get(name) == state}
+    assert {"l1-flops-0.8.json", "l1-flops-0.8.onnx", "sweep.json"} <= kept
+    assert "l1-flops-0.5.onnx" not in kept
+
+
+def test_a_folder_with_other_settings_is_left_alone(chain: Path) -> None:
+    run(chain, ratios=(0.8,), criteria=("l1",))
+    folder = chain.with_name("out")
+    before = listing(folder)
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(OptionError, match="holds a sweep with other seed; choose another folder"):
+        run(chain, ratios=(0.8,), criteria=("l1",), seed=7)
+    assert {name: listing(folder)[name] for name in before} == before
+    found = run(chain, ratios=(0.7,), criteria=("l1",), seed=7, overwrite=True)
+    assert [point["asked"] for point in found["points"]] == [0.7]
+    assert not (folder / "l1-flops-0.8.onnx").exists()
+    assert (folder / "mine.txt").read_text() == "mine"
+
+
+def test_a_budget_that_cannot_be_met_is_a_result(chain: Path) -> None:
+    found = run(chain, ratios=(0.8, 0.0001), criteria=("l1",))
+    assert found["points"][0]["file"] == "l1-flops-0.8.onnx"
+    assert "smallest" in found["points"][1]["failure"]
+    assert not (chain.with_name("out") / "l1-flops-0.0001.onnx").exists()
+
+
+def test_as_a_command(process: Command, chain: Path, metrics: str) -> None:
+    os_path(chain)
+    options = ("--flops", "0.8:0.6:0.2", "--criterion", "l1,fpgm", "--calibrate", "x.npz")
+    more = ("--eval", metrics, "--latency-seconds", 0, "--jobs", 2)
+    ran = process("sweep", "chain.onnx", *options, *more, "--json", "--quiet")
+    assert (ran.code, ran.err) == (0, "")
+    data = json.loads(ran.out)
+    assert [p["criterion"] for p in data["points"]] == ["fpgm", "fpgm", "l1", "l1"]
+    again = process("sweep", "chain.onnx", *options, *more)
+    assert again.code == 0, again.err
+    assert "prune" not in again.err
+    for text in ("criterion", "output error", "metric", "best", "the whole network's metric"):
+        assert text in again.out, text
+    pytest.importorskip("matplotlib")
+    assert "fpgm" in (chain.parent / "chain.sweep" / "sweep.svg").read_text()
+
+
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+@pytest.mark.filterwarnings("ignore")  # the engines have warnings of their own
+def test_on_a_local_cluster(
+    chain: Path, metrics: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"dask": "distributed", "ray": "ray"}[backend])
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    here = run(chain, evaluation=metrics)
+    there = sweep(
+        chain,
+        (0.8, 0.5),
+        output=chain.with_name("there"),
+        criteria=("l1", "obspa"),
+        calibrate=os_path(chain),
+        evaluation=metrics,
+        jobs=2,
+        backend=backend,
+    )
+    for point in (*here["points"], *there["points"]):
+        del point["seconds"]
+        assert point.pop("error") > 0  # sums in another order round otherwise
+    assert there["points"] == here["points"]
+
+
+def test_what_sweep_refuses(command: Command, chain: Path, metrics: str) -> None:
+    folder, start = chain.parent, ("sweep", chain, "--flops", "0.8")
+    assert_refused(command, folder, "sweep", chain, says="give one kind of budget")
+    assert_refused(command, folder, *start, says="needs a measure of quality")
+    assert_refused(command, folder, *start, "--eval", "nowhere:f", says="can't import nowhere")
+    assert_refused(command, folder, *start, "--eval", "x", says="package.module:function")
+    assert_refused(command, folder, *start, "--criterion", "l1,l7", says="'l7' is not one of")
+    both = ("--params", "0.5", "--eval", metrics)
+    assert_refused(command, folder, *start, *both, says="give one kind of budget")
+    wrong = ("sweep", chain, "--flops", "1.5:0.5:0.5", "--eval", metrics)
+    assert_refused(command, folder, *wrong, says="must lie between 0 and 1")
+    with pytest.raises(OptionError, match=r"failed on chain\.onnx: KeyError: 'labels'"):
+        run(chain, evaluation="sweep_metrics:broken")
+    with pytest.raises(OptionError, match="--cluster needs --backend"):
+        run(chain, cluster="tcp://127.0.0.1:1")
+    assert not chain.with_name("out").exists()
