@@ -28,7 +28,7 @@ from spa_graph.frontends.onnx.weights import (
     sliced,
     transform_weights,
 )
-from spa_graph.graph import Extent, Graph, Operator, Shape
+from spa_graph.graph import ONE, Extent, Graph, Operator, Shape
 
 Ints = NDArray[np.int64]
 HINT = "nothing was written. Exclude the weights around it: --exclude PATTERN"
@@ -172,11 +172,11 @@ def _correct_sizes(
     result, mismatches = read_expecting(model, wanted, input_shapes)
     for mismatch in mismatches:
         operator = by_output[mismatch.output]
+        source = result.shapes.get(operator.inputs[0], ())
         target = edits.expected[mismatch.output]
         if operator.op_type == "Tile":
-            source = edits.expected.get(operator.inputs[0], graph.shapes[operator.inputs[0]])
             target = tuple(size.into(whole) for size, whole in zip(source, target, strict=True))
-        _correct(model, nodes[operator.index], graph, operator, mismatch, target)
+        _correct(model, nodes[operator.index], graph, operator, mismatch, source, target)
     return read(model, input_shapes) if mismatches else result
 
 
@@ -202,17 +202,24 @@ def _correct(
     graph: Graph,
     operator: Operator,
     mismatch: SizeMismatch,
+    source: Shape,
     target: Shape,
 ) -> None:
-    """Correct the entries of a size input that come out wrong."""
+    """Correct the entries of a size input that come out wrong.
+
+    Args:
+        source: the shape of what is reshaped, expanded or repeated.
+        target: what the entries must be.
+    """
     nominal, other = mismatch.nominal, mismatch.other
     if len(nominal) != len(target):
         raise RewriteError(f"{operator}: its sizes do not match the rank of its output")
     infers = operator.op_type == "Reshape" and -1 not in nominal
     entries: list[_Entry] = []
-    for now, then, extent in zip(nominal.tolist(), other.tolist(), target, strict=True):
+    own = (*(ONE for _ in target[len(source) :]), *source)  # an Expand adds axes in front
+    for now, then, extent, had in zip(nominal.tolist(), other.tolist(), target, own, strict=False):
         copies = (now, then) == (0, 0) and operator.op_type == "Reshape"
-        broadcasts = (now, then) == (1, 1) and operator.op_type == "Expand"
+        broadcasts = (now, then) == (1, 1) and operator.op_type == "Expand" and had == extent
         if (now, then) in (tuple(extent), (-1, -1)) or copies or broadcasts:
             entries.append(_RIGHT)
         elif extent.static:
