@@ -18,7 +18,7 @@ from spa_graph.coupling import rules_aten as _rules_aten  # noqa: F401
 from spa_graph.coupling.exactness import Exactness
 from spa_graph.coupling.positions import follow
 from spa_graph.coupling.registry import find_rule, freezing_reason
-from spa_graph.coupling.relations import Axis, Product, Relations
+from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.rules.shape import copied_axes
 from spa_graph.coupling.scope import Block, Facts, Scope
 from spa_graph.coupling.solver import Channels, solve, without
@@ -168,25 +168,11 @@ def _relate(
     _freeze_interface(graph, relations, facts)
     for name, reason in exclude.items():
         _freeze_parameter(relations, name, reason)
-    _find_merged_blocks(relations, facts)
     for block, axis in facts.blocks:
         if block in within:
             relations.freeze((axis,), f"{block} are pruned within")
     relations.freeze(inseparable, "blocks that are all tied together are pruned within")
     return relations, facts
-
-
-def _find_merged_blocks(relations: Relations, facts: Facts) -> None:
-    """Where blocks are merged with axes that stay (batch x heads), the other factor counts them."""
-    kinds = {relations.dim(axis): block for block, axis in facts.blocks}
-    for item in relations.items:
-        block = kinds.get(relations.dim(item.whole)) if isinstance(item, Product) else None
-        if block is None or not isinstance(item, Product):
-            continue
-        free = [axis for axis in item.factors if relations.why(axis) is None]
-        if len(free) == 1:
-            relations.prefer(free[0])
-            facts.blocks.append((block, free[0]))
 
 
 def _reach_parameter(relations: Relations) -> set[Axis]:
