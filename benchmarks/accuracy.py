@@ -4,10 +4,12 @@
     .venv-trained/bin/pip install --no-deps onnxsim==0.8.1 onnx2torch==1.5.15 \\
         torch-pruning==1.6.1 torchvision==0.28.0
     .venv-trained/bin/python -m benchmarks.accuracy FOLDER [NAME...] [--ratios 0.7 0.5]
-        [--seeds 3] [--criteria obspa l1] [--repairs none ls] [--data inputs data-free] [--peers]
+        [--seeds 3] [--criteria obspa l1] [--repairs none ls] [--data inputs foreign data-free]
+        [--tools spa-prune onnxsim torch-pruning]
 
 Every cell that is done stands in FOLDER/accuracy.jsonl and is not run again; the page is written
-after each. Calibration samples are never those that the metric is taken on (`Trained.inputs`).
+after each. Calibration samples are never those that the metric is taken on (`Trained.inputs`);
+`foreign` ones are real data of another kind.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from spa_graph.passes.pipeline import choose, rank
 from spa_graph.passes.reconstruct import reconstruct
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "accuracy_grid.md"
-INPUTS = "inputs"
+INPUTS, FOREIGN = "inputs", "foreign"
 STEPS = 7
 """Halvings of the interval in which a peer's sparsity for the wanted FLOPs is looked for."""
 BATCH = 32
@@ -129,8 +131,10 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
     import onnx
     import onnxsim as peer
 
-    rows = zip(*(batches(array, BATCH) for array in samples.values()), strict=True)
-    calibration = [dict(zip(samples, row, strict=True)) for row in rows]
+    calibration = [samples]
+    if len({len(array) for array in samples.values()}) == 1:  # else a sequence and its first state
+        rows = zip(*(batches(array, BATCH) for array in samples.values()), strict=True)
+        calibration = [dict(zip(samples, row, strict=True)) for row in rows]
     whole, scratch = flops(dense), output.with_suffix(".try.onnx")
 
     def prune(sparsity: float) -> Any:
@@ -153,7 +157,7 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
 
 
 def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> None:
-    """Torch-Pruning on the network as onnx2torch converts it, exported again."""
+    """Torch-Pruning on the module, or on what onnx2torch makes of the file; exported again."""
     import onnx
     import torch
 
@@ -170,10 +174,11 @@ def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path
         "fpgm": tp.importance.FPGMImportance,
     }
     original = onnx.load(dense)
+    make = NETWORKS[cell.network].module or (lambda: onnx2torch.convert(original))
     example = tuple(torch.from_numpy(np.asarray(array[:2])) for array in samples.values())
 
     def prune(sparsity: float) -> Any:
-        module = onnx2torch.convert(original).eval()
+        module = make().eval()
         tp.pruner.BasePruner(
             module,
             example,
@@ -184,7 +189,7 @@ def torch_pruning(dense: Path, samples: dict[str, Any], cell: Cell, output: Path
         ).step()
         return module
 
-    whole = tp.utils.count_ops_and_params(onnx2torch.convert(original).eval(), example)[0]
+    whole = tp.utils.count_ops_and_params(make().eval(), example)[0]
     module = at_flops(
         prune, lambda m: float(tp.utils.count_ops_and_params(m, example)[0] / whole), cell.ratio
     )
@@ -210,7 +215,7 @@ PEER_WAYS = (
     ("torch-pruning", "bn-scale", "none", "none"),
     ("torch-pruning", "fpgm", "none", "none"),
 )
-"""Tool, criterion, repair, data. With shared BatchNorm folded, bn-scale has nothing to look at."""
+"""Tool, criterion, repair, data."""
 
 
 # --- the grid ------------------------------------------------------------------------------------
@@ -240,8 +245,9 @@ def _pruned(
 ) -> Iterator[tuple[Cell, Path, float]]:
     first = cells[0]
     if first.tool == OURS:
-        made = first.data != INPUTS
-        samples: Any = first.data if made else network.inputs(count, first.seed)
+        samples: Any = first.data  # a way to make them
+        if first.data in (INPUTS, FOREIGN):
+            samples = network.inputs(count, first.seed, foreign=first.data == FOREIGN)
         yield from ours(dense, samples, cells)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -253,7 +259,11 @@ def _pruned(
 
 def wanted(arguments: argparse.Namespace, name: str) -> list[Cell]:
     """The cells of one network."""
-    found = [
+    peers = [way for way in PEER_WAYS if way[0] in arguments.tools]
+    found = [Cell(name, *way, ratio) for way in peers for ratio in arguments.ratios]
+    if OURS not in arguments.tools:
+        return found
+    return found + [
         Cell(name, OURS, criterion, repair, data, ratio, seed)
         for data in arguments.data
         for seed in range(arguments.seeds)
@@ -261,9 +271,6 @@ def wanted(arguments: argparse.Namespace, name: str) -> list[Cell]:
         for ratio in arguments.ratios
         for repair in arguments.repairs
     ]
-    if arguments.peers:
-        found += [Cell(name, *way, ratio) for way in PEER_WAYS for ratio in arguments.ratios]
-    return found
 
 
 def read(path: Path) -> dict[Cell, Result]:
@@ -327,10 +334,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.6, 0.5])
     parser.add_argument("--criteria", nargs="+", default=["obspa"], choices=sorted(CRITERIA))
     parser.add_argument("--repairs", nargs="+", default=["none", "ls"], choices=METHODS)
-    parser.add_argument("--data", nargs="+", default=[INPUTS], metavar="inputs|data-free[:METHOD]")
+    parser.add_argument(
+        "--data", nargs="+", default=[INPUTS], metavar="inputs|foreign|data-free[:METHOD]"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--samples", type=int, default=1024, help="of the networks' own inputs")
-    parser.add_argument("--peers", action="store_true", help="onnxsim and Torch-Pruning as well")
+    parser.add_argument("--tools", nargs="+", default=[OURS], choices=[OURS, *PEERS])
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(NETWORKS)

@@ -127,7 +127,7 @@ def machine() -> Record:
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": versions,
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
     }
 
 
@@ -344,7 +344,13 @@ def record(task: Task, ended: Ended, result: Path) -> Record:
     elif "status" not in found:
         found |= {"status": "error", "reason": "it ended without a result"}
     known = {"row": task.row, "column": task.column, "status": "", "reason": ""}
-    return known | found | {"wall": round(ended.seconds, 2), "peak": ended.memory}
+    measured = {"wall": round(ended.seconds, 2), "peak": ended.memory}
+    return known | found | measured | {"date": today()}
+
+
+def today() -> str:
+    """The date, as the page prints it."""
+    return datetime.date.today().isoformat()
 
 
 def _cores(jobs: int) -> list[list[int]]:

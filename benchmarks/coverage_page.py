@@ -33,6 +33,8 @@ random, inputs as small as the network accepts.
   run. **analysis**: `spa_graph.analyze`, **total**: `spa_graph.prune` with its proof, in seconds;
   **memory**: the most that `prune` used beyond an idle process, in units of the file.
 * **frozen**: operators that nothing can be pruned through.
+* Of a mixture, hidden widths can be pruned, and whole experts where their weights are stacked; the
+  `_listed` rows, whose experts are modules, keep their number.
 * **Torch-Pruning**: `BasePruner` with group magnitudes, 30 % of the channels, as in its README; it
   has one hint: layers whose output is the network's output are ignored. It is `ok` if the network
   still runs and its outputs have the same shapes; FLOPs by its own counter.
@@ -76,9 +78,10 @@ def page(cells: Cells, runs: list[Record]) -> str:
     """The whole page."""
     suites = list(_suites(cells))
     parts = ["# Coverage", *_origin(runs), READING, "## Summary", _summary(suites)]
-    parts += _goals(suites)
+    parts += [*_goals(suites), *_rerun(cells, runs)]
     for suite in suites:
-        parts += [f"## {suite.name}", _table(suite), *_misses(suite), *_unexported(suite)]
+        parts += [f"## {suite.name}", _table(suite)]
+        parts += [*_misses(suite), *_frozen(suite), *_unexported(suite)]
     parts += ["## What stopped the others", *_peers(suites)]
     return "\n\n".join(parts) + "\n"
 
@@ -99,14 +102,33 @@ def _suites(cells: Cells) -> Iterator[Suite]:
 def _origin(runs: list[Record]) -> Iterator[str]:
     if not runs:
         return
-    last = runs[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    options = last["options"]
+    first = runs[0]
+    versions = _versions(first["versions"])
+    options = first["options"]
     yield (
-        f"Written by `benchmarks/coverage.py` ({last['date']}): {last['machine']}; {versions}. "
+        f"Written by `benchmarks/coverage.py` ({first['date']}): {first['machine']}; {versions}. "
         f"{options['jobs']} jobs at a time, each cell a process with {options['time_limit']:.0f} s "
         f"(up to four times as much for large networks) and {options['memory_limit']:g} GiB."
     )
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _rerun(cells: Cells, runs: list[Record]) -> Iterator[str]:
+    """Which of our results are of another day than the first run, and of what other versions."""
+    if not runs:
+        return
+    first, by_day = runs[0], {run["date"]: run for run in runs}
+    rows: dict[str, list[str]] = defaultdict(list)
+    for (row, column), cell in sorted(cells.items()):
+        if column == "ours" and cell.get("date", first["date"]) != first["date"]:
+            rows[cell["date"]].append(row)
+    for day, names in sorted(rows.items()):
+        versions = by_day[day]["versions"].items() - first["versions"].items()
+        changed = f", with {_versions(dict(sorted(versions)))}" if versions else ""
+        yield f"Run again on {day}{changed}: {', '.join(names)}."
 
 
 # --- summary ---------------------------------------------------------------------------------
@@ -252,17 +274,32 @@ def _misses(suite: Suite) -> Iterator[str]:
 
 def _miss(name: str, cell: Record) -> str:
     text = f"* **{name}** ({cell['status']}): {_cut(cell['reason'])}"
-    found = cell.get("reasons", {})
     for kind, label in (("operators", "frozen operators"), ("axes", "frozen weight axes")):
-        listed = found.get(kind, {})
-        # that inputs, outputs and windows stay as they are needs no explanation
-        told = [f"{why} ({n})" for why, n in listed.items() if not re.search(NATURAL, why)]
+        told = _why_frozen(cell, kind)
         if told:
-            text += f"\n    * {label}: {_cut('; '.join(told[:5]), 2 * LONG)}"
+            text += f"\n    * {label}: {told}"
     return text
 
 
+def _why_frozen(cell: Record, kind: str) -> str:
+    """The commonest reasons, with how often each is given."""
+    listed = cell.get("reasons", {}).get(kind, {})
+    # that inputs, outputs and windows stay as they are needs no explanation
+    told = [f"{why} ({n})" for why, n in listed.items() if not re.search(NATURAL, why)]
+    return _cut("; ".join(told[:5]), 2 * LONG)
+
+
 NATURAL = r"is graph (in|out)put|slides a window"
+
+
+def _frozen(suite: Suite) -> Iterator[str]:
+    """Of rows that were pruned, the operators that nothing can be pruned through."""
+    pruned = {name: cell for name, cell in suite.ours.items() if cell["status"] == "ok"}
+    told = {name: _why_frozen(cell, "operators") for name, cell in pruned.items()}
+    lines = [f"* **{name}**: {why}" for name, why in told.items() if why]
+    if lines:
+        yield f"### {suite.name}: frozen operators"
+        yield "\n".join(lines)
 
 
 def _unexported(suite: Suite) -> Iterator[str]:

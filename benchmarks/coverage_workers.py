@@ -114,9 +114,11 @@ def _write(built: Any, folder: Path, opset: int, exporter: Any, dynamic: bool) -
 def _exported(folder: Path, found: Found) -> Found:
     import onnx
 
+    from spa_graph.frontends.onnx import files
+
     path = folder / MODEL
     opset = onnx.load(path, load_external_data=False).opset_import
-    size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+    size = sum(file.stat().st_size for file in files.sources(files.load(path)))
     versions = {entry.domain or "ai.onnx": entry.version for entry in opset}
     return {"status": "ok", "opset": versions["ai.onnx"], "bytes": size, **found}
 

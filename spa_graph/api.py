@@ -16,6 +16,7 @@ from spa_graph.errors import ModelError, OptionError, SpaError, root_cause
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
 from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
+from spa_graph.passes.differentiated import differentiable
 from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
@@ -101,7 +102,9 @@ def prune(
             "head-dim") and `groups` ("groups" or "within"). With `calibrate` (a file, a folder of
             images, `package.module:function`, "data-free", arrays, an iterable of batches) the
             weights that are left are refitted; then also `samples`, `preprocess`, `reconstruct`,
-            `allocation`, `memory_limit` (bytes).
+            `allocation`, `memory_limit` (bytes). With `data` (a .npz file, arrays by name, an
+            iterable of batches) and `loss` (a name, or a function of torch tensors) also criteria
+            that need gradients, which torch computes.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -186,6 +189,7 @@ def ready(
         model, progress, options: as those of `prune`.
     """
     chosen = _options(options)
+    criterion = pipeline.chosen_criterion(chosen)
     timer = Timer(progress)
     with ExitStack() as stack:
         with _blaming(model):
@@ -194,7 +198,8 @@ def ready(
             calibrated = None
             if chosen.calibrate is not None:
                 calibrated = calibrate(analysis, chosen, timer, scratch)
-            ranking = pipeline.rank(analysis, chosen, timer, calibrated)
+            network = differentiable(analysis, chosen) if criterion.needs_gradients else None
+            ranking = pipeline.rank(analysis, chosen, timer, calibrated, network)
         yield Ready(model, chosen, analysis, ranking, calibrated, restore, scratch, timer)
 
 
@@ -342,7 +347,7 @@ class _Wanted:
         data = report(
             analysis,
             pruned,
-            options=_plain_options(self.options),
+            options=self.options.plain(),
             seconds=self.timer.seconds,
             agreement=agreement,
             latency=latency,
@@ -376,15 +381,3 @@ class _Wanted:
         if self.output is not None or self.verify or self.latency_seconds:
             with self.timer.step("write"):
                 files.write(pruned.model, draft)
-
-
-def _plain_options(options: Options) -> dict[str, Any]:
-    given = {name: getattr(options, name) for name in Options.__dataclass_fields__}
-    given["criterion"], given["reconstruct"] = options.criterion_name, options.method
-    if not isinstance(options.calibrate, str | os.PathLike | None):
-        given["calibrate"] = f"a {type(options.calibrate).__name__}"
-    return {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in given.items()
-        if value is not None and value not in ((), {})
-    }

@@ -15,7 +15,7 @@ differently; a use that stays whole has an empty `kept` there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,37 @@ class Plan:
             }
         return data
 
+    def then(self, later: Plan) -> Plan:
+        """One plan that does what this one and a later one do, the later on this one's result.
+
+        Plans of modules only: both list whole weights (`kept`), with their shapes.
+
+        Raises:
+            OptionError: the later plan is for something else than what this one leaves.
+        """
+        if self.kept_per_use or later.kept_per_use:
+            raise OptionError("plans that treat uses of one weight differently can't be joined")
+        shapes, kept = self.model["shapes"] | {}, dict(self.kept)
+        for name, axes in later.kept.items():
+            told, first = later.model["shapes"][name], self.kept.get(name, {})
+            shapes.setdefault(name, told)
+            if self.left(name, shapes[name]) != told:
+                raise OptionError(
+                    f"the later plan is for another network: its weight `{name}` is {told}, here "
+                    f"{self.left(name, shapes[name])} is left"
+                )
+            kept[name] = first | {
+                axis: first[axis][index] if axis in first else index for axis, index in axes.items()
+            }
+        model = later.model | {"shapes": shapes}
+        stated = _merged(self.model.get("attributes", {}), later.model.get("attributes", {}))
+        return Plan(model | ({"attributes": stated} if stated else {}), kept)
+
+    def left(self, name: str, shape: Sequence[int]) -> list[int]:
+        """What is left of a weight of this shape."""
+        axes = self.kept.get(name, {})
+        return [len(axes[i]) if i in axes else size for i, size in enumerate(shape)]
+
     @classmethod
     def from_json(cls, data: Any) -> Plan:
         """Read a plan back.
@@ -96,6 +127,13 @@ def _model(data: Any) -> dict[str, Any]:
     if "shapes" in model:
         model["shapes"] = {name: [*map(int, shape)] for name, shape in model["shapes"].items()}
     return model
+
+
+def _merged(
+    first: dict[str, dict[str, Any]], later: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Attributes by module; the later ones win."""
+    return {name: first.get(name, {}) | later.get(name, {}) for name in {**first, **later}}
 
 
 def _plain(axes: AxisIndices) -> dict[str, list[int]]:

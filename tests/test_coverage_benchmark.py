@@ -404,6 +404,19 @@ def test_the_page() -> None:
     assert "python " in text and "90 s" in text
 
 
+def test_the_page_tells_what_was_run_again() -> None:
+    first = {**coverage.machine(), "options": {"jobs": 2, "time_limit": 90.0, "memory_limit": 12.0}}
+    again = {**first, "date": "2099-01-02", "versions": {**first["versions"], "onnx": "99.0"}}
+    cells = sample()
+    cells["torchvision/resnet18", "ours"] |= {
+        "date": "2099-01-02", "frozen": {"Bar": 1}, "reasons": {"operators": {"Bar: no rule": 1}}
+    }  # fmt: skip
+    lines = coverage_page.page(cells, [first, again]).splitlines()
+    assert lines[2].startswith(f"Written by `benchmarks/coverage.py` ({first['date']})")
+    assert "Run again on 2099-01-02, with onnx 99.0: torchvision/resnet18." in lines
+    assert "* **resnet18**: Bar: no rule (1)" in lines
+
+
 def test_every_table_is_whole() -> None:
     lines = coverage_page.page(sample(), []).splitlines()
     tables = [line for line in lines if line.startswith("|")]

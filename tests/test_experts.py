@@ -14,6 +14,7 @@ import spa_graph
 from spa_graph import BudgetError, OptionError, Plan
 from spa_graph.models_zoo import catalogue
 from spa_graph.models_zoo.architectures import Exporter, write
+from spa_graph.models_zoo.builder import Builder
 from spa_graph.models_zoo.topologies import TOPOLOGIES
 from spa_graph.passes.report import inspection
 from spa_graph.runtime.inputs import random_inputs
@@ -106,6 +107,42 @@ def test_an_unknown_reader_of_positions_keeps_the_experts(routed: onnx.ModelProt
     assert names == {"block1.router.weight", "block1.up", "block1.down"}
     reason = analysis.coupling.frozen_reasons["block0.up:0"]
     assert reason == "ai.custom::Look `look`: computes with positions in this axis"
+
+
+def listed() -> onnx.ModelProto:
+    """Experts that are layers of their own; a router picks two of three, and shares are one-hot."""
+    net = Builder("listed")
+    width, experts, hidden = 8, 3, 12
+    x = net.relu(net.linear("stem", net.input("x", ("batch", 6)), 6, width))
+    logits = net.linear("router", x, width, experts)
+    best, which = net.ops("TopK", 2, logits, net.constant([2]))
+    ends = net.constant([0, 1], np.float32)
+    marks = net.op("OneHot", which, net.constant(experts), ends)  # (n, best, experts)
+    best = net.op("Unsqueeze", net.op("Softmax", best), net.constant([1]))
+    shares = net.op("Squeeze", net.op("MatMul", best, marks), net.constant([1]))
+    said = x
+    for number in range(experts):
+        own = net.relu(net.linear(f"up{number}", x, width, hidden))
+        own = net.linear(f"down{number}", own, hidden, width)
+        share = net.op("Gather", shares, net.constant([number]), axis=1)
+        said = net.op("Add", said, net.op("Mul", own, share))
+    return net.finish(net.linear("head", said, width, 4), ("batch", 4))
+
+
+def test_experts_that_are_layers_of_their_own_get_narrower() -> None:
+    """Their number stays, with a reason that says what it takes; each has its own hidden width."""
+    model = listed()
+    analysis = spa_graph.analyze(model)
+    sizes = {group.name: group.size for group in analysis.groups}
+    assert sizes == {"stem.bias:0": 8, **{f"up{number}.bias:0": 12 for number in range(3)}}
+    reason = analysis.coupling.frozen_reasons["router.weight:1"]
+    assert "ordered by position; only experts that one weight stacks can go" in reason
+    result = spa_graph.prune(model, ratio=0.5)
+    assert {name: shape for name, shape in shapes(result.model).items() if "weight" in name} == {
+        "stem.weight": (6, 4), "router.weight": (4, 3), "head.weight": (4, 4),
+        **{f"up{number}.weight": (4, 6) for number in range(3)},
+        **{f"down{number}.weight": (6, 4) for number in range(3)},
+    }  # fmt: skip
 
 
 @pytest.mark.matrix

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import spa_graph
+from spa_graph.errors import OptionError
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS, score
+from spa_graph.passes.options import Options
 from tests.models import CHAIN, MLP, network, stored
 
 Floats = NDArray[np.float64]
@@ -24,7 +28,11 @@ net (float[N,3] x) => (float[N,2] y)
 }
 """
 
-OF_WEIGHTS = sorted(name for name, make in CRITERIA.items() if not make(0).needs_data)
+OF_WEIGHTS = sorted(
+    name
+    for name, make in CRITERIA.items()
+    if not make(0).needs_data and not make(0).needs_gradients
+)
 
 
 def scores(
@@ -212,3 +220,39 @@ def test_quantised_weights_count_as_what_they_stand_for() -> None:
     analysis = spa_graph.analyze(model)
     scores = score(analysis.coupling, "l1", normalize="none", aggregate="sum")
     np.testing.assert_allclose(scores, np.array([25.4, 454.0, 88.5]) + 2.0, rtol=1e-6)
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["taylor", "snip", "head-importance"])
+def test_criteria_from_gradients_say_what_they_lack(name: str) -> None:
+    with pytest.raises(OptionError, match=f"`{name}` needs gradients: give --data and --loss"):
+        scores(MLP, name)
+    with pytest.raises(OptionError, match=f"`{name}` needs gradients: give --data and --loss"):
+        spa_graph.prune(network(MLP), flops=0.5, criterion=name)
+
+
+def test_without_torch_gradients_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [module for module in sys.modules if module.startswith("spa_graph.torch")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    given = {"data": {"x": np.zeros((2, 4)), "t": np.zeros(2)}, "loss": "mse"}
+    with pytest.raises(
+        OptionError, match=r"`taylor` needs torch.*pip install 'spa-prune\[torch\]'"
+    ):
+        spa_graph.prune(network(MLP), flops=0.5, **given)
+
+
+def test_the_normalisers_take_the_size_of_negative_importances() -> None:
+    values = np.array([-1.0, 3, -4])
+    np.testing.assert_allclose(NORMALIZERS["sum"](values), values / 8)
+    np.testing.assert_allclose(NORMALIZERS["mean"](values), values * 3 / 8)
+    np.testing.assert_allclose(NORMALIZERS["max"](values), values / 4)
+
+
+@pytest.mark.parametrize("budget", [{"flops": 0.25}, {"params": 0.25}, {"ratio": 0.75}])
+def test_half_way_to_a_budget_keeps_the_root_of_the_share(budget: dict[str, float]) -> None:
+    name, value = budget.popitem()
+    half = Options(**{name: value}).towards(0.5)  # type: ignore[arg-type]
+    assert getattr(half, name) == pytest.approx(0.5) and half.allocation == "global"

@@ -24,8 +24,7 @@ CONV = """
 net (float[N,3,6,6] x) => (float[N,5,4,4] y) <float[8,3,3,3] w1, float[5,8,3,3] w2>
 { h = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(h) y = Conv(r, w2) }
 """
-FROM_WEIGHTS = sorted(name for name, make in CRITERIA.items() if not make(0).needs_data)
-FROM_DATA = sorted(set(CRITERIA) - set(FROM_WEIGHTS))
+FROM_DATA = sorted(name for name, make in CRITERIA.items() if make(0).needs_data)
 
 
 def calibrated(

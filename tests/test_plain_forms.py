@@ -42,6 +42,51 @@ def test_look_up_in_another_order_stays() -> None:
     assert not analysis.groups
 
 
+@pytest.mark.parametrize(
+    "computed",
+    [
+        "index = Mod(unbounded, limit)",
+        "index = Min(unbounded, limit)",
+        "past = Div(unbounded, limit) some = Mul(past, eight) index = Add(unbounded, some)",
+        "short = Cast<to = 3>(unbounded) index = Cast<to = 7>(short)",
+    ],
+)
+def test_look_up_that_is_in_order_only_at_first_stays(computed: str) -> None:
+    """Positions that are taken modulo 1024 are in order as long as there are no more."""
+    text = LOOKUP.format(columns="0,1,2,3,4,5,6,7")
+    text = text.replace("index = Add", "unbounded = Add").replace("again =", f"{computed} again =")
+    analysis = analyze(network(text.replace("int64 zero", "int64 limit = {1024}, int64 zero")))
+    assert not analysis.changed
+    assert not analysis.groups
+
+
+def test_shuffle_that_keeps_the_order_of_few_elements_stays() -> None:
+    """Twice the perfect shuffle of 2 x N: in order for N = 1 and N = 2, not for N = 3."""
+    text = """
+    shuffled (float[N,6] x) => (float[N,3] y)
+    <float[6,2] w1, float[2,3] w2, int64[1] all = {-1}, int64 zero = {0}, int64 one = {1},
+     int64 two = {2}, int64[2] halves = {2, -1}, int64[2] joined = {-1, 2}>
+    {
+        h = MatMul(x, w1)
+        flat = Reshape(h, all)
+        sizes = Shape<end = 1>(x)
+        batch = Squeeze(sizes)
+        count = Mul(batch, two)
+        i0 = Range(zero, count, one)
+        i1 = Reshape(i0, halves)
+        i2 = Transpose(i1)
+        i3 = Reshape(i2, halves)
+        i4 = Transpose(i3)
+        index = Reshape(i4, joined)
+        again = Gather(flat, index)
+        y = MatMul(again, w2)
+    }
+    """
+    analysis = analyze(network(text))
+    assert not analysis.changed
+    assert not analysis.groups
+
+
 LIST = """
 list (float[N,5] x) => (float[N,3] y)
 <float[5,{whole}] w1, float[{part},3] w2, int64{split},

@@ -38,14 +38,16 @@ def fitted(task: Any, rows: Array, residual: Array, batches: int = 4) -> Outcome
     return outcome
 
 
-def ridge(x: Array, r: Array, damping: float, *, bias: bool) -> tuple[Array, Array]:
+def ridge(form: Form, x: Array, r: Array, damping: float, *, bias: bool) -> tuple[Array, Array]:
     """The formula of the module, in double precision, with numpy's own solver."""
     x, r = x.astype(np.float64), r.astype(np.float64)
     mean, gap = (x.mean(0), r.mean(0)) if bias else (0 * x[0], 0 * r[0])
     centred = x - mean
     gram = centred.T @ centred / len(x)
-    scale = np.trace(gram) / len(gram)
-    stacked = np.concatenate([centred, np.sqrt(len(x) * damping * scale) * np.eye(len(gram))])
+    mean_share = np.trace(gram) / len(gram)
+    weigh = form is GramRegression  # by the root of the variance; rows are too few for that
+    shares = np.sqrt(np.diag(gram) * mean_share) if weigh else np.full(len(gram), mean_share)
+    stacked = np.concatenate([centred, np.diag(np.sqrt(len(x) * damping * shares))])
     wanted = np.concatenate([r - gap, np.zeros((len(gram), r.shape[1]))])
     matrix = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
     return matrix, gap - mean @ matrix
@@ -75,7 +77,7 @@ def test_the_update_is_ridge_regression_on_all_rows(form: Form, bias: bool, posi
     r = x @ normal(1, 8, 2, seed=1) + 0.5 * normal(1, positions, 2, seed=2) + 1
     outcome = fitted(form(bias=bias), x, r)
     assert outcome.update is not None
-    matrix, shift = ridge(x[0], r[0], outcome.damping, bias=bias)
+    matrix, shift = ridge(form, x[0], r[0], outcome.damping, bias=bias)
     np.testing.assert_allclose(outcome.update.matrix[0], matrix, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(outcome.update.bias[0], shift, rtol=1e-3, atol=1e-3)
 
@@ -85,14 +87,18 @@ def test_the_update_is_ridge_regression_on_all_rows(form: Form, bias: bool, posi
     st.integers(10, 40), st.integers(1, 20), st.integers(1, 4), st.booleans(), st.integers(0, 1000)
 )
 def test_both_forms_agree(positions: int, inputs: int, outs: int, bias: bool, seed: int) -> None:
-    """With more rows than inputs: with fewer, sums of single precision don't determine the rest."""
+    """With more rows than inputs: with fewer, sums of single precision don't determine the rest.
+
+    And with little damping, of which each form has its own.
+    """
     x = normal(1, 4 * positions, inputs, seed=seed) + 1
     r = x @ normal(1, inputs, outs, seed=seed + 1) + normal(1, 4 * positions, outs, seed=seed + 2)
     first, second = (fitted(form(bias=bias), x, r) for form in FORMS)
     np.testing.assert_allclose(first.before, second.before, rtol=1e-4)
-    np.testing.assert_allclose(first.after, second.after, rtol=1e-2)
-    if first.update is None or second.update is None or first.damping != second.damping:
+    dampings = (first.damping, second.damping)
+    if first.update is None or second.update is None or max(dampings) > 1e-4:
         return
+    np.testing.assert_allclose(first.after, second.after, rtol=1e-2)
     np.testing.assert_allclose(first.update.matrix, second.update.matrix, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(first.update.bias, second.update.bias, rtol=1e-2, atol=1e-2)
 
@@ -104,7 +110,7 @@ def test_the_damping_that_does_best_on_held_out_rows_is_taken(form: Form) -> Non
     fit, held = slice(0, 30), slice(30, 40)
     errors = []
     for damping in DAMPINGS:
-        matrix, shift = ridge(x[0, fit], r[0, fit], damping, bias=True)
+        matrix, shift = ridge(form, x[0, fit], r[0, fit], damping, bias=True)
         errors.append(np.square(r[0, held] - x[0, held] @ matrix - shift).sum(1).mean())
     best = int(np.argmin(errors))
     assert best > 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 import spa_graph
 from spa_graph import BudgetError, OptionError
 from spa_graph.models_zoo.topologies import TOPOLOGIES
+from tests.models import assert_pruned, network, shapes
 
 PRE_NORM = "residual, pre-norm"
 FOUND = {
@@ -33,6 +36,13 @@ FOUND = {
 def cut(result: spa_graph.Result) -> set[str]:
     """The kinds that lost channels."""
     return {g["structure"] for g in result.report["groups"] if g["kept"] < g["channels"]}
+
+
+def kinds(model: onnx.ModelProto) -> list[tuple[str, int]]:
+    """The kind and size of every group."""
+    analysis = spa_graph.analyze(model)
+    pairs = zip(analysis.structures, analysis.groups, strict=True)
+    return sorted((structure.kind, group.size) for structure, group in pairs)
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -104,6 +114,98 @@ def test_blocks_can_shrink_instead_of_leaving(
     assert ir.serde.serialize_model(ir.serde.deserialize_model(again.model)) == (
         ir.serde.serialize_model(ir.serde.deserialize_model(result.model))
     )
+
+
+MULTI_QUERY = """
+shared (float[N,5,6] x) => (float[N,5,3] y)
+<float[6,8] wq, float[6,4] wk, float[6,4] wv, float[8,3] wo, int64[1] one = {1},
+ int64[4] heads = {0, 0, 2, 4}, int64[3] joined = {0, 0, -1}>
+{
+    q0 = MatMul(x, wq)
+    q1 = Reshape(q0, heads)
+    q = Transpose<perm = [0,2,1,3]>(q1)
+    k0 = MatMul(x, wk)
+    k1 = Unsqueeze(k0, one)
+    k = Transpose<perm = [0,1,3,2]>(k1)
+    v0 = MatMul(x, wv)
+    v = Unsqueeze(v0, one)
+    scores = MatMul(q, k)
+    shares = Softmax(scores)
+    said = MatMul(shares, v)
+    o1 = Transpose<perm = [0,2,1,3]>(said)
+    o = Reshape(o1, joined)
+    y = MatMul(o, wo)
+}
+"""
+
+
+def test_query_heads_that_share_a_key_are_heads() -> None:
+    """Though a head is larger than their number: whole ones leave, the key stays."""
+    model = network(MULTI_QUERY)
+    analysis = spa_graph.analyze(model)
+    assert [
+        (s.kind, g.size) for s, g in zip(analysis.structures, analysis.groups, strict=True)
+    ] == [("heads", 2)]
+    pruned = assert_pruned(model, spa_graph.prune(model, ratio=0.5, scope=("heads",)))
+    assert {name: shapes(pruned)[name] for name in ("wq", "wk", "wv", "wo")} == {
+        "wq": (6, 4), "wk": (6, 4), "wv": (6, 4), "wo": (4, 3)
+    }  # fmt: skip
+    result = spa_graph.prune(model, ratio=0.5, attention="head-dim")
+    assert cut(result) == {"heads"}
+    assert shapes(result.model)["wk"] == (6, 2)
+
+
+MERGED_WITH_THE_BATCH = """
+merged (float[N,5,6] x) => (float[N,5,3] y)
+<float[6,8] wq, float[6,8] wk, float[6,8] wv, float[8,3] wo, float[5,6] places, float[6,8] wp,
+ int64[4] cut = {0, 5, 2, 4}, int64[3] flat = {-1, 5, 4}, int64[4] apart = {-1, 2, 5, 4},
+ int64[3] joined = {0, 5, -1}, int64[3] cut_places = {5, 2, 4}, int64 two = {2},
+ int64[2] once = {1, 1}, int64[2] five = {5, 5}, int64[1,5,5] far>
+{
+    q0 = MatMul(x, wq) q1 = Reshape(q0, cut) q2 = Transpose<perm = [0,2,1,3]>(q1)
+    k0 = MatMul(x, wk) k1 = Reshape(k0, cut) k2 = Transpose<perm = [0,2,1,3]>(k1)
+    v0 = MatMul(x, wv) v1 = Reshape(v0, cut) v2 = Transpose<perm = [0,2,1,3]>(v1)
+    q = Reshape(q2, flat) k = Reshape(k2, flat) v = Reshape(v2, flat)
+    count = Shape<start = 0, end = 1>(q)
+    p0 = MatMul(places, wp) p1 = Reshape(p0, cut_places) p2 = Transpose<perm = [1,0,2]>(p1)
+    batch = Div(count, two) times = Concat<axis = 0>(batch, once) p = Tile(p2, times)
+    kt = Transpose<perm = [0,2,1]>(k) pt = Transpose<perm = [0,2,1]>(p)
+    here = MatMul(q, kt) there0 = MatMul(q, pt)
+    all = Concat<axis = 0>(count, five) which = Expand(far, all)
+    there = GatherElements<axis = 2>(there0, which)
+    scores = Add(here, there) shares = Softmax(scores)
+    o0 = MatMul(shares, v) o1 = Reshape(o0, apart) o2 = Transpose<perm = [0,2,1,3]>(o1)
+    o = Reshape(o2, joined) y = MatMul(o, wo)
+}
+"""
+"""Heads and batch are one axis, relative positions are repeated for each of the batch."""
+
+
+def test_heads_that_are_merged_with_the_batch() -> None:
+    """How often positions are repeated is computed from heads that leave: `batch * 2 / 2`."""
+    far = np.abs(np.arange(5)[:, None] - np.arange(5))[None]
+    model = network(MERGED_WITH_THE_BATCH, values={"far": far})
+    assert kinds(model) == [("ffn", 6), ("heads", 2)]
+    pruned = assert_pruned(model, spa_graph.prune(model, ratio=0.5, scope=("heads",)), dynamic=3)
+    assert {shapes(pruned)[name] for name in ("wq", "wk", "wv", "wp")} == {(6, 4)}
+    result = spa_graph.prune(model, ratio=0.5, scope=("heads",), attention="head-dim")
+    assert cut(result) == {"heads"}
+
+
+def test_an_activation_function_written_out_is_no_residual_sum() -> None:
+    """`x + 0.04 x^3` in a GELU: the width inside is a hidden one."""
+    model = network("""
+        gelu (float[N,6] x) => (float[N,3] y)
+        <float[6,8] w1, float[8,16] w2, float[16,8] w3, float[8,3] w4, float three = {3.0},
+         float little = {0.04}, float one = {1.0}>
+        {
+            s = MatMul(x, w1)
+            h = MatMul(s, w2) cube = Pow(h, three) part = Mul(cube, little) inner = Add(h, part)
+            bend = Tanh(inner) more = Add(bend, one) g = Mul(h, more)
+            f = MatMul(g, w3) t = Add(s, f) y = MatMul(t, w4)
+        }
+        """)
+    assert kinds(model) == [("ffn", 16), ("residual", 8)]
 
 
 def test_within_leaves_the_number_of_groups() -> None:

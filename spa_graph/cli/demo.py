@@ -14,6 +14,8 @@ from spa_graph.cli.options import LATENCY_SECONDS, answer_options, overwrite_opt
 from spa_graph.cli.target import check_writable
 from spa_graph.passes.importance import CRITERIA
 
+WITHOUT_LOSS = sorted(name for name, make in CRITERIA.items() if not make(0).needs_gradients)
+
 
 @click.command(name="demo")
 @click.option(
@@ -24,9 +26,7 @@ from spa_graph.passes.importance import CRITERIA
     metavar="R",
     help="Keep at most this share of the FLOPs.",
 )
-@click.option(
-    "--criterion", type=click.Choice(sorted(CRITERIA)), help="What makes a channel count."
-)
+@click.option("--criterion", type=click.Choice(WITHOUT_LOSS), help="What makes a channel count.")
 @click.option("--calibrate", metavar="DATA", help="Refit what is left, for example on `data-free`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Keep the pruned network.")
 @overwrite_option

@@ -64,12 +64,21 @@ calibration_options = together(
                  help="How to refit [default: ls with --calibrate]: means (bias), means and "
                  "variances (bn), least squares (ls), the paper's sweep (obspa)."),
 )  # fmt: skip
+gradient_options = together(
+    click.option("--data", metavar="FILE",
+                 help="For criteria that need gradients: a .npz with an array for each input, by "
+                 "its name, and one more for the targets."),
+    click.option("--loss", metavar="NAME",
+                 help="Of the outputs and targets: cross-entropy (of logits), nll (of "
+                 "probabilities), mse, l1, bce."),
+)  # fmt: skip
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of every random choice."
 )
 criterion_option = click.option(
     "--criterion", type=click.Choice(sorted(CRITERIA)),
-    help="What makes a channel important [default: l1; with --calibrate obspa].",
+    help="What makes a channel important [default: l1; with --calibrate obspa; with --data "
+    "taylor].",
 )  # fmt: skip
 ranking_options = together(
     click.option(

@@ -14,6 +14,7 @@ from spa_graph.cli.options import (
     block_options,
     calibration_options,
     criterion_option,
+    gradient_options,
     model,
     output_options,
     ranking_options,
@@ -35,6 +36,7 @@ from spa_graph.cli.target import Target
 @criterion_option
 @ranking_options
 @calibration_options
+@gradient_options
 @block_options
 @analysis_options
 @click.option(

@@ -14,6 +14,7 @@ from spa_graph.cli.options import (
     block_options,
     criterion_option,
     data_options,
+    gradient_options,
     model,
     overwrite_option,
     picture_option,
@@ -36,6 +37,7 @@ from spa_graph.frontends.onnx import files
 @criterion_option
 @seed_option
 @data_options
+@gradient_options
 @block_options
 @analysis_options
 @picture_option

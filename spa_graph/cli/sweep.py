@@ -14,6 +14,7 @@ from spa_graph.cli.options import (
     answer_options,
     block_options,
     calibration_options,
+    gradient_options,
     html_option,
     model,
     overwrite_option,
@@ -46,6 +47,7 @@ from spa_graph.pictures.style import drawable
 )
 @ranking_options
 @calibration_options
+@gradient_options
 @block_options
 @analysis_options
 @click.option(

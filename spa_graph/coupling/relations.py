@@ -81,6 +81,8 @@ class Relations:
         self.items: list[Relation] = []
         self.uses: list[Use] = []
         self.blocks: set[Axis] = set()
+        self.factors: set[Axis] = set()
+        """Dims that are part of a merged axis."""
         self._parent: list[Axis] = []
         self.extents: list[Extent] = []
         # The axes of a value follow each other: its name stands once, beside the first of them.
@@ -135,6 +137,8 @@ class Relations:
         return axis
 
     def _new_axes(self, name: str, shape: Shape) -> Axes:
+        if not shape:
+            return ()
         first = len(self._parent)
         axes = tuple(range(first, first + len(shape)))
         self._starts.append(first)
@@ -215,6 +219,8 @@ class Relations:
                 why.setdefault(a, why.pop(b))
             if b in self.blocks:
                 self.blocks.add(a)
+            if b in self.factors:
+                self.factors.add(a)
 
     def freeze(self, axes: Iterable[Axis], *why: object) -> None:
         """Keep the size of these axes. `why` are the parts of a sentence, joined if it is read."""
@@ -239,6 +245,8 @@ class Relations:
 
     def add(self, relation: Relation) -> None:
         self.items.append(relation)
+        if isinstance(relation, Product):
+            self.factors.update(map(self.dim, relation.factors))
 
 
 CUTTING = frozenset({"Slice", "Split"})

@@ -121,7 +121,8 @@ class Facts:
     `blocks` are the axes that count blocks. `stored` are weights, and what is computed from nothing
     else. `least`: how many elements of an axis stay at least. `positions`: values whose elements
     are positions in an axis; `ranked`: those among them that come straight out of a ranking;
-    `computed_with`: the axes of those that are used for more than to index.
+    `computed_with`: the axes of those that are used for more than to index. `copies`: what values
+    that follow from sizes are copies of.
     """
 
     costs: list[Cost] = field(default_factory=list)
@@ -142,6 +143,7 @@ class Facts:
     ranked: dict[str, Axis] = field(default_factory=dict)
     positions: dict[str, Axis] = field(default_factory=dict)
     computed_with: list[tuple[Axis, Why]] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)
     linears: list[Linear] = field(default_factory=list)
 
 
@@ -315,6 +317,10 @@ class Scope:
         self._mentioned.update(axes)
         self.facts.only_experts += [(axis, (self.operator, why)) for axis in axes]
 
+    def keeps(self, axes: Iterable[Axis], least: int) -> None:
+        """At least so many elements of each of these axes stay."""
+        self.facts.least += [(axis, least) for axis in axes]
+
     # --- positions ----------------------------------------------------------------------------
 
     def ranks(self, axis: Axis, slot: int, least: int, why: str) -> None:
@@ -331,7 +337,7 @@ class Scope:
         Among fewer it picks others: it is renormalising.
         """
         self.renormalise(axis)
-        self.facts.least.append((axis, least))
+        self.keeps((axis,), least)
 
     def positions(self, slot: int) -> Axis | None:
         """The axis that an input holds positions in, if it is known to hold positions."""

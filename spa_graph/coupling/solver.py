@@ -122,19 +122,21 @@ def _settle(relations: Relations, items: list[Relation]) -> dict[int, Axis]:
     covered = _parts_by_whole(relations, items)
     carrying: dict[int, Axis] = {}
     pending = deque(range(len(items)))
-    undecided = sorted(
-        (i for i, item in enumerate(items) if isinstance(item, Product)),
-        key=lambda i: not _has_blocks(relations, items[i]),
-    )
-    while pending or undecided:
+
+    def spread() -> None:
         while pending:
             for axis, why in _consequences(relations, items[pending.popleft()], covered):
                 if relations.why(axis) is None:
                     relations.freeze((axis,), *why)
                     pending.extend(touching.get(relations.dim(axis), ()))
-        if not undecided:
-            break
-        position = undecided.pop(0)
+
+    spread()
+    _count_blocks(relations, items)
+    undecided = sorted(
+        (i for i, item in enumerate(items) if isinstance(item, Product)),
+        key=lambda i: not _has_blocks(relations, items[i]),
+    )
+    for position in undecided:
         carrier, losers = _choose(relations, items[position])
         if carrier is not None:
             carrying[position] = carrier
@@ -142,6 +144,7 @@ def _settle(relations: Relations, items: list[Relation]) -> dict[int, Axis]:
             along = relations.label(axis if carrier is None else carrier)
             relations.freeze((axis,), f"merged axis is pruned along {along} instead")
             pending.extend(touching.get(relations.dim(axis), ()))
+        spread()
     return {position: axis for position, axis in carrying.items() if not relations.why(axis)}
 
 
@@ -176,7 +179,7 @@ def _consequences(
         source, out = relations.why(item.source), relations.why(item.out)
         if source:
             return [(item.out, source)]
-        if out and len(np.unique(item.index[item.index >= 0])) == relations.extent(item.source)[0]:
+        if out and _takes_all(item.index, relations.extent(item.source).nominal):
             return [(item.source, out)]
         return []
     whole = relations.why(item.whole)
@@ -187,6 +190,11 @@ def _consequences(
     blocks = [axis for axis in item.factors if relations.dim(axis) in relations.blocks]
     wanted = max(blocks or item.factors[::-1], key=lambda axis: relations.extent(axis).nominal)
     return [(item.whole, relations.why(wanted) or ())]
+
+
+def _takes_all(index: Ints, size: int) -> bool:
+    """Whether every one of `size` elements is picked; a short index can't."""
+    return len(index) >= size and len(np.unique(index[index >= 0])) == size
 
 
 def _all_frozen(relations: Relations, whole: Axis, covered: dict[Axis, list[Segment]]) -> bool:
@@ -201,6 +209,15 @@ def _all_frozen(relations: Relations, whole: Axis, covered: dict[Axis, list[Segm
             return False
         reach = max(reach, offset + size)
     return reach >= relations.extent(whole).nominal
+
+
+def _count_blocks(relations: Relations, items: list[Relation]) -> None:
+    """Blocks that are merged with what stays (batch x heads) are counted by the other factor."""
+    for item in items:
+        if isinstance(item, Product) and relations.dim(item.whole) in relations.blocks:
+            free = [axis for axis in item.factors if not relations.why(axis)]
+            if len(free) == 1:
+                relations.prefer(free[0])
 
 
 def _has_blocks(relations: Relations, item: Relation) -> bool:

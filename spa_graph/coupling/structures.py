@@ -43,7 +43,7 @@ class Structure:
 def structures(coupling: Coupling) -> list[Structure]:
     """The structure of every channel group, in their order."""
     features = _features(coupling.graph)
-    operands = _residual_operands(coupling.graph, features)
+    operands = _residual_operands(coupling, features)
     pre_norm = set(_pre_norm_dims(coupling, features, operands))
     # A Dim may be several of these: the first one names it.
     marked: list[tuple[Kind, set[Axis]]] = [
@@ -64,8 +64,13 @@ def structures(coupling: Coupling) -> list[Structure]:
 
 
 def _blocks(coupling: Coupling, block: Block) -> set[Axis]:
-    """The Dims that count such blocks."""
-    return {coupling.relations.dim(axis) for kind, axis in coupling.facts.blocks if kind == block}
+    """The Dims that count such blocks, and those that a count is merged from: batch x heads."""
+    dim = coupling.relations.dim
+    found = {dim(axis) for kind, axis in coupling.facts.blocks if kind == block}
+    for item in coupling.relations.items:
+        if isinstance(item, Product) and dim(item.whole) in found:
+            found.update(map(dim, item.factors))
+    return found
 
 
 def _contents(coupling: Coupling, block: Block) -> Iterator[Axis]:
@@ -98,16 +103,32 @@ def _features(graph: Graph) -> list[list[str]]:
     return found
 
 
-def _residual_operands(graph: Graph, features: list[list[str]]) -> dict[str, Operator]:
+def _origins(coupling: Coupling, features: list[list[str]]) -> dict[str, str]:
+    """For each feature the one that it is a function of, without weights that mix channels.
+
+    Itself, if it is a layer's result, or made of several.
+    """
+    computing = {cost.operator for cost in coupling.facts.costs}
+    found: dict[str, str] = {}
+    for operator in coupling.graph.operators:
+        own = {found.get(name, name) for name in features[operator.index]}
+        if len(own) == 1 and operator.index not in computing:
+            found.update(dict.fromkeys(filter(None, operator.outputs), own.pop()))
+    return found
+
+
+def _residual_operands(coupling: Coupling, features: list[list[str]]) -> dict[str, Operator]:
     """Features that are added to what was computed from them, each with such a sum.
 
-    Of the two operands of `x + f(x)`, x is the one that others read too.
+    Of the two operands of `x + f(x)`, x is the one that others read too. An activation function
+    that is written out (`x + 0.04 x^3`) is no branch.
     """
+    graph, origins = coupling.graph, _origins(coupling, features)
     readers = Counter(name for operator in graph.operators for name in set(operator.inputs))
     found = {}
     for operator in graph.operators:
         names = features[operator.index]
-        if operator.op_type in SUMS and len(names) > 1:
+        if operator.op_type in SUMS and len({origins.get(name, name) for name in names}) > 1:
             found.update({name: operator for name in names if readers[name] > 1})
             if operator.op_type.startswith("Skip") and len(operator.outputs) > 3:
                 found[operator.outputs[3]] = operator  # the sum itself, for the next one

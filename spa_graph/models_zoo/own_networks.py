@@ -108,7 +108,7 @@ def _builders() -> dict[str, Callable[[], Built]]:
         ),
         **{
             f"experts_{kind}": _one(_family("mixture", kind), x=lambda: _floats(10, 16))
-            for kind in ("einsum", "matmul", "listed")
+            for kind in ("einsum", "matmul", "listed", "routed", "routed_listed")
         },
     }
 

@@ -522,12 +522,54 @@ class ListedExperts(nn.Module):
         return (said * weights[..., None, :]).sum(dim=-1)
 
 
+class RoutedExperts(StackedExperts):
+    """Each token's best experts, whose weights are looked up."""
+
+    def __init__(self, width: int, hidden: int, experts: int, best: int) -> None:
+        super().__init__(width, hidden, experts, einsum=False)
+        self.best = best
+
+    def forward(self, x: Tensor) -> Any:
+        """(n, t, width) -> the same."""
+        shares, chosen = self.router(x).topk(self.best, dim=-1)
+        hidden = functional.gelu(x[:, :, None, None] @ self.up[chosen])  # (n, t, best, 1, hidden)
+        said = (hidden @ self.down[chosen]).squeeze(3)
+        return (said * shares.softmax(dim=-1)[..., None]).sum(dim=2)
+
+
+class RoutedListedExperts(ListedExperts):
+    """The same with experts that are modules of their own, each run on the tokens that chose it."""
+
+    def __init__(self, width: int, hidden: int, experts: int, best: int) -> None:
+        super().__init__(width, hidden, experts)
+        self.best = best
+
+    def forward(self, x: Tensor) -> Any:
+        """(n, t, width) -> the same."""
+        tokens = x.flatten(0, 1)
+        shares, chosen = self.router(tokens).topk(self.best, dim=-1)
+        shares, said = shares.softmax(dim=-1), torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            token, rank = torch.where(chosen == number)
+            own = expert(tokens[token]) * shares[token, rank, None]
+            said = said.index_add(0, token, own)
+        return said.view_as(x)
+
+
 def mixture(kind: str, width: int = 32) -> nn.Module:
-    """Return two layers of experts between linear ones; kind: `einsum`, `matmul` or `listed`."""
+    """Return two layers of experts between linear ones.
+
+    Args:
+        kind: `einsum`, `matmul` (stacked weights), `listed` (modules); all experts are mixed. Of
+            `routed` and `routed_listed` two are, for each token.
+    """
 
     def layer() -> nn.Module:
         if kind == "listed":
             return ListedExperts(width, 64, 4)
+        if kind.startswith("routed"):
+            made = RoutedExperts if kind == "routed" else RoutedListedExperts
+            return made(width, 64, 6, best=2)
         return StackedExperts(width, 64, 4, einsum=kind == "einsum")
 
     norm = nn.LayerNorm(width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from spa_graph.frontends.onnx import files
 from spa_graph.passes.importance import Criterion, make_criterion
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Options, StepProgress, Timer
-from spa_graph.passes.probing import Gates, few
+from spa_graph.passes.probing import Gates, few, open_whole
 from spa_graph.passes.statistics.layers import (
     LEVELS,
     POSITIONS,
@@ -23,10 +23,12 @@ from spa_graph.passes.statistics.layers import (
     observe,
 )
 from spa_graph.passes.statistics.moments import Moments
+from spa_graph.passes.statistics.padding import Padding, find_padding
 from spa_graph.passes.statistics.readers import Layers
 from spa_graph.passes.statistics.runner import Runner
 from spa_graph.runtime.calibration import Calibration, Prober, calibration
-from spa_graph.runtime.sessions import Feeds
+from spa_graph.runtime.sessions import Feeds, run
+from spa_graph.runtime.verify import Array
 
 FITTED = 0.75
 """The share of the calibration data that is fitted to; by the rest repairs are judged."""
@@ -44,6 +46,7 @@ class Calibrated:
     held_out: Calibration
     criterion: Criterion
     layers: Layers
+    padding: Padding | None = None
 
     @property
     def batches(self) -> Iterable[Feeds]:
@@ -75,19 +78,31 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
         )
     fitting, held_out = data.split(FITTED)
     criterion = make_criterion(options.criterion_name, options.seed)
+    with timer.step("calibration data"):
+        padding = _padding(analysis, fitting)
     with timer.step("statistics") as progress:
         limit = options.memory_limit // 2
-        layers = _statistics(analysis, criterion, fitting, limit, folder, progress)
+        layers = _statistics(analysis, criterion, fitting, padding, limit, folder, progress)
     if criterion.probes:
         with timer.step("probe channels") as progress:
-            criterion.probe(Gates(analysis, layers, few(fitting, PROBED)), progress)
-    return Calibrated(data.source, fitting, held_out, criterion, layers)
+            criterion.probe(Gates(analysis, layers, few(fitting, PROBED), padding), progress)
+    return Calibrated(data.source, fitting, held_out, criterion, layers, padding)
+
+
+def _padding(analysis: Analysis, batches: Calibration) -> Padding | None:
+    """The padding of the calibration data, if the network ignores it."""
+
+    def compute(feeds: Feeds) -> Sequence[Array]:
+        return run(open_whole(analysis, analysis.model, feeds), feeds)
+
+    return find_padding(analysis.coupling, batches, compute)
 
 
 def _statistics(
     analysis: Analysis,
     criterion: Criterion,
     batches: Calibration,
+    padding: Padding | None,
     limit: int,
     folder: Path,
     progress: StepProgress,
@@ -105,7 +120,9 @@ def _statistics(
         runner.advance(names)
         for layer in layers:
             features = runner.value(layer.source, 0)
-            observe(layer, features, len(batches), generator)  # says what is wrong with features
+            among = padding.places(layer, feeds) if padding else None
+            # says what is wrong with features
+            observe(layer, features, len(batches), generator, among)
             criterion.observe(layer, features)
         progress(number + 1, len(batches))
     return {(layer.operator.index, layer.linear.slots[1]): layer for layer in layers}

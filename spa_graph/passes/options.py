@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from typing import Any, Literal, Protocol, get_args
@@ -68,6 +69,8 @@ class Options:
     reconstruct: Method | None = None
     allocation: Literal["global", "distortion"] | None = None
     memory_limit: int = 4 << 30
+    data: Any = None
+    loss: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):  # one pattern, not its letters
@@ -83,10 +86,13 @@ class Options:
         if isinstance(self.scope, str):  # as on the command line
             object.__setattr__(self, "scope", tuple(self.scope.split(",")))
         for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            for each in value if name == "scope" else (value,):
+            chosen = getattr(self, name)
+            for each in chosen if name == "scope" else (chosen,):
                 if each not in allowed and each is not None:
                     raise OptionError(f"--{name} {each}: choose among {', '.join(allowed)}")
+        if (self.data is None) != (self.loss is None):
+            there, lacks = ("loss", "data") if self.data is None else ("data", "loss")
+            raise OptionError(f"--{there} needs --{lacks}: gradients are those of a loss over data")
         self._check_calibration()
 
     def _check_calibration(self) -> None:
@@ -105,8 +111,9 @@ class Options:
 
     @property
     def criterion_name(self) -> str:
-        """The criterion: what measures best with calibration data, and without."""
-        return self.criterion or ("obspa" if self.calibrate is not None else "l1")
+        """The criterion: what measures best with calibration data, with a loss, and without."""
+        without = "l1" if self.data is None else "taylor"
+        return self.criterion or (without if self.calibrate is None else "obspa")
 
     @property
     def method(self) -> Method:
@@ -119,12 +126,42 @@ class Options:
         heads: tuple[Block, ...] = ("heads",) if self.attention == "head-dim" else ()
         return heads + (("groups",) if self.groups == "within" else ())
 
+    def towards(self, share: float) -> Options:
+        """The same with a budget on the way to this one: the kept share to the power of `share`.
+
+        Without a measured allocation, which is for the last step.
+        """
+        ratio = None if self.ratio is None else 1 - (1 - self.ratio) ** share
+        flops, params = (
+            None if kept is None else kept**share for kept in (self.flops, self.params)
+        )
+        return replace(self, flops=flops, params=params, ratio=ratio, allocation="global")
+
+    def plain(self) -> dict[str, Any]:
+        """What was chosen, as JSON-ready data."""
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        given["criterion"], given["reconstruct"] = self.criterion_name, self.method
+        return {
+            name: _plain(value)
+            for name, value in given.items()
+            if value is not None and not (isinstance(value, tuple | dict) and not value)
+        }
+
     @property
     def budget(self) -> Budget | None:
         """The budget on the whole network, or None for a uniform ratio."""
         if self.flops is not None:
             return Budget("flops", self.flops)
         return Budget("params", self.params) if self.params is not None else None
+
+
+def _plain(value: Any) -> Any:
+    """Paths by their names, and of data and functions only what kind of thing they are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, str | int | float | tuple) or type(value) is dict:
+        return value
+    return f"a {type(value).__name__}"
 
 
 def _silent(step: str, done: int, total: int, detail: str = "") -> None:

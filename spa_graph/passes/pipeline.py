@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from spa_graph.passes.allocate import (
     allocate_uniform,
 )
 from spa_graph.passes.calibrated import Calibrated
-from spa_graph.passes.importance import make_criterion, score
+from spa_graph.passes.importance import Criterion, make_criterion, score
+from spa_graph.passes.importance.differential import Differentiable, FromGradients, missing
 from spa_graph.passes.network import Analysis, Analyzed, Pruned, rewrite
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.sensitivity import Sensitivity, measure
@@ -33,16 +35,23 @@ class Choice:
     sensitivity: Sensitivity | None = None
 
 
+NetworkWithout = Callable[[Kept], Differentiable]
+"""A network that can be differentiated, whose weights of the channels that aren't kept are zero."""
+
+
 @dataclass(slots=True, eq=False)
 class Ranking:
     """What is known of all channels before a budget is; it serves any number of budgets.
 
     scores: the importance of each channel; (channels,).
+    criterion, network: what tells it anew where channels are gone, for criteria in rounds.
     """
 
     analysis: Analyzed
     scores: NDArray[np.float64]
+    criterion: Criterion
     calibrated: Calibrated | None = None
+    network: NetworkWithout | None = None
     _measured: dict[bytes, Sensitivity] = field(default_factory=dict)
 
     def sensitivity(self, whole: Kept, timer: Timer) -> Sensitivity | None:
@@ -59,6 +68,7 @@ class Ranking:
                     self.calibrated.held_out,
                     whole,
                     progress,
+                    padding=self.calibrated.padding,
                 )
         return self._measured[whole.tobytes()]
 
@@ -68,35 +78,71 @@ def rank(
     options: Options,
     timer: Timer,
     calibrated: Calibrated | None = None,
+    network: NetworkWithout | None = None,
 ) -> Ranking:
-    """Score all channels; `calibrated` is what calibration data says.
+    """Score all channels.
+
+    Args:
+        calibrated: what calibration data says.
+        network: where gradients come from, for criteria that need them.
 
     Raises:
         ModelError: nothing can be pruned.
     """
     if not analysis.coupling.count:
         raise ModelError(_why_nothing(analysis.coupling, options))
-    criterion = (
-        calibrated.criterion if calibrated else make_criterion(options.criterion_name, options.seed)
-    )
+    criterion = calibrated.criterion if calibrated else chosen_criterion(options)
+    ranking = Ranking(analysis, np.zeros(0), criterion, calibrated, network)
+    return _score(ranking, np.ones(analysis.coupling.count, bool), options, timer)
+
+
+def _score(ranking: Ranking, kept: Kept, options: Options, timer: Timer) -> Ranking:
+    """The ranking of what is left when only some channels are kept; the others come last."""
+    criterion, calibrated = ranking.criterion, ranking.calibrated
+    if isinstance(criterion, FromGradients) and ranking.network is not None:
+        with timer.step("gradients") as progress:
+            criterion.differentiate(ranking.network(kept), progress)
     with timer.step("score") as progress:
         scores = score(
-            analysis.coupling,
+            ranking.analysis.coupling,
             criterion,
             aggregate=options.aggregate,
             normalize=options.normalize,
             layers=calibrated.layers if calibrated else None,
             progress=progress,
         )
-    return Ranking(analysis, scores, calibrated)
+    return replace(ranking, scores=np.where(kept, scores, -np.inf), _measured={})
+
+
+def chosen_criterion(options: Options) -> Criterion:
+    """The criterion of the options.
+
+    Raises:
+        OptionError: there is none of this name, or it needs data that isn't there.
+    """
+    criterion = make_criterion(options.criterion_name, options.seed)
+    lacking = isinstance(criterion, FromGradients) and criterion.needs_loss
+    if lacking and options.data is None:
+        raise OptionError(missing(criterion.name))
+    return criterion
 
 
 def choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:
     """Allocate: which channels stay within the budget.
 
+    A criterion in rounds removes some in each, and the next looks at the network without them.
+
     Raises:
         BudgetError: no choice is within it.
     """
+    rounds = ranking.criterion.rounds
+    for number in range(1, rounds):
+        kept = _choose(ranking, options.towards(number / rounds), timer).kept
+        ranking = _score(ranking, kept, options, timer)
+    return _choose(ranking, options, timer)
+
+
+def _choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:
     analysis, scores = ranking.analysis, ranking.scores
     limits = Limits(round_to=options.round_to, min_channels=options.min_channels)
     whole, last_resort = _scopes(analysis, options.scope)

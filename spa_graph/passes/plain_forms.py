@@ -12,7 +12,7 @@ Each is found in a graph, and rewritten in the model that the graph was read fro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.frontends.onnx.editor import become_reshape, become_split, operator_nodes
-from spa_graph.graph import Extent, Graph, Known, Operator, Shape
+from spa_graph.graph import ONE, Extent, Graph, Known, Operator, Shape
 
 Lookup = tuple[Operator, NDArray[np.int64]]
 """The look-up, and the sizes that it arranges the elements in."""
@@ -48,6 +48,7 @@ def remove_unused(model: ir.Model, node: ir.Node | None) -> None:
 def _find_lookups(graph: Graph) -> list[Lookup]:
     """Gathers of all elements of a flat tensor, in order."""
     found = []
+    makers = {name: operator for operator in graph.operators for name in operator.outputs}
     for operator in graph.operators:
         if operator.op_type != "Gather" or operator.domain or operator.version < 5:
             continue
@@ -58,9 +59,51 @@ def _find_lookups(graph: Graph) -> list[Lookup]:
         if any(map(graph.unsized_in, operator.inputs)):
             continue
         sizes = _sizes(known, index)
-        if len(flat) == 1 and sizes is not None and _is_everything(known, flat[0]):
+        if len(flat) != 1 or sizes is None or not _is_everything(known, flat[0]):
+            continue
+        if _is_linear(graph, makers, operator.inputs[1]):
             found.append((operator, sizes))
     return found
+
+
+def _is_linear(graph: Graph, makers: Mapping[str, Operator], name: str) -> bool:
+    """Whether elements grow evenly along each axis whose size isn't fixed, however long it is.
+
+    What such elements are at two sizes tells what they are at all; those of `Range(n) mod 1024` are
+    others from 1024 on.
+    """
+    known = graph.known.get(name)
+    if known is None or known.nominal.dtype not in (np.int32, np.int64):
+        return False
+    if known.static:
+        return True
+    maker = makers.get(name)
+    if maker is None or maker.domain:
+        return False
+
+    def linear(*slots: int) -> bool:
+        return all(_is_linear(graph, makers, maker.inputs[slot]) for slot in slots)
+
+    def static(*slots: int) -> bool:
+        return all(graph.known[maker.inputs[slot]].static for slot in slots)
+
+    match maker.op_type:
+        case "Range":  # start, limit, delta: the limit decides about the size only
+            return static(0, 2)
+        case "Add" | "Sub":
+            return linear(0, 1)
+        case "Mul":
+            return linear(0, 1) and (static(0) or static(1))
+        case "Identity" | "Cast" | "Unsqueeze" | "Squeeze" | "Expand":
+            return linear(0)
+        case "Reshape":
+            return linear(0) and _wide(graph, maker.inputs[0]) == _wide(graph, name)
+    return False
+
+
+def _wide(graph: Graph, name: str) -> list[Extent]:
+    """The sizes of all axes of more than one element."""
+    return [extent for extent in graph.shapes[name] if extent != ONE]
 
 
 def _is_everything(known: Known, extent: Extent) -> bool:

@@ -13,6 +13,7 @@ from spa_graph.frontends.onnx.gating import insert_gate
 from spa_graph.frontends.onnx.pieces import piece
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.statistics.distortion import Outputs, distortion, spread
+from spa_graph.passes.statistics.padding import Padding, blanked
 from spa_graph.passes.statistics.readers import Layers
 from spa_graph.runtime.calibration import Calibration
 from spa_graph.runtime.sessions import Feeds, Session, open_session, run
@@ -41,11 +42,18 @@ class Gates:
     gated: which channels such a layer reads; the gates of others are without effect; (channels,).
     """
 
-    def __init__(self, analysis: Analysis, layers: Layers, batches: Iterable[Feeds]) -> None:
+    def __init__(
+        self,
+        analysis: Analysis,
+        layers: Layers,
+        batches: Iterable[Feeds],
+        padding: Padding | None = None,
+    ) -> None:
         coupling = analysis.coupling
         self.groups = [slice(group.start, group.stop) for group in analysis.groups]
         self.gated = np.zeros(coupling.count, bool)
         self._batches = list(batches)
+        self._padding = padding
         self._inputs: dict[str, tuple[NDArray[np.int64], tuple[int, ...], np.dtype]] = {}
         model = analysis.model.clone()
         nodes = operator_nodes(model, analysis.graph)
@@ -99,4 +107,7 @@ class Gates:
         return {**feeds, **own}
 
     def _run(self, gates: Floats) -> Outputs:
-        return [run(self._session, self._feeds(feeds, gates)) for feeds in self._batches]
+        return [
+            blanked(self._padding, feeds, run(self._session, self._feeds(feeds, gates)))
+            for feeds in self._batches
+        ]

@@ -8,6 +8,7 @@ itself, and decisions between near ties (`decisions.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from spa_graph.graph import Graph
 from spa_graph.passes.decisions import ROUNDING, find_decisions, tipped
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Timer
+from spa_graph.runtime import heap
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import Feeds, Session, open_session, run
 from spa_graph.runtime.verify import Agreement, Array, compare, varies
@@ -32,6 +34,8 @@ SCALES = (1.0, 30.0, 0.1)
 """Standard deviations of random inputs to try."""
 TRIES = 3
 """How many inputs to try where decisions between near ties hide what lies behind them."""
+BLOCK = 32
+"""Freed blocks of at least this fraction of the weights are given back to the system at once."""
 
 
 def verify(
@@ -46,13 +50,10 @@ def verify(
     Raises:
         VerificationError: it doesn't.
     """
-    with timer.step("verify"):
+    weights = sum(parameter.nbytes for parameter in analysis.graph.parameters.values())
+    with timer.step("verify"), heap.returning(weights // BLOCK):
         _check_interface(analysis.original, pruned.model)
-        reference = analysis.model.clone()
-        masking.mask(reference, analysis.coupling, pruned.kept, pruned.edits)
-        reference.meta["external_data"] = True
-        masked = folder / "reference.onnx"
-        files.write(reference, masked)
+        masked = _write_reference(analysis, pruned, folder)
         _check_file(draft, analysis.original)
         for seed in range(TRIES):
             try:
@@ -61,6 +62,16 @@ def verify(
                 if seed == TRIES - 1:
                     raise
         raise AssertionError("TRIES is positive")
+
+
+def _write_reference(analysis: Analysis, pruned: Pruned, folder: Path) -> Path:
+    """The masked network's file, with its weights beside it."""
+    reference = analysis.model.clone()
+    masking.mask(reference, analysis.coupling, pruned.kept, pruned.edits)
+    reference.meta["external_data"] = True
+    masked = folder / "reference.onnx"
+    files.write(reference, masked)
+    return masked
 
 
 class _HiddenError(VerificationError):
@@ -263,12 +274,16 @@ def _reference(
 
     Small inputs can drown in biases, or leave every unit of a badly scaled network at rest. Last
     come the samples whose sizes the reference rejects, which the network itself must reject too.
+
+    The largest inputs come first: weights are mapped, and stay in memory once they were read, so
+    the large features of first layers don't stand beside all weights then.
     """
     session = open_session(masked, plain=True)
     feeds: list[Feeds] = []
     want: list[list[Array]] = []
     rejected: list[int] = []
-    for sample in range(len(graph.samples)):
+    sizes = [sum(map(math.prod, shapes.values())) for shapes in graph.samples]
+    for sample in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
         try:
             given, found = _informative(session, graph, sample, seed)
         except ModelError:
@@ -276,7 +291,7 @@ def _reference(
             continue
         feeds.append(given)
         want.append(found)
-    return feeds, want, rejected
+    return feeds, want, sorted(rejected)
 
 
 def _informative(

@@ -27,6 +27,7 @@ from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, ma
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.passes.statistics.distortion import Outputs, distortion
 from spa_graph.passes.statistics.layers import LEVELS, Layer
+from spa_graph.passes.statistics.padding import Padding, blanked
 from spa_graph.passes.statistics.readers import Layers, error_curve, readers, taken_over
 from spa_graph.plan import Kept
 from spa_graph.runtime.calibration import Calibration
@@ -66,14 +67,17 @@ def measure(
     whole: NDArray[np.bool_],
     progress: Callable[[int, int], None] | None = None,
     levels: Sequence[float] = LEVELS,
+    padding: Padding | None = None,
 ) -> Sensitivity:
     """Measure all groups but those that stay whole; `scores` are those of the channels.
 
     Args:
         held_out: calibration data that the layers' statistics were not taken of.
         levels: the shares of a group's channels without which the network is run.
+        padding: which positions of the data are without meaning.
     """
-    probing = _Probing(analysis, layers, _few(held_out, len(levels) * int((~whole).sum())))
+    runs = len(levels) * int((~whole).sum())
+    probing = _Probing(analysis, layers, _few(held_out, runs), padding)
     found = Sensitivity([])
     for number, group in enumerate(analysis.groups):
         own = scores[group.start : group.stop]
@@ -124,10 +128,17 @@ class _Probing:
     in a fraction of the time.
     """
 
-    def __init__(self, analysis: Analysis, layers: Layers, batches: Iterable[Feeds]) -> None:
+    def __init__(
+        self,
+        analysis: Analysis,
+        layers: Layers,
+        batches: Iterable[Feeds],
+        padding: Padding | None,
+    ) -> None:
         self._analysis = analysis
         self._by_result = {layer.operator.outputs[0]: layer for layer in layers.values()}
         self._batches = list(batches)
+        self._padding = padding
         self._want = self._run(analysis.model)
 
     def distortion(self, gone: NDArray[np.int64]) -> float:
@@ -162,4 +173,4 @@ class _Probing:
 
     def _run(self, model: ir.Model) -> Outputs:
         session = open_whole(self._analysis, model, self._batches[0])
-        return [run(session, feeds) for feeds in self._batches]
+        return [blanked(self._padding, feeds, run(session, feeds)) for feeds in self._batches]

@@ -50,6 +50,7 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
+        options.enable_mem_reuse = False  # frees features at once, rather than keep them for others
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)

@@ -14,6 +14,7 @@ from spa_graph.errors import ModelError, OptionError
 from spa_graph.frontends.onnx import files
 from spa_graph.passes import pipeline
 from spa_graph.passes.calibrated import calibrate
+from spa_graph.passes.differentiated import differentiable
 from spa_graph.passes.network import Analysis, prepare
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.sensitivity import Probe, measure
@@ -56,13 +57,21 @@ def sensitivity(
     analysis = prepare(original, chosen, timer)
     with tempfile.TemporaryDirectory() as folder:
         calibrated = calibrate(analysis, chosen, timer, Path(folder))
-        scores = pipeline.rank(analysis, chosen, timer, calibrated).scores
+        network = differentiable(analysis, chosen) if calibrated.criterion.needs_gradients else None
+        scores = pipeline.rank(analysis, chosen, timer, calibrated, network).scores
         whole = np.array([group.size - group.least < 1 for group in analysis.groups])
         if whole.all():
             raise ModelError("no group can lose a channel; `spa-prune inspect` tells why")
         with timer.step("measure groups") as step:
             found = measure(
-                analysis, scores, calibrated.layers, calibrated.held_out, whole, step, levels
+                analysis,
+                scores,
+                calibrated.layers,
+                calibrated.held_out,
+                whole,
+                step,
+                levels,
+                calibrated.padding,
             )
     return {
         "versions": versions(),

@@ -14,12 +14,12 @@ from spa_graph.frontends.torch.editor import slice_parameters
 from spa_graph.frontends.torch.reader import named_state
 from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
-from spa_graph.passes.pipeline import choose, rank
 from spa_graph.plan import Plan, kept_channels
 from spa_graph.torch.options import ReturnType, check_return_type, in_python, make_options
 from spa_graph.torch.pipeline import (
     ModuleAnalysis,
     Outcome,
+    choose_channels,
     copied,
     finish,
     make_report,
@@ -34,12 +34,15 @@ _RECORD = "_spa_record"
 class Record:
     """What is remembered of how a module was pruned; it stands in the module itself.
 
+    plan: what it lost since it was whole, also where it was pruned in several steps.
+    step: what the last step removed.
     inputs: what a graph was traced with.
     """
 
     plan: Plan
-    report: dict[str, Any]
-    inputs: tuple[Any, ...] = field(default=())
+    step: Plan
+    report: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[Any, ...] = ()
 
 
 def analyze(
@@ -79,10 +82,10 @@ def prune(
             work with the new sizes, else a graph, with a warning that tells why.
         dynamic_shapes: as of torch.export; by default the batch is left free.
         options: one of `flops`, `params` (keep at most this share) and `ratio` (remove this share
-            of channels everywhere); `criterion` ("l1", "l2", "random", "bn-scale", "fpgm",
-            "lamp"), `exclude` (patterns of parameter or module names), `round_to`,
-            `min_channels`, `scope`, `seed`, `exact`, `attention`, `groups`, `aggregate`,
-            `normalize`.
+            of channels everywhere); `criterion`, `exclude` (patterns of parameter or module
+            names), `round_to`, `min_channels`, `scope`, `seed`, `exact`, `attention`, `groups`,
+            `aggregate`, `normalize`. With `data` and `loss` (see `torch.objective`) also criteria
+            that need gradients, of the first `samples` (512) samples.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -95,7 +98,7 @@ def prune(
         chosen = make_options(options, budget=True)
         even = return_type in (None, "module")
         analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=even)
-        kept = choose(rank(analysis, chosen, timer), chosen, timer).kept
+        kept = choose_channels(analysis, chosen, timer)
         outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
         return _give(analysis, pruned, outcome, chosen, return_type, timer)
 
@@ -135,10 +138,33 @@ def apply_plan(
 
 
 def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
+    module = copied(model)
+    cut(module, plan)
+    return module
+
+
+def cut(module: nn.Module, plan: Plan) -> None:
+    """Apply a plan that tells attributes, in place.
+
+    Raises:
+        OptionError: it doesn't fit the module, which is as it was.
+    """
     attributes = plan.model.get("attributes")
     if attributes is None:
         raise OptionError("the plan tells no attributes of modules: give example_inputs")
-    module = copied(model)
+    check_shapes(module, plan)
+    whole = joined(module, plan)
+    slice_parameters(module, plan.kept)
+    surgery.set_attributes(module, _read_attributes(attributes))
+    remember(module, Record(whole, plan))
+
+
+def check_shapes(module: nn.Module, plan: Plan) -> None:
+    """Whether a plan is for this module.
+
+    Raises:
+        OptionError: it isn't.
+    """
     state = dict(named_state(module))
     for name, shape in plan.model.get("shapes", {}).items():
         if name not in state or list(state[name].shape) != shape:
@@ -146,10 +172,22 @@ def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
             raise OptionError(
                 f"the plan is for another module: its `{name}` is {shape}, here it is {found}"
             )
-    slice_parameters(module, plan.kept)
-    surgery.set_attributes(module, _read_attributes(attributes))
-    remember(module, Record(plan, {}))
-    return module
+
+
+def joined(model: nn.Module, step: Plan) -> Plan:
+    """The plan of a module that was pruned before, perhaps, and now loses what `step` says.
+
+    Where layers were replaced since, the steps don't fit, and the module counts as whole.
+    """
+    earlier = plan_of(model) if was_pruned(model) else None
+    told = {"attributes", "shapes"}  # plans of graphs, or written by hand, don't have them
+    if earlier is None or not told <= earlier.model.keys() & step.model.keys():
+        return step
+    state = dict(named_state(model))
+    for name, shape in earlier.model["shapes"].items():
+        if name not in state or list(state[name].shape) != earlier.left(name, shape):
+            return step
+    return earlier.then(step)
 
 
 def _read_attributes(data: dict[str, dict[str, Any]]) -> surgery.Attributes:
@@ -177,10 +215,11 @@ def _give(
     call = analysis.traced.calls[0]
     if return_type == "exported":
         program = torch.export.export(outcome.module, call.args, call.kwargs, strict=False)
-        setattr(program, _RECORD, Record(pruned.plan, data))
+        setattr(program, _RECORD, Record(pruned.plan, pruned.plan, data))
         return program
     inputs = () if outcome.attributes is not None else (call.args, call.kwargs)
-    remember(outcome.module, Record(pruned.plan, data, inputs))
+    whole = joined(analysis.model, pruned.plan)
+    remember(outcome.module, Record(whole, pruned.plan, data, inputs))
     return outcome.module
 
 
@@ -195,14 +234,19 @@ def record_of(pruned: Any) -> Record:
     Raises:
         OptionError: it wasn't pruned here.
     """
-    record = getattr(pruned, _RECORD, None)
-    if not isinstance(record, Record):
+    if not was_pruned(pruned):
         raise OptionError(f"this {type(pruned).__name__} is no result of spa_graph.torch.prune")
+    record: Record = getattr(pruned, _RECORD)
     return record
 
 
+def was_pruned(module: Any) -> bool:
+    """Whether a module is a result, or was pruned in place."""
+    return isinstance(getattr(module, _RECORD, None), Record)
+
+
 def plan_of(pruned: Any) -> Plan:
-    """The plan by which a module was pruned."""
+    """The plan by which a module was pruned; if in several steps, since it was whole."""
     return record_of(pruned).plan
 
 

@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from spa_graph.errors import OptionError, SpaError
-from spa_graph.passes.importance import make_criterion
 from spa_graph.passes.options import Options
+from spa_graph.passes.pipeline import chosen_criterion
 
 ReturnType = Literal["module", "graph", "exported"]
 FIELDS = (
     "flops", "params", "ratio", "criterion", "aggregate", "normalize", "seed", "min_channels",
-    "round_to", "exclude", "exact", "scope", "attention", "groups",
+    "round_to", "exclude", "exact", "scope", "attention", "groups", "data", "loss", "samples",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def make_options(given: dict[str, Any], *, budget: bool) -> Options:
     if not isinstance(exclude, str):
         given = given | {"exclude": tuple(exclude)}
     options = Options(**given)
-    if make_criterion(options.criterion_name, options.seed).needs_data:
+    if chosen_criterion(options).needs_data:
         raise OptionError(
             f"criterion {options.criterion} needs calibration data, which modules can't be given "
             "yet: export to ONNX and use spa_graph.prune(..., calibrate=...)"

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,14 +30,19 @@ from spa_graph.frontends.torch.reader import Reading, read
 from spa_graph.frontends.torch.surgery import Attributes
 from spa_graph.frontends.torch.tracing import Traced, check_module, trace
 from spa_graph.passes.cost import CostModel
+from spa_graph.passes.importance.differential import FromGradients
 from spa_graph.passes.network import Analyzed, PrunedGraph, check_budget, plan_of, relate
 from spa_graph.passes.options import Options, Timer
+from spa_graph.passes.pipeline import choose, chosen_criterion, rank
 from spa_graph.passes.report import report
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Kept
 from spa_graph.runtime.verify import Agreement
+from spa_graph.torch.gradients import Differentiated, Gradients
+from spa_graph.torch.objective import make_objective
 from spa_graph.torch.options import excluded
 from spa_graph.torch.proof import Proof, check_sizes, make_proof
+from spa_graph.torch.watching import watched
 
 TRIES = 24
 """How many choices of attributes are tried before the module is given up."""
@@ -112,6 +118,27 @@ def _shapes(traced: Traced) -> dict[str, tuple[int, ...]]:
     names = [node.name for node in traced.module.graph.nodes if node.op == "placeholder"]
     both = zip(names, flat, strict=True)
     return {name: tuple(leaf.shape) for name, leaf in both if isinstance(leaf, torch.Tensor)}
+
+
+def choose_channels(analysis: ModuleAnalysis, options: Options, timer: Timer) -> Kept:
+    """Score and allocate: which channels stay within the budget; (channels,)."""
+    criterion, network = chosen_criterion(options), None
+    if isinstance(criterion, FromGradients):
+        objective = None
+        if criterion.needs_loss:
+            objective = make_objective(options.data, options.loss, options.samples)
+        network = partial(Gradients, differentiated(analysis), objective, seed=options.seed)
+    return choose(rank(analysis, options, timer, network=network), options, timer).kept
+
+
+def differentiated(analysis: ModuleAnalysis) -> Differentiated:
+    """What derivatives of a module are computed from."""
+    return Differentiated(
+        analysis.model,
+        analysis.coupling,
+        partial(watched, analysis.traced, analysis.reading),
+        analysis.traced.calls[0],
+    )
 
 
 def rewrite(
@@ -284,11 +311,10 @@ def make_report(
     timer: Timer,
 ) -> dict[str, Any]:
     """What a run did."""
-    chosen = {name: getattr(options, name) for name in Options.__dataclass_fields__}
     data = report(
         analysis,
         pruned,
-        options={k: v for k, v in chosen.items() if v not in (None, (), {})},
+        options=options.plain(),
         seconds=timer.seconds,
         agreement=outcome.agreement,
         latency=None,

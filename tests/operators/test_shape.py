@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from spa_graph import RewriteError, analyze, prune
+from spa_graph.coupling.scope import Scope
+from tests.models import network
 from tests.operators.harness import Row, check, row
 
 
@@ -55,6 +58,9 @@ RESHAPES = [
     row("squeeze and unsqueeze opset 11", images(
         "p = GlobalAveragePool(h) q = Squeeze<axes=[2,3]>(p) u = Unsqueeze<axes=[2,3]>(q)"
         " y = Conv(u, v)", V), *CUT, opset=11),
+    row("squeeze of whatever has one element", images(
+        "p = GlobalAveragePool(h) q = Squeeze(p) u = Unsqueeze(q, a) y = Conv(u, v)",
+        V + ", int64[2] a = {2, 3}", y="4,2,1,1").replace("[N,3", "[4,3"), *CUT),
     row("reshape two axes into two others", """
         (float[N,4] x) => (float[N,3] y) <float[4,24] w, float[24,3] v, int64[3] s = {0, 4, 6},
          int64[3] t = {0, 12, 2}, int64[2] u = {0, -1}>
@@ -207,6 +213,11 @@ SIZES = [
     row("ones of a stated shape", images(
         "z = ConstantOfShape<value=float[1] {1.0}>(s) a = Mul(h, z) y = Conv(a, v)",
         V + ", int64[4] s = {1, 8, 1, 1}"), *CUT),
+    row("repeats that are computed from the channels", images(
+        "c = Shape<start=1, end=2>(h) n = Div(c, four) t = Concat<axis=0>(one, n, ones)"
+        " r = Tile(k, t) a = Mul(h, r) y = Conv(a, v)",
+        V + ", float[1,4,1,1] k, int64[1] four = {4}, int64[1] one = {1}, int64[2] ones = {1, 1}"),
+        *CUT, "k:1"),
     row("the number of elements", images("n = Size(h) f = Cast<to=1>(n) a = Div(h, f)"
         " y = Conv(a, v)", V), frozen={"w:0": "computes with the size"}),
 ]  # fmt: skip
@@ -217,3 +228,36 @@ ROWS = [*RESHAPES, *MOVES, *JOINS, *IMAGES, *SIZES]
 @pytest.mark.parametrize("entry", ROWS, ids=str)
 def test_row(entry: Row, tmp_path: Path) -> None:
     check(entry, tmp_path)
+
+
+SQUEEZED = images(
+    "p = GlobalAveragePool(h) q = Squeeze(p) y = Gemm<transB=1>(q, v)", "float[2,8] v", y="4,2"
+).replace("[N,3", "[4,3")
+
+
+def test_an_axis_that_would_be_squeezed_keeps_two_elements() -> None:
+    """With one channel, Squeeze without axes would remove the channels too."""
+    model = network("squeezed" + SQUEEZED)
+    (group,) = analyze(model).groups
+    assert group.least == 2
+    assert prune(model, ratio=0.9).report["groups"][0]["kept"] == 2
+
+
+def test_copies_that_are_an_output_keep_their_number() -> None:
+    """A size that comes to 1 is not the 1 that leaves an axis of an Expand as it is."""
+    model = network("""
+        copies (float[N,6] x) => (float[N,3] y, int64[8,3] e)
+        <float[6,8] w1, int64[1,3] values = {1, 2, 3}, int64[1] three = {3}, float[8,3] w2>
+        {
+            h = MatMul(x, w1) c = Shape<start=1>(h) s = Concat<axis=0>(c, three)
+            e = Expand(values, s) y = MatMul(h, w2)
+        }""")
+    for kept in (4, 1):
+        result = prune(model, ratio=1 - kept / 8, round_to=1)
+        assert result.report["groups"][0]["kept"] == kept
+
+
+def test_what_an_operator_rejects_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scope, "keeps", lambda *_: None)
+    with pytest.raises(RewriteError, match=r"Gemm `.*of the smaller network; nothing was written"):
+        prune(network("squeezed" + SQUEEZED), ratio=0.9)

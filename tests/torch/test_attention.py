@@ -68,7 +68,8 @@ def test_multihead_attention_loses_heads(batch_first: bool, need_weights: bool) 
     inner = pruned.attention.inner
     assert isinstance(inner, nn.MultiheadAttention) and type(inner) is PrunedMultiheadAttention
     assert inner.num_heads * inner.head_dim == 16 and inner.embed_dim == 32
-    assert need_weights or (inner.num_heads, inner.head_dim) == (2, 8)
+    assert (inner.num_heads, inner.head_dim) == (2, 8)
+    assert spa.report_of(pruned)["options"]["criterion"] == "l1"
     assert inner.in_proj_weight.shape == (48, 32) and inner.out_proj.in_features == 16
 
 

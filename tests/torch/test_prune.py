@@ -143,6 +143,25 @@ def test_limits() -> None:
             assert module.out_channels % 4 == 0 and module.out_channels >= 6
 
 
+@pytest.mark.parametrize("axes", [(), (1,), (1, 2, 3)])
+def test_an_axis_that_would_be_squeezed_keeps_two_elements(axes: tuple[int, ...]) -> None:
+    """`squeeze` leaves axes of more elements alone, as long as they have more."""
+
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Any) -> Any:
+            x = self.conv(x).amax((2, 3), keepdim=True)
+            x = x.squeeze(axes) if axes else x.squeeze()
+            return self.head(x.flatten(1))
+
+    pruned = spa.prune(settled(Squeezing()), image(), ratio=0.95)
+    assert pruned.conv.out_channels == pruned.head.in_features == 2
+    assert pruned(image(1)).shape == (2, 4)
+
+
 def test_keyword_inputs_several_outputs_and_free_lengths() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

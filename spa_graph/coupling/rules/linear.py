@@ -77,11 +77,22 @@ def multiply(
     broadcast(scope, a[:-2], batch)
     broadcast(scope, b[:-2], batch)
     if len(a) > 2 and len(b) > 2:
-        pairs = zip(a[-3::-1], b[-3::-1], batch[::-1], strict=False)
-        blocks = [o for i, j, o in pairs if scope.extent(i) == scope.extent(j) != ONE]
-        _prefer_blocks(scope, blocks)
+        _prefer_blocks(scope, _blocks(scope, a[-3::-1], b[-3::-1], batch[::-1]))
     scope.zero("any")
     scope.macs(1.0, *out, k)
+
+
+def _blocks(scope: Scope, a: Axes, b: Axes, out: Axes) -> list[Axis]:
+    """The batch axes of a product along which both operands have matrices.
+
+    Of features one may have a single matrix that all share: the key of a multi-query attention.
+    """
+    shares = not scope.is_stored(0) and not scope.is_stored(1)
+    return [
+        o
+        for i, j, o in zip(a, b, out, strict=False)
+        if scope.extent(o) != ONE and (shares or scope.extent(i) == scope.extent(j))
+    ]
 
 
 def _prefer_blocks(scope: Scope, blocks: Sequence[Axis]) -> None:

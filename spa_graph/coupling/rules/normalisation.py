@@ -9,7 +9,6 @@ GroupNormalization: exact if whole groups go, renormalising within a group.
 from __future__ import annotations
 
 from spa_graph.coupling.registry import MICROSOFT, rule
-from spa_graph.coupling.relations import Axis, Product
 from spa_graph.coupling.rules.linear import broadcast
 from spa_graph.coupling.scope import Scope
 from spa_graph.coupling.signature import apply, parse
@@ -25,7 +24,7 @@ def instance_norm(scope: Scope) -> None:
     bound = apply(scope, _INSTANCE_NORM)
     x = scope.input(0)
     if x is not None and "c" in bound:
-        if _is_factor(scope, x[1]):
+        if scope.relations.dim(x[1]) in scope.relations.factors:  # cut out of a larger one
             scope.prefer(x[1], "groups")
         scope.renormalise(*x[2:])
     scope.zero("all", (1, 2))
@@ -34,13 +33,6 @@ def instance_norm(scope: Scope) -> None:
 
 
 _INSTANCE_NORM = parse("n c *, c, c -> n c *")
-
-
-def _is_factor(scope: Scope, axis: Axis) -> bool:
-    """Whether the axis was cut out of a larger one."""
-    dim = scope.relations.dim
-    products = (item for item in scope.relations.items if isinstance(item, Product))
-    return any(dim(axis) == dim(factor) for item in products for factor in item.factors)
 
 
 _BATCH_NORM = parse("n c *, c, c, c, c -> n c *")

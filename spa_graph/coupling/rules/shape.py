@@ -20,13 +20,21 @@ from spa_graph.coupling.scope import Scope
 from spa_graph.graph import ONE, Extent, Shape
 
 
-@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@rule("Reshape", "Flatten", "Unsqueeze")
 def reshape(scope: Scope) -> None:
     x, out = scope.input(0), scope.output()
     if x is None or out is None:
         return scope.freeze_all("an operand has no known shape")
     regroup(scope, x, out)
     scope.zero("move")
+
+
+@rule("Squeeze")
+def squeeze(scope: Scope) -> None:
+    """Without a list of axes it removes whichever have one element: no other may come to that."""
+    reshape(scope)
+    if not scope.has_input(1) and scope.attribute("axes") is None:
+        scope.keeps(scope.output() or (), 2)
 
 
 def regroup(scope: Scope, source: Axes, out: Axes) -> None:

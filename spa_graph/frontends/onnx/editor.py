@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.edits import Edits
-from spa_graph.errors import RewriteError
+from spa_graph.errors import ModelError, RewriteError
 from spa_graph.frontends.onnx.names import fresh_name
 from spa_graph.frontends.onnx.reader import SizeMismatch, read, read_expecting
-from spa_graph.frontends.onnx.sizes import InputShapes
+from spa_graph.frontends.onnx.sizes import InputShapes, Key, free_inputs, keys
 from spa_graph.frontends.onnx.weights import (
     add_initializer,
     set_constant,
     sliced,
     transform_weights,
 )
-from spa_graph.graph import Graph, Operator, Shape
+from spa_graph.graph import ONE, Extent, Graph, Operator, Shape
 
 Ints = NDArray[np.int64]
+HINT = "nothing was written. Exclude the weights around it: --exclude PATTERN"
 
 
 def apply_edits(
@@ -39,14 +40,17 @@ def apply_edits(
     """Make a model smaller, in place; returns the graph of the result.
 
     Raises:
-        RewriteError: a value does not get the shape that it must have.
+        RewriteError: a value does not get the shape that it must have, or an operator rejects it.
     """
     graph = coupling.graph
     nodes = operator_nodes(model, graph)
     edit_operators(model, nodes, edits, range(len(graph.operators)))
     transform_weights(model, nodes, edits.slices, sliced)
     _declare_shapes(model, edits.expected, graph)
-    result = _correct_sizes(model, nodes, graph, edits, input_shapes)
+    try:
+        result = _correct_sizes(model, nodes, graph, edits, input_shapes)
+    except ModelError as error:
+        raise RewriteError(f"{error.__cause__ or error}, of the smaller network; {HINT}") from error
     _check_shapes(result, edits.expected)
     return result
 
@@ -168,34 +172,54 @@ def _correct_sizes(
     result, mismatches = read_expecting(model, wanted, input_shapes)
     for mismatch in mismatches:
         operator = by_output[mismatch.output]
-        _correct(model, nodes[operator.index], operator, mismatch, edits.expected[mismatch.output])
+        source = result.shapes.get(operator.inputs[0], ())
+        target = edits.expected[mismatch.output]
+        if operator.op_type == "Tile":
+            target = tuple(size.into(whole) for size, whole in zip(source, target, strict=True))
+        _correct(model, nodes[operator.index], graph, operator, mismatch, source, target)
     return read(model, input_shapes) if mismatches else result
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """How one entry of a size input is corrected: entry * factor / divisor + put."""
+    """How one entry of a size input is corrected: entry * factor / divisor + put + size.
+
+    size: an axis of one of the network's inputs, as long as what is wanted.
+    """
 
     factor: int = 1
     divisor: int = 1
     put: int = 0
+    size: tuple[ir.Value, int] | None = None
 
 
 _RIGHT, _INFERRED = _Entry(), _Entry(0, 1, -1)
 
 
 def _correct(
-    model: ir.Model, node: ir.Node, operator: Operator, mismatch: SizeMismatch, target: Shape
+    model: ir.Model,
+    node: ir.Node,
+    graph: Graph,
+    operator: Operator,
+    mismatch: SizeMismatch,
+    source: Shape,
+    target: Shape,
 ) -> None:
-    """Correct the entries of a size input that come out wrong."""
+    """Correct the entries of a size input that come out wrong.
+
+    Args:
+        source: the shape of what is reshaped, expanded or repeated.
+        target: what the entries must be.
+    """
     nominal, other = mismatch.nominal, mismatch.other
     if len(nominal) != len(target):
         raise RewriteError(f"{operator}: its sizes do not match the rank of its output")
     infers = operator.op_type == "Reshape" and -1 not in nominal
     entries: list[_Entry] = []
-    for now, then, extent in zip(nominal.tolist(), other.tolist(), target, strict=True):
+    own = (*(ONE for _ in target[len(source) :]), *source)  # an Expand adds axes in front
+    for now, then, extent, had in zip(nominal.tolist(), other.tolist(), target, own, strict=False):
         copies = (now, then) == (0, 0) and operator.op_type == "Reshape"
-        broadcasts = (now, then) == (1, 1) and operator.op_type == "Expand"
+        broadcasts = (now, then) == (1, 1) and operator.op_type == "Expand" and had == extent
         if (now, then) in (tuple(extent), (-1, -1)) or copies or broadcasts:
             entries.append(_RIGHT)
         elif extent.static:
@@ -206,6 +230,8 @@ def _correct(
         elif min(now, then) > 0 and now * extent.other == then * extent.nominal:
             ratio = Fraction(extent.nominal, now)
             entries.append(_Entry(ratio.numerator, ratio.denominator))
+        elif mismatch.computed and (size := _input_axis(model, graph, extent)):
+            entries.append(_Entry(0, 1, 0, size))
         else:
             raise RewriteError(
                 f"{operator}: more than one of its sizes is computed from a pruned axis"
@@ -236,7 +262,41 @@ def _override(
         sizes = step.outputs[0]
         sizes.name = last
         model.graph.insert_before(node, step)
+    for place, entry in enumerate(entries):
+        if entry.size is not None:
+            at = (np.arange(len(entries)) == place).astype(np.int64)
+            sizes = _add_size(model, node, sizes, at, *entry.size)
     node.replace_input_with(mismatch.slot, sizes)
+
+
+def _input_axis(model: ir.Model, graph: Graph, extent: Extent) -> tuple[ir.Value, int] | None:
+    """A dynamic axis of the network's inputs that always has this size, if only one is known to."""
+    found: dict[Key, tuple[ir.Value, int]] = {}
+    for value in free_inputs(model):
+        name = value.name or ""
+        for axis, (key, own) in enumerate(zip(keys(value, {}), graph.shapes[name], strict=True)):
+            if key is not None and own == extent and (name, axis) not in graph.unsized:
+                found.setdefault(key, (value, axis))
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _add_size(
+    model: ir.Model, node: ir.Node, sizes: ir.Value | None, at: Ints, source: ir.Value, axis: int
+) -> ir.Value:
+    """Sizes plus that of an axis, where `at` is 1; in front of the node that is told them."""
+    name = fresh_name(model, f"{node.outputs[0].name}.size")
+    index, places = (
+        add_initializer(model, f"{name}.{label}", ir.tensor(values))
+        for label, values in (("axis", np.array([axis], np.int64)), ("at", at))
+    )
+    shape = ir.node("Shape", [source], name=f"{name}.shape")
+    size = ir.node("Gather", [shape.outputs[0], index], name=f"{name}.gather")
+    placed = ir.node("Mul", [size.outputs[0], places], name=f"{name}.mul")
+    total = ir.node("Add", [sizes, placed.outputs[0]], name=name)
+    for step in (shape, size, placed, total):
+        step.outputs[0].name = step.name
+        model.graph.insert_before(node, step)
+    return total.outputs[0]
 
 
 def _check_shapes(result: Graph, expected: Mapping[str, Shape]) -> None:
@@ -248,6 +308,5 @@ def _check_shapes(result: Graph, expected: Mapping[str, Shape]) -> None:
                     for shape in (result.shapes[name], expected[name])
                 )
                 raise RewriteError(
-                    f"{operator}: its output `{name}` would be {got} instead of {want}; "
-                    "nothing was written. Exclude the weights around it: --exclude PATTERN"
+                    f"{operator}: its output `{name}` would be {got} instead of {want}; {HINT}"
                 )

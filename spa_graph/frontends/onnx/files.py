@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 
 from spa_graph.errors import ModelError, root_cause
 from spa_graph.frontends.onnx import wire
-from spa_graph.frontends.onnx.mapping import MappedFile, mapped
+from spa_graph.frontends.onnx.mapping import MappedFile, Mappings, mapped
 
 MAPPED_FROM = 4096
 """Weights of at least this many bytes are mapped and streamed; smaller ones are parsed."""
@@ -190,12 +190,13 @@ def read_message(path: Path) -> onnx.ModelProto:
 
 def _map_weights(model: ir.Model, path: Path) -> list[Path]:
     """Let every weight read from a mapped file; the files, the model's own first."""
-    own = MappedFile(path.resolve())
+    mappings = Mappings()
+    own = MappedFile(path.resolve(), mappings)
     known = {os.fspath(own.path): own}
 
     def share(tensor: ir.ExternalTensor) -> ir.LazyTensor:
         target = _data_file(tensor, path)
-        file = known.setdefault(os.fspath(target), MappedFile(target))
+        file = known.setdefault(os.fspath(target), MappedFile(target, mappings))
         return mapped(tensor, file)
 
     for value in _initializers(model):

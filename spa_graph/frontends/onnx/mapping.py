@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-RESIDENT_BYTES = 1 << 26
+RESIDENT_BYTES = 1 << 24
 """Pages are given back once this much was looked at."""
 CHUNK_BYTES = 1 << 22
 """Weights that are computed are written in pieces of about this size."""
@@ -26,29 +26,45 @@ Rows = Callable[[int, int], NDArray[Any]]
 """Elements start : stop along the first axis."""
 
 
+class Mappings:
+    """The mapped files of one model: PyTorch writes large ones with a file for each weight."""
+
+    def __init__(self) -> None:
+        self._maps: list[mmap.mmap] = []
+        self._touched = 0
+
+    def add(self, mapping: mmap.mmap) -> None:
+        self._maps.append(mapping)
+
+    def look(self, size: int) -> None:
+        """So many bytes are about to be read: all pages are given back if these get too many."""
+        self._touched += size
+        if self._touched > RESIDENT_BYTES:
+            self._give_back()
+            self._touched = size
+
+    def _give_back(self) -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows; views stay valid, and read again
+            for mapping in self._maps:
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+
 class MappedFile:
     """A file's bytes, mapped read-only on first use."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mappings: Mappings) -> None:
         self.path = path
         self._map: mmap.mmap | None = None
-        self._touched = 0
+        self._mappings = mappings
 
     def view(self, dtype: np.dtype[Any], offset: int, count: int) -> NDArray[Any]:
         """`count` numbers from `offset` on; they are read when they are looked at."""
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._touched += count * dtype.itemsize
-        if self._touched > RESIDENT_BYTES:
-            self._give_back(self._map)
-            self._touched = count * dtype.itemsize
+            self._mappings.add(self._map)
+        self._mappings.look(count * dtype.itemsize)
         return np.frombuffer(self._map, dtype, count, offset)
-
-    @staticmethod
-    def _give_back(mapping: mmap.mmap) -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows; views stay valid, and read again
-            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def mapped(tensor: ir.ExternalTensor, file: MappedFile) -> ir.LazyTensor:

@@ -224,7 +224,7 @@ def _probe_twice(
     raise ModelError(
         f"no input sizes were found that the network accepts ({failure}); "
         "give them: --input-shape NAME=1,3,224,224"
-    )
+    ) from failure
 
 
 def _attempt(probe: ProbeWith, sizes: Sizes, which: int = 1) -> Probe | None:

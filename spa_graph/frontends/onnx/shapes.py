@@ -188,8 +188,8 @@ def _choose_unknown(probe: Probe, node: ir.Node, proto: onnx.NodeProto) -> None:
         probe.uncertain.update(filter(None, proto.output))
 
 
-# Operators that are told the shape of their output, and by which input.
-SIZE_INPUTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+# Operators that are told the shape of their output, and by which input; Tile how often it repeats.
+SIZE_INPUTS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3, "Tile": 1}
 
 
 def _told_shape(proto: onnx.NodeProto, wanted: Mapping[str, tuple[int, ...]]) -> bool:
@@ -212,10 +212,10 @@ def _note_mismatch(
     source = proto.input[0]
     element = probe.types[name if name in probe.types else source].tensor_type.elem_type
     probe.types[name] = tensor_type(element, wanted[name])
-    if name in probe.values:
-        filler = probe.values[name].flat[0]
-        probe.axes.pop(name, None)
-        probe.values[name] = np.full(wanted[name], filler, probe.values[name].dtype)
+    value = probe.values.pop(name, None)
+    probe.axes.pop(name, None)
+    if value is not None and value.size:
+        probe.values[name] = np.full(wanted[name], value.flat[0], value.dtype)
 
 
 def _is_shape_data(tensor: ir.TensorProtocol) -> bool:

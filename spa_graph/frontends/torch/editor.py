@@ -225,9 +225,17 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
 
 
 def set_data(tensor: Tensor, new: Tensor) -> None:
-    """Put smaller values in a tensor, which keeps its identity: ties and hooks stay."""
+    """Put smaller values in a tensor, which keeps its identity: ties and hooks stay.
+
+    As long as the loss of an earlier step is alive, autograd uses its node for the gradient of the
+    tensor again, which has the old shape. A change of type in between makes it drop that node.
+    """
     tensor.grad = None
-    tensor.data = new.contiguous()
+    new = new.contiguous()
+    other = torch.float32 if new.dtype == torch.float64 else torch.float64
+    if new.is_floating_point():
+        tensor.data = new.new_empty(0, dtype=other)
+    tensor.data = new
 
 
 def fill_zeros(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:

@@ -52,6 +52,8 @@ class Trained:
         build: Writes the ONNX file to the given path.
         measure: Scores a session; with a second (dense) session, adds fidelity to it.
         sample: ``(n, seed) -> inputs`` for calibration, disjoint from the evaluation data.
+        foreign: ``(n, seed) -> inputs`` that are real data of another kind (out of distribution).
+        module: Makes the PyTorch module that the file was exported from, if it was.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Trained:
     build: Callable[[Path], None]
     measure: Callable[[Runner, Runner | None], Score]
     sample: Callable[[int, int], Arrays]
+    foreign: Callable[[int, int], Arrays]
+    module: Callable[[], torch.nn.Module] | None = None
 
     def fetch(self, folder: Path | str) -> Path:
         """Write ``folder/<name>.onnx`` unless it is there, and return its path."""
@@ -88,13 +92,18 @@ class Trained:
         with _naming_missing_packages():
             return self.measure(Runner(path), dense)
 
-    def inputs(self, n: int, seed: int = 0) -> Arrays:
+    def inputs(self, n: int, seed: int = 0, *, foreign: bool = False) -> Arrays:
         """Return `n` calibration samples, one array per network input.
 
         The samples are never the ones `evaluate` uses, whatever the seed.
+
+        Args:
+            n: How many.
+            seed: Of the random choice.
+            foreign: Out of distribution: photographs for a reader of text, speech for a tuner.
         """
         with _naming_missing_packages():
-            return self.sample(n, seed)
+            return (self.foreign if foreign else self.sample)(n, seed)
 
 
 @contextmanager

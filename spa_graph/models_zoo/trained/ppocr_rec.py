@@ -24,6 +24,7 @@ from spa_graph.models_zoo.trained.base import (
     copy_from_package,
     evaluation_rng,
 )
+from spa_graph.models_zoo.trained.photographs import random_view
 from spa_graph.models_zoo.trained.rendering import (
     CALIBRATION_WORDS,
     EVALUATION_WORDS,
@@ -77,6 +78,12 @@ def _sample(n: int, seed: int) -> Arrays:
     return {"x": _render(n, CALIBRATION_WORDS, calibration_rng(seed))[0]}
 
 
+def _foreign(n: int, seed: int) -> Arrays:
+    """Photographs."""
+    rng = calibration_rng(seed)
+    return {"x": np.stack([text_line(random_view(rng, (WIDTH, 48)), WIDTH) for _ in range(n)])}
+
+
 PPOCR_REC = Trained(
     name="ppocr_rec",
     requirement=REQUIREMENT,
@@ -87,4 +94,5 @@ PPOCR_REC = Trained(
     ),
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
 )

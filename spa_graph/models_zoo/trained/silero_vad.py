@@ -9,9 +9,6 @@ louder than 5 % of its maximum.  Metric: frame accuracy (the best energy thresho
 
 from __future__ import annotations
 
-import io
-import subprocess
-import wave
 from functools import cache
 
 import numpy as np
@@ -19,7 +16,6 @@ import numpy as np
 from spa_graph.models_zoo.trained.base import (
     Array,
     Arrays,
-    MissingRequirementError,
     Runner,
     Score,
     Trained,
@@ -28,9 +24,9 @@ from spa_graph.models_zoo.trained.base import (
     copy_from_package,
     evaluation_rng,
 )
+from spa_graph.models_zoo.trained.sounds import CALIBRATION_TEXTS, RATE, speak, tone
 
 REQUIREMENT = "silero-vad==6.2.3"
-RATE = 16000
 FRAME, CONTEXT = 512, 64
 HIDDEN = 128
 RECORDINGS = 16
@@ -46,44 +42,12 @@ EVALUATION_TEXTS = (
     "turn left at the second street",
     "how much wood would a woodchuck chuck",
 )
-CALIBRATION_TEXTS = (
-    "the train to the north leaves in ten minutes",
-    "nobody had seen the old lighthouse for years",
-    "could you bring two bottles of milk",
-    "every good story begins with a question",
-    "my brother repairs bicycles in the garage",
-    "the winter was long but the house was warm",
-    "open the window and let the morning in",
-    "eleven musicians played under the bridge",
-)
-
-
-def _speak(text: str, voice: str, speed: int, pitch: int) -> Array:
-    """Return speech at 16 kHz.
-
-    Raises:
-        MissingRequirementError: espeak-ng is not installed.
-    """
-    from scipy.signal import resample_poly
-
-    command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", text]
-    try:
-        sound = subprocess.run(command, capture_output=True, check=True).stdout
-    except FileNotFoundError as error:
-        raise MissingRequirementError(
-            "espeak-ng is not installed; run: apt-get install espeak-ng"
-        ) from error
-    with wave.open(io.BytesIO(sound)) as file:
-        # espeak-ng streams with a header length of 2 GB: read to the end.
-        samples = np.frombuffer(file.readframes(1 << 28), np.int16) / 32768
-        rate = file.getframerate()
-    return np.asarray(resample_poly(samples, RATE, rate))
 
 
 def _phrase(texts: tuple[str, ...], rng: np.random.Generator) -> tuple[Array, Array]:
     """Return a phrase after a pause, its RMS near 0.1, and for each sample whether it speaks."""
     voice, text = rng.choice(VOICES), rng.choice(texts)
-    speech = _speak(str(text), str(voice), int(rng.integers(130, 191)), int(rng.integers(30, 71)))
+    speech = speak(str(text), str(voice), int(rng.integers(130, 191)), int(rng.integers(30, 71)))
     smoothing = np.full(2400, 1 / 2400)
     loudness = np.sqrt(np.convolve(speech**2, smoothing, "same"))
     pause = np.zeros(int(RATE * rng.uniform(0.6, 1.6)))
@@ -99,18 +63,20 @@ def _noise(n: int, rng: np.random.Generator) -> Array:
     return np.asarray(noise * 10 ** rng.uniform(-1.7, -0.8))
 
 
-def _recording(texts: tuple[str, ...], rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return ``(frames, CONTEXT + FRAME)`` samples and whether each frame is mostly speech.
+def _frames(sound: Array) -> Array:
+    """Cut into ``(frames, CONTEXT + FRAME)``: each starts with the end of the one before."""
+    padded = np.concatenate([np.zeros(CONTEXT, np.float32), sound])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
+    return windows.copy()
 
-    Each frame starts with the end of the one before, as the network expects.
-    """
+
+def _recording(texts: tuple[str, ...], rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return ``(frames, CONTEXT + FRAME)`` samples and whether each frame is mostly speech."""
     sounds, speaks = zip(*(_phrase(texts, rng) for _ in range(PHRASES)), strict=True)
     sound, speaking = np.concatenate(sounds), np.concatenate(speaks)
     frames = len(sound) // FRAME
     sound = (sound + _noise(len(sound), rng))[: frames * FRAME].astype(np.float32)
-    padded = np.concatenate([np.zeros(CONTEXT, np.float32), sound])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
-    return windows.copy(), speaking[: frames * FRAME].reshape(frames, FRAME).mean(1) > 0.5
+    return _frames(sound), speaking[: frames * FRAME].reshape(frames, FRAME).mean(1) > 0.5
 
 
 @cache
@@ -149,6 +115,14 @@ def _sample(n: int, seed: int) -> Arrays:
     return _with_state(frames[:n])
 
 
+def _foreign(n: int, seed: int) -> Arrays:
+    """Harmonic tones, a quarter of a second each."""
+    rng = calibration_rng(seed)
+    frequencies = np.exp(rng.uniform(np.log(60), np.log(1200), 1 + n * FRAME * 4 // RATE))
+    sound = np.concatenate([0.1 * tone(frequency, RATE // 4, rng) for frequency in frequencies])
+    return _with_state(_frames(sound[: n * FRAME]))
+
+
 SILERO_VAD = Trained(
     name="silero_vad",
     requirement=REQUIREMENT,
@@ -159,4 +133,5 @@ SILERO_VAD = Trained(
     ),
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
 )

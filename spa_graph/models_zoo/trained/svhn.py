@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -29,7 +30,11 @@ from spa_graph.models_zoo.trained.base import (
     log_softmax,
     package_file,
 )
+from spa_graph.models_zoo.trained.photographs import random_view
 from spa_graph.models_zoo.trained.rendering import damage, random_colour, random_font
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIREMENT = "ccexam==1.0.0"
 SAMPLES = 2000
@@ -71,14 +76,19 @@ def _draw(digit: int, rng: np.random.Generator) -> Image.Image:
     return rotated.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
 
 
+def _normalise(pixels: Array) -> Array:
+    """``(n, SIZE, SIZE, 3)`` pixels as the network wants them."""
+    images = (pixels.astype(np.float32) / 255 - MEAN) / DEVIATION
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
 def _render(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return ``(n, 3, 32, 32)`` normalised images and their `n` digits."""
     digits = rng.integers(10, size=n)
     pixels = np.stack(
         [np.asarray(damage(_draw(digit, rng), rng, blur=1.5, noise=40.0)) for digit in digits]
     )
-    images = (pixels.astype(np.float32) / 255 - MEAN) / DEVIATION
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), digits
+    return _normalise(pixels), digits
 
 
 @cache
@@ -99,13 +109,24 @@ def _sample(n: int, seed: int) -> Arrays:
     return {"image": _render(n, calibration_rng(seed))[0]}
 
 
-def _build(path: Path) -> None:
+def _foreign(n: int, seed: int) -> Arrays:
+    """Photographs."""
+    rng = calibration_rng(seed)
+    pixels = np.stack([np.asarray(random_view(rng, (SIZE, SIZE))) for _ in range(n)])
+    return {"image": _normalise(pixels)}
+
+
+def _module() -> torch.nn.Module:
     from spa_graph.models_zoo.trained.torch_modules import SVHNNet, load
 
     checkpoint = package_file("ccexam", "weights", "svhn.pth", requirement=REQUIREMENT)
+    return load(SVHNNet(), checkpoint)
+
+
+def _build(path: Path) -> None:
     image = np.zeros((2, 3, SIZE, SIZE), np.float32)
     export(
-        load(SVHNNet(), checkpoint),
+        _module(),
         {"image": image},
         path,
         output="logits",
@@ -121,4 +142,6 @@ SVHN = Trained(
     build=_build,
     measure=_measure,
     sample=_sample,
+    foreign=_foreign,
+    module=_module,
 )

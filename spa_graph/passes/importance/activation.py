@@ -1,7 +1,7 @@
 """Activation: channels whose features are small matter little.
 
 Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation" (Minitron),
-NeurIPS 2024, section 2.2: the features of a channel, aggregated by their mean absolute value over
+NeurIPS 2024: the features of a channel, aggregated by their mean absolute value over
 the sequence, and by the L2 norm over the batch. The positions of a feature map are its sequence.
 The norm is divided by the root of the number of samples, so that layers which split them otherwise
 (windows) compare; the order of channels is the same.

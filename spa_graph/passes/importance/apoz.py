@@ -1,7 +1,7 @@
 """APoZ: channels that are mostly zero behind a ReLU matter little.
 
 Hu, Peng, Tai & Tang, "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient
-Deep Architectures", arXiv 1607.03250, equation 1: the average percentage of zeros of a channel's
+Deep Architectures", arXiv 1607.03250: the average percentage of zeros of a channel's
 features, over samples and positions. Importance is the rest: the share that is not zero.
 Behind activations that are never exactly zero (GELU, SiLU) all channels are equally important.
 """

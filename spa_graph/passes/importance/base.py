@@ -41,6 +41,7 @@ class ParameterAxis:
     role: Role
     shared: dict[str, Floats]
     """What was computed of all positions, for every group that has some of them."""
+    member: Member
     layer: Layer | None = None
 
     @property
@@ -112,12 +113,18 @@ class Criterion:
     A criterion that `needs_data` sees only the axes along which layers read a group's channels. It
     may implement `rows` instead: the importance of what a layer reads, from `layer.moments`. What
     moments don't tell it can take from the features themselves, batch by batch: `observe`. One that
-    `probes` runs the network with gates on its channels.
+    `probes` runs the network with gates on its channels. One that `needs_gradients` is a
+    `differential.FromGradients`.
     """
 
     name: ClassVar[str]
     needs_data: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
     probes: ClassVar[bool] = False
+    reads: ClassVar[bool] = False
+    """Whether it looks only at the axes along which linear operators read a group's channels."""
+    rounds: ClassVar[int] = 1
+    """In so many steps channels are removed, each of which looks anew at what is left."""
     roles: ClassVar[frozenset[Role]] = frozenset({"weight", "scale", "table"})
     """The parameters that it looks at."""
 
@@ -136,6 +143,17 @@ class Criterion:
 
     def probe(self, network: Gated, progress: Callable[[int, int], None]) -> None:
         """Run the network as often as needed, for what only its outputs tell."""
+
+    def knows(self, parameter: str) -> bool:  # noqa: ARG002
+        """Whether it has numbers for a parameter."""
+        return True
+
+    def check(self) -> None:
+        """Whether all that it needs was given.
+
+        Raises:
+            OptionError: it wasn't.
+        """
 
     def group(self, found: Sequence[Reader], group: ChannelGroup) -> Floats | None:  # noqa: ARG002
         """The importance of all channels of a group at once, for criteria that need it so.
@@ -169,12 +187,13 @@ def _unit(values: Floats, divisor: float) -> Floats:
 
 NORMALIZERS: dict[str, Callable[[Floats], Floats]] = {
     "none": lambda v: v,
-    "sum": lambda v: _unit(v, float(v.sum())),
-    "mean": lambda v: _unit(v, float(v.mean())),
-    "max": lambda v: _unit(v, float(v.max())),
+    "sum": lambda v: _unit(v, float(np.abs(v).sum())),
+    "mean": lambda v: _unit(v, float(np.abs(v).mean())),
+    "max": lambda v: _unit(v, float(np.abs(v).max())),
     "gaussian": lambda v: _unit(v - v.mean(), float(v.std())),
 }
-"""Applied to each parameter axis within its group, so that layers can be compared."""
+"""Applied to each parameter axis within its group, so that layers can be compared. An importance
+may be negative: what counts is its size."""
 
 AGGREGATES: dict[str, Callable[[Floats], Floats]] = {
     "sum": lambda m: m.sum(0),
@@ -224,6 +243,7 @@ def score(
             f"criterion `{chosen.name}` needs calibration data: add --calibrate FILE, or "
             "--calibrate data-free"
         )
+    chosen.check()
     known = layers or {}
     scores = np.zeros(coupling.count)
     shared: Shared = defaultdict(dict)
@@ -253,7 +273,7 @@ def _vectors(
 ) -> list[Floats]:
     wanted = [m for m in group.members if _sees(coupling, chosen, m, layers)]
     if not wanted:  # for example no normalisation scale, or no layer reads it: look at the weights
-        chosen = CRITERIA["l1"](0) if chosen.needs_data else chosen
+        chosen = CRITERIA["l1"](0) if chosen.needs_data or chosen.needs_gradients else chosen
         wanted = [m for m in group.members if _role(coupling, m) in Criterion.roles]
     vectors, seen = [], set()
     for member in wanted or group.members:
@@ -281,7 +301,20 @@ def _sees(coupling: Coupling, chosen: Criterion, member: Member, layers: Layers)
     if chosen.needs_data:
         layer = layers.get((member.operator, member.slot))
         return layer is not None and member.axis == layer.linear.inputs
+    if not chosen.knows(member.parameter):
+        return False
+    if chosen.reads:
+        return is_read(coupling, member)
     return _role(coupling, member) in chosen.roles
+
+
+def is_read(coupling: Coupling, member: Member) -> bool:
+    """Whether it is the axis along which a linear operator reads."""
+    return any(
+        (linear.operator, linear.slots[1], linear.inputs)
+        == (member.operator, member.slot, member.axis)
+        for linear in coupling.facts.linears
+    )
 
 
 def _role(coupling: Coupling, member: Member) -> Role:
@@ -298,5 +331,6 @@ def _parameter_axis(
         index=member.index,
         role=_role(coupling, member),
         shared=shared[member.parameter, member.axis],
+        member=member,
         layer=layers.get((member.operator, member.slot)),
     )

@@ -1,7 +1,7 @@
 """Bonsai: what random sub-networks lose says what each channel is worth.
 
 Dery et al., "Everybody Prune Now: Structured Pruning of LLMs with only Forward Passes", arXiv
-2402.05406, section 3: the utilities of random sub-networks are regressed, with an L2 penalty, on
+2402.05406: the utilities of random sub-networks are regressed, with an L2 penalty, on
 which channels they have; a channel's importance is its coefficient. What differs here:
 
 * Utility is minus the distortion of the outputs: there are no labels.

@@ -1,7 +1,7 @@
 """HRank: channels whose feature maps have a low rank hold little information.
 
-Lin et al., "HRank: Filter Pruning using High-Rank Feature Map", CVPR 2020, equation 5: the rank of
-a channel's feature map (H x W), averaged over samples; here as the layers that read it see it.
+Lin et al., "HRank: Filter Pruning using High-Rank Feature Map", CVPR 2020: the rank of a
+channel's feature map (H x W), averaged over samples; here as the layers that read it see it.
 
 Features that aren't maps:
 * volumes (D x H x W): the mean rank of their slices,
@@ -9,7 +9,7 @@ Features that aren't maps:
   samples x positions is taken, of every batch,
 * features without positions: maps of 1 x 1, whose rank says whether they are zero.
 
-Ranks change little with the number of samples (section 3.2), and each takes a singular value
+Ranks change little with the number of samples, as the paper shows, and each takes a singular value
 decomposition: few are looked at.
 """
 

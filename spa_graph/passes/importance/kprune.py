@@ -1,7 +1,7 @@
 """K-prune: what a channel adds to the results of the layers that read it.
 
 Park, Choi & Kang, "Accurate Retraining-free Pruning for Pretrained Encoder-based Language Models",
-ICLR 2024 (arXiv 2308.03449), section 3.2: the *representational knowledge* of a neuron or head is
+ICLR 2024 (arXiv 2308.03449): the *representational knowledge* of a neuron or head is
 the squared norm by which a layer's results change without it. For one alone that is E[|x_c W_c|^2],
 with all inputs x_c of the channel (a head has many) and their weights W_c.
 

@@ -1,7 +1,7 @@
 """Zeroth-order: how the outputs move when gates on the channels are perturbed, without gradients.
 
 Simultaneous perturbation (SPSA; Spall, IEEE TAC 1992; Malladi et al., "Fine-Tuning Language Models
-with Just Forward Passes" (MeZO), NeurIPS 2023, definition 1): along a random direction z, the
+with Just Forward Passes" (MeZO), NeurIPS 2023): along a random direction z, the
 slope of f times z estimates the gradient with respect to the gates; the mean over directions is
 taken. What differs here:
 

@@ -23,6 +23,7 @@ from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Repair, repair
 from spa_graph.passes.reconstruct.sweep import sweep
 from spa_graph.passes.statistics.distortion import Outputs, alignment, distortion
+from spa_graph.passes.statistics.padding import blanked
 from spa_graph.runtime.sessions import open_session, run
 
 __all__ = ["Reconstruction", "Repair", "reconstruct"]
@@ -84,4 +85,6 @@ def _outputs(model: ir.Model, calibrated: Calibrated, folder: Path) -> Outputs:
     files.write(model, path)
     with files.openable(path) as opened:
         session = open_session(opened)
-        return [run(session, feeds) for feeds in calibrated.held_out]
+        return [
+            blanked(calibrated.padding, feeds, run(session, feeds)) for feeds in calibrated.held_out
+        ]

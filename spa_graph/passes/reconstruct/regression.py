@@ -1,9 +1,11 @@
 """The least-squares update of a layer's weights, with its damping chosen on held-out data.
 
 With x a row of inputs and r what is missing at the outputs, both centred if the layer has a bias,
-the update that minimises E |r - D'x|^2 + damping |D|^2 is
+the update that minimises E |r - D'x|^2 + damping |S^1/2 D|^2 is
 
-    D = (E[x x'] + damping)^-1 E[x r']
+    D = (E[x x'] + damping S)^-1 E[x r']
+
+with S a diagonal that gives each input its share (`_scale`).
 
 It is optimal brain surgery in closed form. The damping pulls towards the weights that are there,
 not towards zero: directions that the calibration data doesn't show keep what training gave them.
@@ -23,7 +25,10 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from spa_graph.passes.statistics.moments import Floats, Rows
 
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Shares of the mean diagonal of E[x x'], tried in turn."""
+"""Tried in turn, as shares of the mean E[x^2] (`_scale`)."""
+
+LEAST = 1e-3
+"""Inputs that vary less than this share of the mean are damped as if they didn't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +103,22 @@ class GramRegression:
         x, r = (sums.x / n, sums.r / n) if self._bias else (0 * sums.x, 0 * sums.r)
         gram = sums.xx / n - x[:, :, None] * x[:, None, :]
         cross = sums.xr / n - x[:, :, None] * r[:, None, :]
-        inputs = gram.shape[-1]
-        scale = np.trace(gram, axis1=1, axis2=2) / inputs
-        scale[scale <= 0] = 1.0
-        every = np.arange(inputs)
-        gram[:, every, every] += (damping * scale)[:, None]
+        every = np.arange(gram.shape[-1])
+        gram[:, every, every] += damping * _scale(gram[:, every, every])
         matrix = np.linalg.solve(gram, cross) if len(gram) > 1 else _cholesky(gram, cross)
         return matrix, r - np.einsum("gk,gko->go", x, matrix)
+
+
+def _scale(variances: Floats) -> Floats:
+    """How strongly each input is damped, before the common factor; (groups, inputs).
+
+    Between two rules: alike for all inputs, which hardly damps those that vary much, and in
+    proportion to their variance, which hardly damps those that vary little. Their geometric mean
+    measured best (docs/accuracy.md).
+    """
+    mean = variances.mean(1, keepdims=True)
+    mean[mean <= 0] = 1.0
+    return np.sqrt(mean * np.maximum(variances, LEAST * mean))
 
 
 class _Sums:
@@ -153,7 +167,8 @@ def _cholesky(gram: Floats, cross: Floats) -> Floats:
 class RowRegression:
     """From the rows themselves: for layers that have more inputs than positions are seen.
 
-    With X the rows, D = X'(X X' + damping)^-1 R: the same update from a matrix of positions.
+    With X the n rows, D = X'(X X' + n damping)^-1 R: the update from a matrix of positions. All
+    inputs are damped alike: so few positions tell little about the variance of each.
     """
 
     def __init__(self, *, bias: bool) -> None:
@@ -193,7 +208,7 @@ class RowRegression:
 
     @staticmethod
     def _solver(x: Rows, r: Rows) -> Callable[[float], Floats]:
-        """(X X' + damping)^-1 R as a function of the damping."""
+        """(X X' + n damping)^-1 R as a function of the damping, a share of the mean E[x^2]."""
         values, vectors = np.linalg.eigh((x @ x.T).astype(np.float64))
         values = np.maximum(values, 0)
         scale = float(values.sum()) / x.shape[1] or 1.0

@@ -2,8 +2,9 @@
 
 The dense and the pruned network run beside each other over the calibration data (`Runner`). A layer
 sees what the repaired part before it computes, and is fitted to what the dense network computes
-there, so that errors of earlier layers are corrected as well. Part of the data is held out: a
-repair that doesn't help there is not made.
+there, so that errors of earlier layers are corrected as well: those of its inputs, and those of
+what its results are added to (`addends.py`). Padding isn't looked at. Part of the data is held
+out: a repair that doesn't help there is not made.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from spa_graph.passes.options import Method, Options, StepProgress
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
 from spa_graph.passes.reconstruct.regression import GramRegression, Outcome, RowRegression
 from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, set_weight
-from spa_graph.passes.statistics.layers import pick, positions_wanted
+from spa_graph.passes.statistics.layers import Ints, Layer, pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
 from spa_graph.passes.statistics.runner import Runner
+
+Places = Callable[[Layer, int], Ints | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ def repair(
     limit = options.memory_limit // 4
     dense = Runner(analysis.model, calibrated.batches, limit, folder)
     small = Runner(pruned.model, calibrated.batches, limit, folder)
+    walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), places_in(calibrated))
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
     if options.params is not None:
         sites = [site.without_new_bias() for site in sites]  # it would cost parameters
@@ -75,14 +79,64 @@ def repair(
         waiting = [site for site in waiting if site not in stage]
         # all uses of a shared weight are looked at, and layers that wait may lie between them
         later = [source for site in waiting for source in site.sources]
-        dense.advance([source for site in stage for source in site.sources], later)
-        small.advance([site.sources[0] for site in stage])
+        unknown = small.behind({id(node) for site in (*stage, *waiting) for node in site.nodes})
+        added = {s: s.addend.value for s in stage if s.addend and s.addend.value not in unknown}
+        dense.advance([s for site in stage for s in site.sources] + [*added.values()], later)
+        small.advance([site.sources[0] for site in stage] + [*added.values()])
         for site in stage:
-            fitting = len(calibrated.fitting)
-            done.append(_repair(pruned, site, dense, small, fitting, options.method))
+            done.append(_repair(walk, site, added.get(site), options.method))
             if progress:
                 progress(len(done), len(sites), str(done[-1]))
     return done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Walk:
+    """Both networks on their way through the calibration data.
+
+    fitting: so many batches are fitted to; the others are held out.
+    places: see `places_in`.
+    """
+
+    model: ir.Model
+    dense: Runner
+    small: Runner
+    fitting: int
+    places: Places
+
+    def count(self, site: Site, layer: Layer, batch: int) -> int:
+        """How many positions of a batch count."""
+        some = self.places(layer, batch)
+        if some is not None:
+            return len(some)
+        features = site.cropped(layer, self.dense.value(layer.source, batch))
+        return math.prod(layer.map.positions(features))
+
+    def look(
+        self, site: Site, layer: Layer, batch: int, positions: Ints, addend: str | None
+    ) -> tuple[Rows, Rows]:
+        """What the pruned layer sees of a batch at some positions, and what it should make of it.
+
+        Args:
+            addend: what the results are added to, if both networks have computed it.
+        """
+        features = site.cropped(layer, self.dense.value(layer.source, batch))
+        wanted = site.wanted(layer, features, positions)
+        if addend is not None:
+            both = self.dense.value(addend, batch), self.small.value(addend, batch)
+            wanted = wanted + site.lost(*both, positions)
+        if site.shared:  # its later uses read what the first ones compute: all read the dense
+            return site.seen(layer, features, positions), wanted
+        return site.pruned.rows(self.small.value(layer.source, batch), positions), wanted
+
+
+def places_in(calibrated: Calibrated) -> Places:
+    """Which positions of a layer aren't padding, by batch; None where all count."""
+    padding = calibrated.padding
+    if padding is None:
+        return lambda _layer, _batch: None
+    masks = [{padding.mask: feeds[padding.mask]} for feeds in calibrated.batches]
+    return lambda layer, batch: padding.places(layer, masks[batch])
 
 
 def stages(
@@ -101,38 +155,27 @@ def stages(
         waiting = [site for site in waiting if site.sources[0] in behind]
 
 
-def _repair(
-    pruned: Pruned, site: Site, dense: Runner, small: Runner, fitting: int, method: Method
-) -> Repair:
-    counts = [
-        [
-            math.prod(layer.map.positions(site.cropped(layer, dense.value(layer.source, b))))
-            for b in range(dense.batches)
-        ]
-        for layer in site.layers
-    ]
+def _repair(walk: _Walk, site: Site, addend: str | None, method: Method) -> Repair:
+    batches = range(walk.dense.batches)
+    counts = [[walk.count(site, layer, batch) for batch in batches] for layer in site.layers]
     share = min(1.0, positions_wanted(site.pruned) / sum(map(sum, counts)))
-    seen = round(share * sum(sum(own[:fitting]) for own in counts))
+    seen = round(share * sum(sum(own[: walk.fitting]) for own in counts))
     matrix = site.matrix
     task = _regression(method, site, matrix, seen)
     spread = _Spread()
     generator = np.random.default_rng(0)
     for layer, own in zip(site.layers, counts, strict=True):
         for batch, count in enumerate(own):
-            positions = pick(generator, count, round(share * count))
-            features = site.cropped(layer, dense.value(layer.source, batch))
-            wanted = site.wanted(layer, features, positions)
-            if site.shared:  # its later uses read what the first ones compute: all read the dense
-                rows = site.seen(layer, features, positions)
-            else:
-                rows = site.pruned.rows(small.value(layer.source, batch), positions)
-            task.add(rows, wanted - rows @ matrix, held_out=batch >= fitting)
+            among = walk.places(layer, batch)
+            positions = pick(generator, count, round(share * count), among)
+            rows, wanted = walk.look(site, layer, batch, positions, addend)
+            task.add(rows, wanted - rows @ matrix, held_out=batch >= walk.fitting)
             spread.add(wanted)
     outcome = task.solve()
     if outcome.update is not None:
         set_weight(site, matrix + outcome.update.matrix)
         if site.bias is not None:
-            add_to_bias(pruned.model, site, outcome.update.bias)
+            add_to_bias(walk.model, site, outcome.update.bias)
     total = spread.variance or 1.0
     return Repair(site.name, outcome.before / total, outcome.after / total, outcome.damping)
 

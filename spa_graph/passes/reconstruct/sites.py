@@ -16,6 +16,7 @@ from spa_graph.frontends.onnx.editor import operator_nodes
 from spa_graph.frontends.onnx.pieces import is_stored
 from spa_graph.frontends.onnx.weights import add_initializer, store_tensor, stored_tensor
 from spa_graph.graph import Graph, Operator
+from spa_graph.passes.reconstruct.addends import Addend, Uses, find_addend
 from spa_graph.passes.statistics.layers import Layer, linear_layers
 from spa_graph.passes.statistics.linear_map import LinearMap, Rows
 
@@ -34,6 +35,7 @@ class Site:
     rows: which rows of the dense matrices stay; (groups, inputs).
     bias: where its bias is or may be put; None if it has no place.
     crops: per layer, which positions stay along axes of its features that are not summed over.
+    addend: what the results are added to, if only one operator uses the weight.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Site:
     rows: NDArray[np.bool_]
     bias: Place | None
     crops: list[dict[int, Kept]]
+    addend: Addend | None
 
     @property
     def sources(self) -> list[str]:
@@ -91,6 +94,12 @@ class Site:
         flat = results.transpose(1, 0, 2).reshape(len(positions), -1)
         return np.asarray(self.pruned.grouped(flat[:, self.results]))
 
+    def lost(self, dense: Array, pruned: Array, positions: Array) -> Rows:
+        """What the results can make up for of an addend's loss; (groups, positions, outputs)."""
+        assert self.addend is not None, f"{self.name} is added to nothing"
+        lost = self.addend.lost(dense, pruned, self.results, positions)
+        return np.asarray(self.pruned.grouped(lost))
+
     def seen(self, layer: Layer, features: Array, positions: Array) -> Rows:
         """What is left of what the dense layer sees; (groups, positions, inputs)."""
         rows = layer.map.rows(features, positions).transpose(1, 0, 2)[:, self.rows]
@@ -113,7 +122,8 @@ def find_sites(coupling: Coupling, model: ir.Model, graph: Graph, kept: Kept) ->
         moved = twin is None or twin.inputs[layer.linear.slots[0]] != layer.source
         if twin and not moved and value is not None and value.name in graph.parameters:
             by_weight.setdefault(id(value), []).append((layer, twin))
-    found = (_site(coupling, graph, kept, uses, nodes) for uses in by_weight.values())
+    readers = graph.uses()
+    found = (_site(coupling, graph, kept, uses, nodes, readers) for uses in by_weight.values())
     return [site for site in found if site is not None]
 
 
@@ -123,6 +133,7 @@ def _site(
     kept: Kept,
     uses: Sequence[tuple[Layer, Operator]],
     nodes: Sequence[ir.Node],
+    readers: Uses,
 ) -> Site | None:
     """The site of a weight; None if it can't be changed for these uses alone, and all alike."""
     layer, twin = uses[0]
@@ -137,6 +148,9 @@ def _site(
         for each, _ in uses[1:]
     ):
         return None
+    crops = [_crops(coupling, each, kept) for each, _ in uses]
+    alone = len(uses) == 1 and not crops[0]
+    addend = find_addend(twin.outputs[0], linear.result, graph, readers) if alone else None
     places = [_bias(nodes[twin.index], pruned, graph) for _, twin in uses]
     return Site(
         layer.weight,
@@ -146,7 +160,8 @@ def _site(
         results,
         rows,
         places[0] if len({_stored_in(place) for place in places}) == 1 else None,
-        [_crops(coupling, each, kept) for each, _ in uses],
+        crops,
+        addend,
     )
 
 

@@ -23,7 +23,7 @@ from spa_graph.frontends.onnx.weights import store_tensor, stored_tensor
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
-from spa_graph.passes.reconstruct.repair import Repair, stages
+from spa_graph.passes.reconstruct.repair import Places, Repair, places_in, stages
 from spa_graph.passes.reconstruct.sites import Site, find_sites, set_weight
 from spa_graph.passes.statistics.layers import Layer, pick, positions_wanted
 from spa_graph.passes.statistics.moments import Floats
@@ -65,7 +65,7 @@ def sweep(
     model.meta.update(analysis.model.meta)
     nodes = operator_nodes(model, analysis.graph)
     walk = Runner(model, calibrated.batches, options.memory_limit // 2, folder)
-    fitting = len(calibrated.fitting)
+    fitting, places = len(calibrated.fitting), places_in(calibrated)
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
     sites = [site for site in sites if not site.shared]
     done: list[Repair] = []
@@ -73,7 +73,7 @@ def sweep(
         walk.advance([site.sources[0] for site in stage])
         for site in stage:
             layer = site.layers[0]
-            matrix, outcome = _swept(site, layer, walk, fitting)
+            matrix, outcome = _swept(site, layer, walk, fitting, places)
             value = nodes[layer.operator.index].inputs[layer.linear.slots[1]]
             assert value is not None
             dtype = stored_tensor(value).dtype.numpy()
@@ -85,7 +85,9 @@ def sweep(
     return done
 
 
-def _swept(site: Site, layer: Layer, walk: Runner, fitting: int) -> tuple[Floats, Repair]:
+def _swept(
+    site: Site, layer: Layer, walk: Runner, fitting: int, places: Places
+) -> tuple[Floats, Repair]:
     """The full matrices, zero where inputs are gone, and how well they do on held-out data."""
     generator = np.random.default_rng(0)
     grams = [np.zeros((layer.map.groups, layer.map.inputs, layer.map.inputs)) for _ in range(2)]
@@ -97,7 +99,9 @@ def _swept(site: Site, layer: Layer, walk: Runner, fitting: int) -> tuple[Floats
     for batch in range(walk.batches):
         features = walk.value(layer.source, batch)
         count = math.prod(layer.map.positions(features))
-        rows = layer.map.rows(features, pick(generator, count, round(share * count)))
+        among = places(layer, batch)
+        count = count if among is None else len(among)
+        rows = layer.map.rows(features, pick(generator, count, round(share * count), among))
         held = int(batch >= fitting)
         grams[held] += rows.transpose(0, 2, 1) @ rows
         counts[held] += rows.shape[1]

@@ -83,8 +83,16 @@ def linear_layers(coupling: Coupling) -> list[Layer]:
     return found
 
 
-def pick(generator: np.random.Generator, count: int, wanted: int) -> Ints:
-    """Some of `count` positions, in order; all of them if so many are wanted."""
+def pick(
+    generator: np.random.Generator, count: int, wanted: int, among: Ints | None = None
+) -> Ints:
+    """Some of `count` positions, in order; all of them if so many are wanted.
+
+    Args:
+        among: the positions, if they aren't 0, 1, ...
+    """
+    if among is not None:
+        return np.asarray(among[pick(generator, len(among), wanted)])
     if wanted >= count:
         return np.arange(count)
     return np.sort(generator.choice(count, max(wanted, 1), replace=False))
@@ -113,15 +121,19 @@ class Scratch:
 
 
 def observe(
-    layer: Layer, features: NDArray[Any], batches: int, generator: np.random.Generator
+    layer: Layer,
+    features: NDArray[Any],
+    batches: int,
+    generator: np.random.Generator,
+    among: Ints | None = None,
 ) -> None:
-    """Take one batch of `batches` into the moments of a layer.
+    """Take one batch of `batches` into the moments of a layer; only some places, if they are given.
 
     Raises:
         ModelError: the features are no numbers, or so large that their squares aren't.
     """
     wanted = -(-max(POSITIONS * layer.by_channel.shape[1], LEAST) // batches)
-    places = pick(generator, layer.map.places(features), wanted)
+    places = pick(generator, layer.map.places(features), wanted, among)
     rows = layer.map.at(features, places)
     if not np.abs(rows).max(initial=0) < LARGEST:
         raise ModelError(

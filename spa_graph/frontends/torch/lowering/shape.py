@@ -31,9 +31,15 @@ def view(call: AtenCall) -> Lowered | None:
     return Lowered("Reshape", [call["self"]], sizes=argument)
 
 
-@lowers("flatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
+@lowers("flatten", "unsqueeze", "view_as", "reshape_as")
 def flatten(call: AtenCall) -> Lowered:
     return Lowered("Reshape", [call["self"]])
+
+
+@lowers("squeeze")
+def squeeze(call: AtenCall) -> Lowered:
+    """Unlike ONNX's, it takes axes of more elements too, and leaves them alone."""
+    return Lowered("Squeeze", [call["self"]])
 
 
 @lowers("permute", "transpose", "t", "numpy_T", "movedim", "swapaxes")
