@@ -81,7 +81,7 @@ def page(cells: Cells, runs: list[Record]) -> str:
     parts += [*_goals(suites), *_rerun(cells, runs)]
     for suite in suites:
         parts += [f"## {suite.name}", _table(suite)]
-        parts += [*_misses(suite), *_frozen(suite), *_unexported(suite)]
+        parts += [*_misses(suite), *_frozen(suite), *_unexported(suite), *_notes(suite)]
     parts += ["## What stopped the others", *_peers(suites)]
     return "\n\n".join(parts) + "\n"
 
@@ -307,6 +307,14 @@ def _unexported(suite: Suite) -> Iterator[str]:
     if lost:
         yield f"### {suite.name}: not exported"
         yield "\n".join(f"* **{n}** ({c['status']}): {_cut(c['reason'])}" for n, c in lost.items())
+
+
+def _notes(suite: Suite) -> Iterator[str]:
+    """What a reader of some rows should know."""
+    lines = [f"* **{n}**: {c['note']}" for n, c in suite.exported.items() if c.get("note")]
+    if lines:
+        yield f"### {suite.name}: notes"
+        yield "\n".join(lines)
 
 
 def _peers(suites: list[Suite]) -> Iterator[str]:

@@ -417,6 +417,13 @@ def test_the_page_tells_what_was_run_again() -> None:
     assert "* **resnet18**: Bar: no rule (1)" in lines
 
 
+def test_the_page_tells_what_a_row_notes() -> None:
+    cells = sample()
+    cells["torchvision/resnet18", "export"]["note"] = "it is small"
+    lines = coverage_page.page(cells, []).splitlines()
+    assert lines[lines.index("### torchvision: notes") + 2] == "* **resnet18**: it is small"
+
+
 def test_every_table_is_whole() -> None:
     lines = coverage_page.page(sample(), []).splitlines()
     tables = [line for line in lines if line.startswith("|")]

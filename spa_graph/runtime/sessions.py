@@ -51,6 +51,8 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
         options.enable_mem_reuse = False  # frees features at once, rather than keep them for others
+        # as written, where it may be: exporters write an operator near what reads it
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
