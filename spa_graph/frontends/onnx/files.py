@@ -325,9 +325,9 @@ def _undeclared(model: ir.Model) -> Iterator[None]:
     """
     undo = []
     for graph in model.graphs():
-        inputs = set(graph.inputs)
+        interface = {*graph.inputs, *graph.outputs}  # whose types must be stated
         for value in graph.initializers.values():
-            if value not in inputs:
+            if value not in interface:
                 undo.append((value, value.type, value.shape))
                 value.type = value.shape = None
     try:
