@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spa_graph.pictures.style import BLUE, GREY, ORANGE, figure, name_rows, styled
+from spa_graph.pictures.style import BLUE, GREY, ORANGE, figure, logarithmic, name_rows, styled
 
 MOST_ROWS = 60
 """Of more groups or operators, the largest are shown, and the sum of the others."""
@@ -67,7 +67,7 @@ def importance_figure(importance: dict[str, Any]) -> Any:
         edges[:-1], importance["removed"], bottom=importance["kept"], color=ORANGE, hatch="////",
         edgecolor="white", linewidth=0, label="go", **options,
     )  # fmt: skip
-    axes.set_xscale("log")
+    logarithmic(axes)
     axes.set_xlabel("importance, comparable between groups")
     axes.set_ylabel("channels")
     drawn.legend(loc="outside lower center", ncols=2)
@@ -87,7 +87,7 @@ def cuts_figure(importance: dict[str, Any]) -> Any:
             low, middle, high = np.array([each for _, each in found]).T
             axes.hlines(places, low, high, color=color, linewidth=1.5)
             axes.scatter(middle, places, color=color, marker=marker, s=12, label=label, zorder=3)
-    axes.set_xscale("log")
+    logarithmic(axes)
     axes.set_xlabel("importance; the mark is the median")
     axes.grid(axis="y", linewidth=0.3, color=GREY, alpha=0.5)
     name_rows(axes, [group["name"] for group in groups])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spa_graph.pictures.style import MARKERS, SERIES, figure, name_rows, styled
+from spa_graph.pictures.style import MARKERS, SERIES, figure, logarithmic, name_rows, styled
 
 FLOOR = 1e-8
 """Errors below are drawn here: rounding."""
@@ -32,7 +32,7 @@ def sensitivity_figure(data: dict[str, Any]) -> Any:
             zorder=3,
         )
     name_rows(axes, [group["name"] for group in groups])
-    axes.set_xscale("log")
+    logarithmic(axes)
     axes.set_xlabel("squared error / variance of the outputs")
     axes.grid(axis="both", linewidth=0.4, alpha=0.5)
     drawn.legend(loc="outside lower center", ncols=3)

@@ -9,6 +9,7 @@ place tells it too.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.util import find_spec
@@ -83,9 +84,32 @@ def figure(rows: int, *, title: str = "", minimum: float = 1.6) -> tuple[Any, An
 
 def name_rows(axes: Any, names: Sequence[str]) -> None:
     """Rows from the top down, each with its name."""
-    axes.set_yticks(range(len(names)), [shortened(name) for name in names])
+    start = _shared_start(names)
+    axes.set_yticks(range(len(names)), [shortened(name[start:]) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
+
+
+def _shared_start(names: Sequence[str]) -> int:
+    """How many characters all names begin with alike, up to a dot or slash."""
+    if len(names) < 2:
+        return 0
+    shared = os.path.commonprefix(list(names))  # noqa: RUF071 (names, not paths)
+    return max(shared.rfind("."), shared.rfind("/")) + 1
+
+
+def logarithmic(axes: Any) -> None:
+    """A logarithmic x axis, whose numbers don't overlap where it spans little."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high < 100 * low:
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def shortened(name: str) -> str:
