@@ -310,8 +310,13 @@ def _unexported(suite: Suite) -> Iterator[str]:
 
 
 def _notes(suite: Suite) -> Iterator[str]:
-    """What a reader of some rows should know."""
-    lines = [f"* **{n}**: {c['note']}" for n, c in suite.exported.items() if c.get("note")]
+    """What a reader of some rows should know, besides the module that a row comes from."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for name, cell in suite.exported.items():
+        note = cell.get("note", "")
+        if note and not note.startswith(f"{suite.name}."):
+            rows[note].append(f"**{name}**")
+    lines = [f"* {', '.join(names)}: {note}" for note, names in rows.items()]
     if lines:
         yield f"### {suite.name}: notes"
         yield "\n".join(lines)

@@ -419,8 +419,12 @@ def test_the_page_tells_what_was_run_again() -> None:
 
 def test_the_page_tells_what_a_row_notes() -> None:
     cells = sample()
-    cells["torchvision/resnet18", "export"]["note"] = "it is small"
+    cells["torchvision/resnet18", "export"] |= {"note": "it is small"}
+    cells["torchvision/hard", "export"] = {
+        **cells["torchvision/hard", "export"], "note": "torchvision.hard"
+    }  # fmt: skip
     lines = coverage_page.page(cells, []).splitlines()
+    assert not any("torchvision.hard" in line for line in lines)
     assert lines[lines.index("### torchvision: notes") + 2] == "* **resnet18**: it is small"
 
 
