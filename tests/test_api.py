@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,16 @@ def test_a_pruned_model_can_be_pruned_again() -> None:
 
 
 # --- analyze -------------------------------------------------------------------------------------
+
+
+def test_a_report_is_json_whatever_was_given() -> None:
+    """Of arrays it tells only that they are some."""
+    samples = {"x": np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)}
+    result = spa_graph.prune(network(CHAIN), flops=0.6, calibrate=samples, exclude=("w3",))
+    options = json.loads(json.dumps(result.report))["options"]
+    assert options["calibrate"] == "a dict"
+    assert options["exclude"] == ["w3"]
+    assert options["flops"] == 0.6
 
 
 def test_analyze_finds_the_groups() -> None:

@@ -142,7 +142,7 @@ class Options:
         given = {name: getattr(self, name) for name in self.__dataclass_fields__}
         given["criterion"], given["reconstruct"] = self.criterion_name, self.method
         return {
-            name: _plain(value)
+            name: plain(value)
             for name, value in given.items()
             if value is not None and not (isinstance(value, tuple | dict) and not value)
         }
@@ -155,13 +155,23 @@ class Options:
         return Budget("params", self.params) if self.params is not None else None
 
 
-def _plain(value: Any) -> Any:
-    """Paths by their names, and of data and functions only what kind of thing they are."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, str | int | float | tuple) or type(value) is dict:
-        return value
-    return f"a {type(value).__name__}"
+def plain(value: Any) -> Any:
+    """A choice as JSON has it: of data and functions only what kind of thing they are."""
+    if not _is_plain(value):
+        return f"a {type(value).__name__}"
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(inner) for inner in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | os.PathLike)
 
 
 def _silent(step: str, done: int, total: int, detail: str = "") -> None:

@@ -12,7 +12,7 @@ from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
 from spa_graph.passes.cost import QUANTITIES
 from spa_graph.passes.importance import CRITERIA
-from spa_graph.passes.options import Options, Progress, Timer
+from spa_graph.passes.options import Options, Progress, Timer, plain
 from spa_graph.runtime.benchmark import measure
 from spa_graph.runtime.imported import imported
 from spa_graph.runtime.machine import cores, machine, versions
@@ -191,18 +191,8 @@ def _result(folder: Folder, model: Path) -> dict[str, Any]:
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Options as JSON gives them back, less those that change nothing about the result."""
     return {
-        name: _as_json(value)
+        name: plain(value)
         for name, value in sorted(options.items())
         if name != "memory_limit"
         and not (value is None or (isinstance(value, tuple | dict) and not value))
     }
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_json(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_as_json(inner) for inner in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    return value if isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"
