@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from spa_graph.frontends.torch.calls import as_call
 from spa_graph.passes.options import Progress, Timer
 from spa_graph.runtime.benchmark import interleaved, ratio_interval
 from spa_graph.runtime.machine import machine, versions
+from spa_graph.torch.modes import in_mode
 
 MOST_RUNS = 1000
 
@@ -54,18 +56,19 @@ def benchmark(
     )
     timer = Timer(progress)
     homes = [next((p.device for p in module.parameters()), place) for module in modules]
-    modes = [module.training for module in modules]
     try:
-        with timer.step("measure") as step:
-            moved = [module.to(place).eval() for module in modules]
+        with ExitStack() as modes, timer.step("measure") as step:
+            for module in modules:
+                modes.enter_context(in_mode(module, training=False))
+            moved = [module.to(place) for module in modules]
             functions = [
                 partial(_run, torch.compile(module) if compiled else module, args, kwargs, place)
                 for module in moved
             ]
             timings = interleaved(functions, seconds=seconds, most=MOST_RUNS, progress=step)
     finally:
-        for module, home, training in zip(modules, homes, modes, strict=True):
-            module.to(home).train(training)
+        for module, home in zip(modules, homes, strict=True):
+            module.to(home)
     return {
         "machine": machine(),
         "versions": versions() | {"torch": torch.__version__},

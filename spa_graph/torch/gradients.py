@@ -26,6 +26,7 @@ from spa_graph.frontends.torch.calls import Call
 from spa_graph.frontends.torch.editor import zeroed
 from spa_graph.passes.importance.base import is_read
 from spa_graph.plan import Kept, use_slices
+from spa_graph.torch.modes import same_modes
 from spa_graph.torch.objective import Objective, run
 from spa_graph.torch.relevance import Rules, explained
 from spa_graph.torch.watching import Around, Operands, Run
@@ -173,16 +174,12 @@ class Gradients:
     def _running(self, *, evaluating: bool = False) -> Iterator[None]:
         """Random numbers from the seed, and the generators as before afterwards."""
         devices = {p.device for p in self._model.parameters() if p.device.type == "cuda"}
-        modes = {module: module.training for module in self._model.modules()}
-        with torch.random.fork_rng(sorted(d.index for d in devices)), torch.enable_grad():
+        forked = torch.random.fork_rng(sorted(d.index for d in devices))
+        with forked, same_modes(self._model), torch.enable_grad():
             torch.manual_seed(self._seed)
             if evaluating:
                 self._model.eval()
-            try:
-                yield
-            finally:
-                for module, training in modes.items():
-                    module.training = training
+            yield
 
     def _effects(self, model: nn.Module, output: Tensor) -> list[Floats]:
         """For each member, the sum of w d(output)/dw over each channel."""

@@ -9,12 +9,19 @@ from torch import nn
 
 
 @contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+def same_modes(model: nn.Module) -> Iterator[None]:
     """Afterwards every part of the module is in the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
-    model.train(training)
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """All parts in one mode, and afterwards in those that they were in."""
+    with same_modes(model):
+        model.train(training)
+        yield

@@ -39,6 +39,7 @@ from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import Kept
 from spa_graph.runtime.verify import Agreement
 from spa_graph.torch.gradients import Differentiated, Gradients
+from spa_graph.torch.modes import in_mode
 from spa_graph.torch.objective import make_objective
 from spa_graph.torch.options import excluded
 from spa_graph.torch.proof import Proof, check_sizes, make_proof
@@ -207,20 +208,17 @@ def into_module(
     """
     with timer.step("module"):
         module = copied(analysis.model)
-        training = {name: each.training for name, each in module.named_modules()}
-        module.eval()
-        calls = CallEdits(analysis.reading, pruned.edits, analysis.traced.sizes)
-        changes = list(surgery.new_arguments(analysis.reading, calls))
-        arguments = surgery.by_module(changes)
-        stated = surgery.layer_attributes(module, pruned.plan.kept, arguments)
-        optional = surgery.candidates(module, analysis.reading, pruned.edits, changes)
-        put(module, drawn)
-        slice_parameters(module, pruned.plan.kept)
-        surgery.set_attributes(module, stated)
-        attributes, agreement = _settle(module, stated, list(optional.values()), proof)
-        clear(module, drawn)
-        for name, each in module.named_modules():
-            each.training = training[name]
+        with in_mode(module, training=False):
+            calls = CallEdits(analysis.reading, pruned.edits, analysis.traced.sizes)
+            changes = list(surgery.new_arguments(analysis.reading, calls))
+            arguments = surgery.by_module(changes)
+            stated = surgery.layer_attributes(module, pruned.plan.kept, arguments)
+            optional = surgery.candidates(module, analysis.reading, pruned.edits, changes)
+            put(module, drawn)
+            slice_parameters(module, pruned.plan.kept)
+            surgery.set_attributes(module, stated)
+            attributes, agreement = _settle(module, stated, list(optional.values()), proof)
+            clear(module, drawn)
     return module, attributes, agreement
 
 

@@ -18,6 +18,7 @@ def test_two_modules_in_turn(compiled: bool) -> None:
     small = settled(Residual())
     large = nn.Sequential(small, nn.Linear(10, 3000), nn.Linear(3000, 3000), nn.Linear(3000, 3000))
     small.train()
+    frozen = next(m for m in small.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     want = {name: tensor.clone() for name, tensor in large.state_dict().items()}
     try:
         found = spa.benchmark([large, small], x, compiled=compiled, seconds=0.3)
@@ -30,7 +31,7 @@ def test_two_modules_in_turn(compiled: bool) -> None:
     low, high = found["ratios"][0]["interval"]
     assert low <= found["ratios"][0]["median"] <= high
     assert found["versions"]["torch"] == torch.__version__
-    assert small.training
+    assert small.training and not frozen.training
     assert all(torch.equal(want[name], tensor) for name, tensor in large.state_dict().items())
 
 
