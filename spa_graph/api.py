@@ -22,11 +22,9 @@ from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
 from spa_graph.passes.report import calibration_report, file_size, importance_report, report
 from spa_graph.plan import Plan
-from spa_graph.runtime.benchmark import Latency, OperatorTime, measure, operator_times
+from spa_graph.runtime.benchmark import PROFILED, Latency, OperatorTime, measure, operator_times
 from spa_graph.runtime.inputs import random_inputs
 
-PROFILED = 0.25
-"""The share of the time for latency that each network is profiled for, besides."""
 COPIES = ", because copies of shared weights grew it"
 """Why a result may cost more than the cost model said."""
 
@@ -340,7 +338,7 @@ class _Wanted:
                 )
             self._write(pruned, draft)
         if source is not None and draft.exists():
-            before = sum(path.stat().st_size for path in files.sources(analysis.original))
+            before = files.size(analysis.original)
             sizes = before, file_size(draft)
         if self.latency_seconds:
             latency, times = self._measure(analysis, source, draft, scratch)

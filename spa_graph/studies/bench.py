@@ -11,7 +11,13 @@ from typing import Any
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.passes.options import Progress, Timer
-from spa_graph.runtime.benchmark import Timing, interleaved, operator_times, ratio_interval
+from spa_graph.runtime.benchmark import (
+    PROFILED,
+    Timing,
+    interleaved,
+    operator_times,
+    ratio_interval,
+)
 from spa_graph.runtime.benchmark.memory import peak_memory
 from spa_graph.runtime.benchmark.profile import by_type
 from spa_graph.runtime.inputs import Feeds
@@ -21,8 +27,6 @@ from spa_graph.runtime.sessions import open_session, run
 from spa_graph.studies.opened import Opened, open_network, same_inputs
 
 MOST_RUNS = 1000
-PROFILED = 0.25
-"""The share of the time that each network is profiled for, besides."""
 
 
 def bench(

@@ -42,7 +42,7 @@ class Opened:
     @property
     def bytes(self) -> int:
         """The size of the file and of those that hold its weights."""
-        return sum(path.stat().st_size for path in files.sources(self.model))
+        return files.size(self.model)
 
     def random_feeds(self, seed: int = 0) -> Feeds:
         """Random values for every input."""

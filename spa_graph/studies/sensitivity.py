@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spa_graph.api import ready
 from spa_graph.errors import ModelError, OptionError
-from spa_graph.frontends.onnx import files
-from spa_graph.passes import pipeline
-from spa_graph.passes.calibrated import calibrate
-from spa_graph.passes.differentiated import differentiable
-from spa_graph.passes.network import Analysis, prepare
-from spa_graph.passes.options import Options, Progress, Timer
+from spa_graph.passes.network import Analysis
+from spa_graph.passes.options import Progress, Timer
 from spa_graph.passes.sensitivity import Probe, measure
 from spa_graph.passes.statistics.layers import LEVELS
 from spa_graph.runtime.machine import versions
@@ -48,24 +43,18 @@ def sensitivity(
     """
     if not levels or not all(0 < level < 1 for level in levels):
         raise OptionError(f"--levels are shares between 0 and 1, not {list(levels)}")
-    chosen = Options(**options)
-    if chosen.calibrate is None:
+    if options.get("calibrate") is None:
         raise OptionError("give calibration data: --calibrate FILE, or --calibrate data-free")
-    timer = Timer(progress)
-    with timer.step("load"):
-        original = files.load(Path(model))
-    analysis = prepare(original, chosen, timer)
-    with tempfile.TemporaryDirectory() as folder:
-        calibrated = calibrate(analysis, chosen, timer, Path(folder))
-        network = differentiable(analysis, chosen) if calibrated.criterion.needs_gradients else None
-        scores = pipeline.rank(analysis, chosen, timer, calibrated, network).scores
+    with ready(model, progress=progress, **options) as network:
+        analysis, calibrated = network.analysis, network.calibrated
+        assert calibrated is not None  # there is calibration data
         whole = np.array([group.size - group.least < 1 for group in analysis.groups])
         if whole.all():
             raise ModelError("no group can lose a channel; `spa-prune inspect` tells why")
-        with timer.step("measure groups") as step:
+        with Timer(progress).step("measure groups") as step:
             found = measure(
                 analysis,
-                scores,
+                network.ranking.scores,
                 calibrated.layers,
                 calibrated.held_out,
                 whole,

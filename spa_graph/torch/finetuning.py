@@ -13,7 +13,7 @@ from torch import Tensor, nn, optim
 from spa_graph.errors import OptionError
 from spa_graph.torch.distillation import Lesson, Teacher, lesson
 from spa_graph.torch.modes import in_mode
-from spa_graph.torch.objective import LOSSES, Loss, Objective
+from spa_graph.torch.objective import Loss, Objective, loss_function
 from spa_graph.torch.trained_parts import Trained, trainable
 
 
@@ -52,11 +52,9 @@ def finetune(
         ModelError: the loss isn't finite, or the module or the loss fails: on which batch. The
             module keeps what it has learnt until then.
     """
-    if isinstance(loss, str) and loss not in LOSSES:
-        raise OptionError(f"unknown loss `{loss}`; there are: {', '.join(sorted(LOSSES))}")
+    objective = Objective([], loss_function(loss))
     if epochs < 1 or not lr > 0:
         raise OptionError(f"epochs must be at least 1 and lr positive, not {epochs} and {lr}")
-    objective = Objective([], LOSSES[loss] if isinstance(loss, str) else loss)
     teacher = Teacher(teacher) if isinstance(teacher, nn.Module) else teacher
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training=True))

@@ -99,13 +99,24 @@ def make_objective(data: Any, loss: Any, samples: int | None) -> Objective:
     Raises:
         OptionError: there is no batch, or no such loss.
     """
+    function = loss_function(loss)
+    return Objective(_first(data, samples or SAMPLES), function)
+
+
+def loss_function(loss: Any) -> Loss:
+    """A loss, or the one of this name.
+
+    Raises:
+        OptionError: there is no such loss.
+    """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise OptionError(f"unknown loss `{loss}`; there are: {', '.join(sorted(LOSSES))}")
-        loss = LOSSES[loss]
+        return LOSSES[loss]
     if not callable(loss):
         raise OptionError(f"loss must be a function or a name, not a {type(loss).__name__}")
-    return Objective(_first(data, samples or SAMPLES), loss)
+    function: Loss = loss
+    return function
 
 
 def _first(data: Any, samples: int) -> list[Any]:

@@ -98,6 +98,11 @@ def sources(model: ir.Model) -> list[Path]:
     return list(found)
 
 
+def size(model: ir.Model) -> int:
+    """Bytes of the files that a model is read from."""
+    return sum(path.stat().st_size for path in sources(model))
+
+
 def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Write a model; as one file, unless it came with external data or is too large for one.
 

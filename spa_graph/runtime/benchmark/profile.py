@@ -21,6 +21,8 @@ from spa_graph.runtime.benchmark.timing import LEAST, MOST
 from spa_graph.runtime.providers import CPU
 from spa_graph.runtime.sessions import Feeds, open_session, run
 
+PROFILED = 0.25
+"""The share of the time for latency that each network is profiled for, besides."""
 _SUFFIX = "_kernel_time"
 
 

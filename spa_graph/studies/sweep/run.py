@@ -145,14 +145,10 @@ def shares(points: Sequence[Point], jobs: int) -> list[list[Point]]:
 def _whole(model: Path, evaluation: str | None, timer: Timer) -> dict[str, Any]:
     """What there is to say about the unpruned network."""
     with timer.step("evaluate"):
-        data: dict[str, Any] = {"file": os.fspath(model), "bytes": _bytes(model)}
+        data: dict[str, Any] = {"file": os.fspath(model), "bytes": files.size(files.load(model))}
         if evaluation is not None:
             data["metric"] = evaluate(evaluation, model)
     return data
-
-
-def _bytes(model: Path) -> int:
-    return sum(path.stat().st_size for path in files.sources(files.load(model)))
 
 
 def _measure(
