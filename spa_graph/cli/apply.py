@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 import spa_graph
-from spa_graph import console
 from spa_graph.cli.options import analysis_options, calibration_options, model, output_options
 from spa_graph.cli.target import Target
 
@@ -34,15 +34,4 @@ def apply_command(
     """
     target = Target.take(model, options, None, inputs=[plan])
     loaded = spa_graph.Plan.load(plan)
-    with console.progress(target.quiet) as progress:
-        result = spa_graph.apply_plan(
-            model,
-            loaded,
-            output=target.output,
-            latency_seconds=target.latency_seconds,
-            profile=target.html is not None,
-            progress=progress,
-            input_shapes=dict(input_shapes),
-            **options,
-        )
-    target.show(result)
+    target.run(partial(spa_graph.apply_plan, model, loaded), input_shapes, options)

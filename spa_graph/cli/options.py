@@ -124,6 +124,9 @@ ranking_options = together(
     ),
     seed_option,
 )
+pruning_options = together(
+    ranking_options, calibration_options, gradient_options, block_options, analysis_options
+)
 html_option = click.option(
     "--html", "html", type=click.Path(path_type=Path),
     help="Write what was done as a page with pictures; needs spa-prune[report].",

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 import spa_graph
-from spa_graph import console
 from spa_graph.cli.options import (
-    analysis_options,
-    block_options,
-    calibration_options,
     criterion_option,
-    gradient_options,
     model,
     output_options,
-    ranking_options,
+    pruning_options,
 )
 from spa_graph.cli.target import Target
 
@@ -34,11 +30,7 @@ from spa_graph.cli.target import Target
     "--ratio", type=float, metavar="R", help="Remove this share of channels in every group."
 )
 @criterion_option
-@ranking_options
-@calibration_options
-@gradient_options
-@block_options
-@analysis_options
+@pruning_options
 @click.option(
     "--plan",
     "plan_path",
@@ -65,14 +57,4 @@ def prune_command(
       spa-prune model.onnx --ratio 0.3 --dry-run --json | jq .ratio
     """
     target = Target.take(model, options, plan_path)
-    with console.progress(target.quiet) as progress:
-        result = spa_graph.prune(
-            model,
-            output=target.output,
-            latency_seconds=target.latency_seconds,
-            profile=target.html is not None,
-            progress=progress,
-            input_shapes=dict(input_shapes),
-            **options,
-        )
-    target.show(result)
+    target.run(partial(spa_graph.prune, model), input_shapes, options)

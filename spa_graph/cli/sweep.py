@@ -10,15 +10,11 @@ import click
 from spa_graph import console
 from spa_graph.cli.options import (
     LATENCY_SECONDS,
-    analysis_options,
     answer_options,
-    block_options,
-    calibration_options,
-    gradient_options,
     html_option,
     model,
     overwrite_option,
-    ranking_options,
+    pruning_options,
 )
 from spa_graph.cli.parameters import Criteria, Ratios
 from spa_graph.cli.target import check_inputs, check_writable, typed, write_text
@@ -45,11 +41,7 @@ from spa_graph.pictures.style import drawable
     metavar="MODULE:FUNCTION",
     help="Gets the path of a network, returns a number, more is better.",
 )
-@ranking_options
-@calibration_options
-@gradient_options
-@block_options
-@analysis_options
+@pruning_options
 @click.option(
     "-o",
     "--output",

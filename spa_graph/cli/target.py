@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,25 @@ class Target:
             latency_seconds=options.pop("latency_seconds"),
         )
 
-    def show(self, result: spa_graph.Result) -> None:
+    def run(
+        self,
+        function: Callable[..., spa_graph.Result],
+        input_shapes: Iterable[tuple[str, tuple[int, ...]]],
+        options: dict[str, Any],
+    ) -> None:
+        """Call `prune` or `apply_plan` with the options that are left, and show what it did."""
+        with console.progress(self.quiet) as progress:
+            result = function(
+                output=self.output,
+                latency_seconds=self.latency_seconds,
+                profile=self.html is not None,
+                progress=progress,
+                input_shapes=dict(input_shapes),
+                **options,
+            )
+        self._show(result)
+
+    def _show(self, result: spa_graph.Result) -> None:
         """Write plan, report and page, print the table."""
         if self.plan is not None:
             with files.staged(self.plan) as draft:
