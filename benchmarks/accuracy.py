@@ -15,18 +15,18 @@ after each. Calibration samples are never those that the metric is taken on (`Tr
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.coverage_workers import flops, last_layers, short
+from benchmarks.grid import Grid, entry
 from benchmarks.results import dense_score, machine, versions
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.models_zoo.trained import NETWORKS, Trained
@@ -273,15 +273,6 @@ def wanted(arguments: argparse.Namespace, name: str) -> list[Cell]:
     ]
 
 
-def read(path: Path) -> dict[Cell, Result]:
-    """The results of earlier runs."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    results = [
-        Result(**{**entry, "cell": Cell(**entry["cell"])}) for entry in map(json.loads, lines)
-    ]
-    return {result.cell: result for result in results}
-
-
 def page(results: Sequence[Result], dense: dict[str, float]) -> str:
     """The whole page: one line per way, one column per ratio; the mean over seeds, and the span."""
     ratios = sorted({result.cell.ratio for result in results}, reverse=True)
@@ -319,11 +310,8 @@ def _way(result: Result) -> tuple[str, str, str, str]:
 
 
 def _entry(results: Sequence[Result]) -> str:
-    values = [result.metric for result in results if not result.failure]
-    if not values:
-        return results[0].failure.replace("|", "/")[:60] if results else ""
-    span = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{span}"
+    done = [result.metric for result in results if not result.failure]
+    return entry(done, [result.failure for result in results], 3)
 
 
 def parse() -> argparse.Namespace:
@@ -353,18 +341,14 @@ def main() -> None:
     arguments = parse()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / "accuracy.jsonl"
-    known = read(record)
+    grid = Grid(folder / "accuracy.jsonl", Cell, Result)
     for name in arguments.names or NETWORKS:
-        missing = [cell for cell in wanted(arguments, name) if cell not in known]
+        missing = [cell for cell in wanted(arguments, name) if cell not in grid.known]
         for result in run(NETWORKS[name], folder, missing, arguments.samples):
-            known[result.cell] = result
-            with record.open("a") as file:
-                file.write(json.dumps(asdict(result)) + "\n")
-            print(result, flush=True)
-            names = dict.fromkeys(cell.network for cell in known)
+            grid.add(result)
+            names = dict.fromkeys(each.cell.network for each in grid.results)
             dense = {n: dense_score(n, NETWORKS[n].fetch(folder)) for n in names}
-            arguments.page.write_text(page(list(known.values()), dense))
+            arguments.page.write_text(page(grid.results, dense))
 
 
 if __name__ == "__main__":

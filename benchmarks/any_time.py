@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import spa_graph.torch as spa
 from benchmarks.coverage_workers import last_layers, short
+from benchmarks.grid import Grid, entry
 from benchmarks.results import machine, versions
 from spa_graph.errors import SpaError
 from spa_graph.passes.importance import CRITERIA, make_criterion
@@ -337,13 +337,6 @@ def _recovered(cell: Cell) -> nn.Module:
 # --- the table --------------------------------------------------------------------------------
 
 
-def read(path: Path) -> dict[Cell, Result]:
-    """The results of earlier runs."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [Result(**{**entry, "cell": Cell(**entry["cell"])}) for entry in map(json.loads, lines)]
-    return {result.cell: result for result in found}
-
-
 def page(results: Sequence[Result]) -> str:
     """The whole page: one line per way, one column per ratio; the mean over seeds, and the span."""
     ratios = sorted({result.cell.ratio for result in results}, reverse=True)
@@ -376,11 +369,8 @@ def page(results: Sequence[Result]) -> str:
 
 
 def _entry(results: Sequence[Result]) -> str:
-    values = [100 * result.accuracy for result in results if not result.failure]
-    if not values:
-        return results[0].failure.replace("|", "/")[:60] if results else ""
-    span = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{span}"
+    done = [100 * result.accuracy for result in results if not result.failure]
+    return entry(done, [result.failure for result in results], 1)
 
 
 def parse() -> argparse.Namespace:
@@ -403,8 +393,7 @@ def main() -> None:
     """Run what is missing; the page is written after every cell."""
     given = parse()
     given.folder.mkdir(parents=True, exist_ok=True)
-    record = given.folder / "any_time.jsonl"
-    known = read(record)
+    grid = Grid(given.folder / "any_time.jsonl", Cell, Result)
     wanted = [
         Cell(network, tool, criterion, schedule, ratio, seed, given.epochs, given.recovery)
         for seed in range(given.seeds)
@@ -415,13 +404,9 @@ def main() -> None:
         for tool in given.tools
     ]
     for cell in wanted:
-        if cell in known:
-            continue
-        known[cell] = run(cell)
-        with record.open("a") as file:
-            file.write(json.dumps(asdict(known[cell])) + "\n")
-        print(known[cell], flush=True)
-        given.page.write_text(page(list(known.values())))
+        if cell not in grid.known:
+            grid.add(run(cell))
+            given.page.write_text(page(grid.results))
 
 
 if __name__ == "__main__":

@@ -168,9 +168,10 @@ def ours(key: str, folder: Path, seconds: float, update: Update) -> Found:  # no
 
     import spa_graph
     from spa_graph.passes.report import inspection
+    from spa_graph.runtime.benchmark.memory import Meter
 
     path = folder / MODEL
-    memory = Memory()
+    memory = Meter()
     start = time.perf_counter()
     try:
         analysis = spa_graph.analyze(path)
@@ -204,9 +205,10 @@ def _pruned(folder: Path, smallest: float, before: float, update: Update) -> Fou
     """Prune to half of the FLOPs, or to what can be reached."""
     import spa_graph
     from spa_graph.runtime import benchmark
+    from spa_graph.runtime.benchmark.memory import Meter
 
     path, output = folder / MODEL, folder / PRUNED.format("ours")
-    memory, target = Memory(), 0.5
+    memory, target = Meter(), 0.5
     start = time.perf_counter()
     result, reason = None, ""
     for target in (0.5, *floors(smallest)):
@@ -487,31 +489,6 @@ def flops(path: Path) -> float:
 
     cost = analyze(path).cost
     return cost.cost("flops", cost.full)
-
-
-class Memory:
-    """The most memory that this process uses from now on, beyond what it uses now."""
-
-    def __init__(self) -> None:
-        self.reset = True
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        except OSError:
-            self.reset = False
-        self.base = self._status("VmRSS")
-
-    def used(self) -> int | None:
-        """Bytes; None where the system can't tell."""
-        peak = self._status("VmHWM")
-        return max(peak - self.base, 0) if self.reset and peak else None
-
-    @staticmethod
-    def _status(name: str) -> int:
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith(f"{name}:"):
-                    return 1024 * int(line.split()[1])
-        return 0
 
 
 def short(error: BaseException) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks import accuracy
-from benchmarks.accuracy import OURS, Cell, Result, at_flops, page, read, wanted
+from benchmarks.accuracy import OURS, Cell, Result, at_flops, page, wanted
+from benchmarks.grid import Grid
 
 GRID = Namespace(
     tools=[OURS],
@@ -50,9 +49,11 @@ def test_results_are_read_back_and_shown_as_mean_and_span(tmp_path: Path) -> Non
     broken = Cell("svhn", "onnxsim", "l2", "none", "none", 0.5)
     results = [Result(cells[0], 0.8), Result(cells[1], 0.9), Result(broken, failure="no way")]
     record = tmp_path / "accuracy.jsonl"
-    record.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results))
-    known = read(record)
-    assert list(known) == [*cells, broken]
-    text = page(list(known.values()), {"svhn": 0.858})
+    grid = Grid(record, Cell, Result)
+    for result in results:
+        grid.add(result)
+    again = Grid(record, Cell, Result)
+    assert list(again.known) == [*cells, broken]
+    text = page(again.results, {"svhn": 0.858})
     assert "| spa-prune | obspa | ls | inputs | 0.850 (0.800 to 0.900) |" in text
     assert "| onnxsim | l2 | none | none | no way |" in text

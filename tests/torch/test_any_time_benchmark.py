@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ pytest.importorskip("sklearn", reason="scikit-learn, which has the digits, is no
 
 from benchmarks import any_time  # noqa: E402
 from benchmarks.any_time import Cell, Result  # noqa: E402
+from benchmarks.grid import Grid  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -38,9 +37,10 @@ def test_a_criterion_that_a_tool_lacks_is_a_failure_and_is_shown(tmp_path: Path)
     assert result.failure == "Torch-Pruning has no criterion bn-scale"
     done = Result(Cell("cnn", "spa-prune", "l1", "prune-train", 0.5, 0, 1, 1), 0.912, 0.5, 1.0)
     path = tmp_path / "any_time.jsonl"
-    path.write_text("".join(json.dumps(asdict(each)) + "\n" for each in (result, done)))
-    known = any_time.read(path)
-    assert known[cell].failure == result.failure and known[done.cell] == done
-    text = any_time.page(list(known.values()))
+    for each in (result, done):
+        Grid(path, Cell, Result).add(each)
+    again = Grid(path, Cell, Result)
+    assert again.known[cell].failure == result.failure and again.known[done.cell] == done
+    text = any_time.page(again.results)
     assert "| prune-train | l1 | spa-prune | 91.2 |" in text
     assert "| prune-train | bn-scale | torch-pruning | Torch-Pruning has no" in text

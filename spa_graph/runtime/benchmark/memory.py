@@ -7,6 +7,7 @@ prints the bytes. They are the host's: what a provider keeps on its device isn't
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,23 @@ from spa_graph.runtime.sessions import Feeds, open_session, run
 RUNS = 3
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
+
+
+class Meter:
+    """The most memory that this process uses from now on, beyond what it uses now."""
+
+    def __init__(self) -> None:
+        self._reset = True
+        try:
+            _RESET.write_text("5", encoding="utf-8")  # the peak so far is forgotten
+        except OSError:
+            self._reset = False
+        self._base = _bytes("VmRSS")
+
+    def used(self) -> int | None:
+        """Bytes; None where the system can't tell."""
+        peak = _bytes("VmHWM")
+        return max(peak - self._base, 0) if self._reset and peak else None
 
 
 def peak_memory(model: Path, feeds: Feeds, *, provider: str = CPU, threads: int = 0) -> int | None:
@@ -45,23 +63,26 @@ def peak_memory(model: Path, feeds: Feeds, *, provider: str = CPU, threads: int 
 
 
 def _bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (at the peak)."""
-    for line in _STATUS.read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    raise OSError(f"{_STATUS} has no {field}")
+    """VmRSS (now) or VmHWM (at the peak); 0 where the system doesn't tell."""
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _main() -> None:
     model, path, provider, threads = sys.argv[1:]
     with np.load(path) as arrays:
         feeds = dict(arrays)
-    _RESET.write_text("5", encoding="utf-8")  # the peak so far, of importing, is forgotten
-    before = _bytes("VmRSS")
+    memory = Meter()
     session = open_session(Path(model), provider=provider, threads=int(threads))
     for _ in range(RUNS):
         run(session, feeds)
-    print(max(_bytes("VmHWM") - before, 0))
+    used = memory.used()
+    if used is None:
+        raise SystemExit(f"{_RESET} or {_STATUS} can't be used")
+    print(used)
 
 
 if __name__ == "__main__":
