@@ -88,12 +88,13 @@ def find_padding(
     pairs = list(_pairs(coupling))
     for feeds in batches if pairs else ():
         telling = [pair for pair in pairs if _has_padding(feeds, *pair)]
+        want = run(feeds) if telling else ()
         for mask, padded in telling:
             axes = coupling.relations.value(padded) or ()
             dims = tuple(map(coupling.relations.dim, axes[: feeds[mask].ndim]))
             for ignored in (0, 1):
                 found = Padding(coupling, mask, ignored, dims)
-                if _is_ignored(found, padded, feeds, run):
+                if _is_ignored(found, padded, feeds, want, run):
                     return found
         if telling:
             return None
@@ -116,14 +117,18 @@ def _pairs(coupling: Coupling) -> Iterator[tuple[str, str]]:
 
 
 def _is_ignored(
-    padding: Padding, padded: str, feeds: Feeds, run: Callable[[Feeds], Sequence[Array]]
+    padding: Padding,
+    padded: str,
+    feeds: Feeds,
+    outputs: Sequence[Array],
+    run: Callable[[Feeds], Sequence[Array]],
 ) -> bool:
     """Whether other values at masked positions leave the outputs as they are elsewhere."""
     stays = padding.stays(feeds)
     generator = np.random.default_rng(0)
     changed = feeds[padded].copy()
     changed[~stays] = generator.choice(changed[stays], int((~stays).sum()))
-    want = padding.blank(feeds, run(feeds))
+    want = padding.blank(feeds, outputs)
     got = padding.blank(feeds, run({**feeds, padded: changed}))
     return all(
         x.shape == y.shape and np.abs(x - y).max(initial=0) <= UNCHANGED * np.abs(x).max(initial=0)
