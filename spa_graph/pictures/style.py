@@ -29,7 +29,7 @@ WIDTH = 3.8
 ROW = 0.19
 """Inches."""
 LONGEST_NAME = 24
-_STYLE = {
+_STYLE: Any = {  # matplotlib types its keys, where it is new enough
     "svg.fonttype": "none",
     "svg.hashsalt": "spa-prune",  # the same picture is the same file
     "font.family": "sans-serif",
