@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
 
-import spa_graph.torch as spa
-from spa_graph.errors import OptionError
-from tests.torch.torch_networks import Residual, settled
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import spa_graph.torch as spa  # noqa: E402
+from spa_graph.errors import OptionError  # noqa: E402
+from tests.torch.torch_networks import Residual, settled  # noqa: E402
 
 
 @pytest.mark.parametrize("compiled", [False, True])
