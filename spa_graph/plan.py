@@ -81,7 +81,9 @@ class Plan:
             }
         model = later.model | {"shapes": shapes}
         stated = _merged(self.model.get("attributes", {}), later.model.get("attributes", {}))
-        return Plan(model | ({"attributes": stated} if stated else {}), kept)
+        biases = [*dict.fromkeys(self.model.get("biases", []) + later.model.get("biases", []))]
+        also = {"attributes": stated, "biases": biases}
+        return Plan(model | {key: value for key, value in also.items() if value}, kept)
 
     def left(self, name: str, shape: Sequence[int]) -> list[int]:
         """What is left of a weight of this shape."""

@@ -87,7 +87,10 @@ def prune(
             of channels everywhere); `criterion`, `exclude` (patterns of parameter or module
             names), `round_to`, `min_channels`, `scope`, `seed`, `exact`, `attention`, `groups`,
             `aggregate`, `normalize`. With `data` and `loss` (see `torch.objective`) also criteria
-            that need gradients, of the first `samples` (512) samples.
+            that need gradients, of the first `samples` (512) samples. With `calibrate` (a loader,
+            tensors, or whatever `spa_graph.prune` takes; targets are left out) the weights that are
+            left are refitted, on an ONNX export in memory; then also `reconstruct`, `allocation`,
+            `preprocess`, `memory_limit`. Layers without a bias may get one.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -106,7 +109,7 @@ def prune(
             else:
                 kept = calibrated.choose()
             outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
-            told = None if calibrated is None else calibrated.refit(outcome, kept)
+            told = None if calibrated is None else calibrated.refit(outcome, kept, pruned.plan)
         return _give(analysis, pruned, outcome, chosen, return_type, timer, told)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spa_graph.errors import OptionError
+from spa_graph.plan import Plan
 
 
 def has_room(module: nn.Module, weight: str) -> bool:
@@ -44,9 +45,20 @@ def add_zero_biases(module: nn.Module, weights: Iterable[str]) -> None:
     for name in weights:
         if not has_room(module, name):
             raise OptionError(f"the layer of `{name}` has no place for the bias that was saved")
-        layer = module.get_submodule(name.rpartition(".")[0])
-        count = _results(layer)
+        count = _results(module.get_submodule(name.rpartition(".")[0]))
         add_biases(module, {name: np.zeros(count, np.float32)})
+
+
+def new_biases(module: nn.Module, plan: Plan) -> Iterator[tuple[str, nn.Parameter]]:
+    """The biases that a refit gave a pruned module, by the weights of their layers."""
+    for name in plan.model.get("biases", ()):
+        yield name, module.get_parameter(bias_of(name))
+
+
+def bias_of(weight: str) -> str:
+    """The name of the bias of a layer, from that of its weight."""
+    owner = weight.rpartition(".")[0]
+    return f"{owner}.bias" if owner else "bias"
 
 
 def _results(layer: nn.Module) -> int:

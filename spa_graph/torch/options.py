@@ -43,8 +43,8 @@ def make_options(given: dict[str, Any], *, budget: bool) -> Options:
         )
     if criterion.needs_gradients and options.allocation == "distortion":
         raise OptionError(
-            f"allocation distortion can't be had with criterion {options.criterion}, whose gradients are the module's: "
-            "leave it out, or use a criterion that needs none"
+            f"allocation distortion can't be had with criterion {criterion.name}, whose gradients "
+            "are the module's: leave it out, or use a criterion that needs none"
         )
     if budget and options.budget is None and options.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")

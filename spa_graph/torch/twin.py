@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.guide import Guide
-from spa_graph.errors import ModelError, OptionError, VerificationError
+from spa_graph.errors import ModelError, VerificationError
 from spa_graph.frontends.onnx import files
 from spa_graph.frontends.torch.calls import Call, randomised
 from spa_graph.frontends.torch.exporting import Exported, export
@@ -36,7 +37,7 @@ from spa_graph.passes.pipeline import Choice, choose, rank
 from spa_graph.passes.reconstruct import reconstruct
 from spa_graph.passes.reconstruct.sites import Site
 from spa_graph.passes.report import calibration_report
-from spa_graph.plan import Kept
+from spa_graph.plan import Kept, Plan
 from spa_graph.runtime.sessions import open_session, run
 from spa_graph.runtime.verify import Agreement
 from spa_graph.torch.biases import add_biases, has_room
@@ -71,11 +72,12 @@ class Twin:
         self._choice = choose(ranking, self.options, self.timer)
         return self._in_module(self._choice.kept)
 
-    def refit(self, outcome: Outcome, kept: Kept) -> dict[str, Any]:
+    def refit(self, outcome: Outcome, kept: Kept, plan: Plan) -> dict[str, Any]:
         """Give the pruned module weights that are refitted on the export.
 
         Args:
             kept: which of the module's channels stayed; (channels,).
+            plan: the same as a plan, which learns of new biases.
 
         Returns:
             What calibration brought, as JSON-ready data.
@@ -93,8 +95,9 @@ class Twin:
                     room.adapt,
                 )  # fmt: skip
             _take_over(outcome.module, self.exported, pruned)
-            if not found.undone:
-                add_biases(outcome.module, room.added())
+            biases = {} if found.undone else room.added()
+            add_biases(outcome.module, biases)
+            plan.model |= {"biases": list(biases)} if biases else {}
         with self.timer.step("verify"):
             self._compare(outcome.module, pruned)
         return calibration_report(self.calibrated, self._choice, found)
@@ -155,9 +158,7 @@ def twin(analysis: ModuleAnalysis, options: Options, timer: Timer) -> Iterator[T
     given = replace(chosen, calibrate=as_calibration(options.calibrate, onnx.graph.inputs))
     with tempfile.TemporaryDirectory(prefix=".spa-prune.") as folder:
         calibrated = calibrate(onnx, given, timer, Path(folder))
-        yield Twin(
-            analysis, exported, onnx, of_guide, calibrated, given, timer, Path(folder)
-        )
+        yield Twin(analysis, exported, onnx, of_guide, calibrated, given, timer, Path(folder))
 
 
 def _check_types(model: nn.Module) -> None:
@@ -178,9 +179,14 @@ def _guide(analysis: ModuleAnalysis, exported: Exported) -> Guide:
         shape = coupling.graph.parameters[use.parameter].shape
         channels = tuple(map(coupling.channel_of, use.axes))
         for name in tied.get(use.parameter, ()):
-            if name in stored and tuple(stored[name].shape) == exported.in_model(name, shape):
+            if name in stored and _sizes(stored[name]) == exported.in_model(name, shape):
                 found[name] = exported.in_model(name, channels)
     return Guide(coupling.count, found)
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    assert value.const_value is not None
+    return tuple(value.const_value.shape.numpy())
 
 
 def _of_guide(coupling: Coupling, guide: Guide) -> NDArray[np.int64]:

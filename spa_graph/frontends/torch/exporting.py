@@ -59,7 +59,8 @@ def export(traced: Traced, name: str) -> Exported:
             )
     except ImportError as error:
         raise ModelError(
-            f"calibration runs {name} as ONNX, which needs onnxscript: pip install 'spa-prune[torch]'"
+            f"calibration runs {name} as ONNX, which needs onnxscript: "
+            "pip install 'spa-prune[torch]'"
         ) from error
     except Exception as error:  # whatever the exporter raises
         raise ModelError(

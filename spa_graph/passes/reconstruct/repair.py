@@ -24,7 +24,14 @@ from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Method, Options, StepProgress
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
 from spa_graph.passes.reconstruct.regression import GramRegression, Outcome, RowRegression
-from spa_graph.passes.reconstruct.sites import Adapt, Site, add_to_bias, anything, find_sites, set_weight
+from spa_graph.passes.reconstruct.sites import (
+    Adapt,
+    Site,
+    add_to_bias,
+    anything,
+    find_sites,
+    set_weight,
+)
 from spa_graph.passes.statistics.layers import Ints, Layer, pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
 from spa_graph.passes.statistics.runner import Runner
