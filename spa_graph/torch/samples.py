@@ -23,10 +23,10 @@ def as_calibration(given: Any, inputs: Sequence[str]) -> Any:
         return given
     if isinstance(given, Tensor | Mapping | tuple) or hasattr(given, "__array__"):
         return _batch(given, inputs)
-    return _Loader(given, inputs) if isinstance(given, Iterable) else given
+    return Loader(given, inputs) if isinstance(given, Iterable) else given
 
 
-class _Loader:
+class Loader:
     """The batches of a loader, as arrays."""
 
     def __init__(self, loader: Iterable[Any], inputs: Sequence[str]) -> None:

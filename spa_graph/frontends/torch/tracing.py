@@ -73,6 +73,8 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
     if dynamic_shapes is not None:
         return _traced(_export(model, call, dynamic_shapes), call, batched=False)
     batch = batch_size(call)
+    if batch == 0:
+        raise ModelError("the example inputs are empty: give at least one sample")
     if batch is not None:
         wider = call if batch > 1 else resized(call, 2)  # export takes a size of 1 for a constant
         try:
