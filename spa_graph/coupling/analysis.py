@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -286,19 +286,21 @@ def _freeze_known(operator: Operator, relations: Relations, facts: Facts) -> Non
     rule says how that size comes about. So can an axis that repeats a value. Most of these values
     are single numbers, which have nothing to freeze.
     """
-    operands = relations.operands(operator)
+    why = (operator, "is computed from sizes and constants")
     for name in filter(None, operator.outputs):
-        if not relations.graph.known[name].uniform:
-            why = (operator, "is computed from sizes and constants")
-            axes = relations.value(name) or ()
-            free: Sequence[Axis] = ()
-            if operator.op_type == "Expand":
-                free = copied_axes(relations, operands[0] or (), axes)
-                facts.copies[name] = operator.inputs[0]
+        if relations.graph.known[name].uniform:
+            continue
+        if operator.op_type == "Expand":
+            axes, copied = relations.value(name) or (), relations.operand(operator, 0) or ()
+            free = {*copied_axes(relations, copied, axes)}
             relations.freeze([axis for axis in axes if axis not in free], *why)
-            if operator.op_type not in ("Shape", "Size"):
-                for operand in operands:
-                    relations.freeze(operand or (), *why)
+            facts.copies[name] = operator.inputs[0]
+        elif relations.is_wide(name):
+            relations.freeze(relations.value(name) or (), *why)
+        if operator.op_type not in ("Shape", "Size"):
+            for slot, operand in enumerate(operator.inputs):
+                if relations.is_wide(operand):
+                    relations.freeze(relations.operand(operator, slot) or (), *why)
 
 
 # Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.
@@ -399,18 +401,27 @@ IndexMatrices = dict[Axis, list[tuple[int, Ints]]]
 
 
 def _index_matrices(channels: Channels) -> IndexMatrices:
-    """Most Dims are one whole group, channel by channel; all of these share one array."""
+    """Most Dims are one whole group, channel by channel or in a pattern that other layers have too:
+    equal patterns share one array."""
     every = np.arange(max(map(len, channels.of_element.values()), default=0))[:, None]
-    group_of = {start: group for group, start in enumerate(channels.bounds.tolist())}
+    bounds = channels.bounds.tolist()
+    group_of = {start: group for group, start in enumerate(bounds)}
+    patterns: dict[tuple[int, bytes], Ints] = {}
     found: IndexMatrices = {}
     others: dict[Axis, Ints] = {}
     for dim, own in channels.of_element.items():
         start, size = int(own[0]), len(own)
-        group = group_of.get(start, -2)
-        if group_of.get(start + size) == group + 1 and (own[1:] - own[:-1] == 1).all():
+        group = group_of.get(start, -1)
+        if group_of.get(start + size) == group + 1 > 0 and (own[1:] - own[:-1] == 1).all():
             found[dim] = [(group, every[:size])]
-        else:
+        elif group < 0 or own.min() < start or own.max() >= bounds[group + 1]:
             others[dim] = own
+        else:
+            width, pattern = bounds[group + 1] - start, own - start
+            key = width, pattern.tobytes()
+            if key not in patterns:
+                patterns[key] = np.argsort(pattern, kind="stable").reshape(width, -1)
+            found[dim] = [(group, patterns[key])]
     if others:
         found |= _sorted_elements(others, channels.bounds)
     return found

@@ -97,18 +97,21 @@ class Relations:
         self._enter_parameters()
 
     def _enter_parameters(self) -> None:
-        places: dict[str, list[tuple[int, int]]] = {name: [] for name in self.graph.parameters}
+        parameters, shapes = self.graph.parameters, self.graph.shapes
+        places: dict[str, list[tuple[int, int]]] = {
+            name: [] for name, parameter in parameters.items() if not _is_setting(parameter)
+        }
         for operator in self.graph.operators:
             for slot, name in enumerate(operator.inputs):
                 if name in places:
                     places[name].append((operator.index, slot))
-        for name, parameter in self.graph.parameters.items():
-            shape = self.graph.shapes.get(name)
+        for name, own in places.items():
+            parameter, shape = parameters[name], shapes.get(name)
             if shape is None:
                 shape = tuple(Extent(size, size) for size in parameter.shape)
             if parameter.dtype.kind in "biu" and any(extent != ONE for extent in shape):
                 self.integers.add(name)
-            self._enter_uses(parameter, shape, places[name])
+            self._enter_uses(parameter, shape, own)
 
     def _enter_uses(
         self, parameter: Parameter, shape: Shape, places: Sequence[tuple[int, int]]
@@ -247,6 +250,13 @@ class Relations:
         self.items.append(relation)
         if isinstance(relation, Product):
             self.factors.update(map(self.dim, relation.factors))
+
+
+def _is_setting(parameter: Parameter) -> bool:
+    """Whether a constant is one whole number (a size, a position): exports hold hundreds of them,
+    and nothing of them can go."""
+    dtype = parameter.dtype
+    return parameter.shape in ((), (1,)) and dtype.kind in "iu" and dtype.itemsize >= 4
 
 
 CUTTING = frozenset({"Slice", "Split"})
