@@ -17,7 +17,7 @@ from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every r
 from spa_graph.coupling import rules_aten as _rules_aten  # noqa: F401
 from spa_graph.coupling.exactness import Exactness
 from spa_graph.coupling.positions import follow
-from spa_graph.coupling.registry import find_rule, freezing_reason
+from spa_graph.coupling.registry import find_rule
 from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.rules.shape import copied_axes
 from spa_graph.coupling.scope import Block, Facts, Scope
@@ -161,7 +161,7 @@ def _relate(
     graph: Graph, exclude: Mapping[str, str], within: Collection[Block], inseparable: set[Axis]
 ) -> tuple[Relations, Facts]:
     """What the rules say of every operator, and what is frozen besides."""
-    relations, facts = Relations(graph), Facts(stored={*graph.parameters})
+    relations, facts = Relations(graph), Facts(stored={"", *graph.parameters})
     for operator in graph.operators:
         _apply_rule(operator, relations, facts)
     _freeze_but_experts(relations, facts)
@@ -229,22 +229,21 @@ def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
 def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
     graph = relations.graph
     outputs = [name for name in operator.outputs if name]
-    if facts.stored.issuperset(filter(None, operator.inputs)) and not operator.captures:
+    if facts.stored.issuperset(operator.inputs) and not operator.captures:
         facts.stored.update(outputs)
     known = all(map(graph.known.__contains__, outputs))
     if known:
-        wide = any(map(relations.is_wide, operator.inputs + operator.outputs))
+        wide = not relations.narrow.issuperset(operator.inputs + operator.outputs)
         if wide:
             _freeze_known(operator, relations, facts)
         if all(graph.known[name].nominal.dtype.kind in "iub" for name in outputs):
-            return _freeze_integers(operator, relations, facts) if wide else None  # no features
+            return _freeze_integers(operator, relations, facts)  # no features pass here
     elif not graph.known.keys().isdisjoint(operator.inputs):
         _freeze_sizes_used_as_numbers(operator, relations, facts)
     scope = Scope(operator, relations, facts)
-    rule = find_rule(operator.domain, operator.op_type)
-    reason = freezing_reason(operator.domain, operator.op_type)
+    rule, reason = find_rule(operator)
     if rule is None or reason:
-        if not known:  # else nothing to report: no features pass here
+        if not known:  # else there is nothing to report
             scope.freeze_all(reason or f"no rule for {operator.kind}")
     elif unshaped := _unshaped(operator, graph):
         scope.freeze_all(f"unknown shape of `{unshaped}` ({graph.unshaped[unshaped]})")
@@ -295,11 +294,11 @@ def _freeze_known(operator: Operator, relations: Relations, facts: Facts) -> Non
             free = {*copied_axes(relations, copied, axes)}
             relations.freeze([axis for axis in axes if axis not in free], *why)
             facts.copies[name] = operator.inputs[0]
-        elif relations.is_wide(name):
+        elif name not in relations.narrow:
             relations.freeze(relations.value(name) or (), *why)
         if operator.op_type not in ("Shape", "Size"):
             for slot, operand in enumerate(operator.inputs):
-                if relations.is_wide(operand):
+                if operand not in relations.narrow:
                     relations.freeze(relations.operand(operator, slot) or (), *why)
 
 

@@ -92,6 +92,8 @@ class Relations:
         self._why: dict[Axis, Why] = {}
         self._values: dict[str, Axes] = {}
         self._own_axes: dict[int, dict[int, Axes]] = {}  # by operator and slot
+        self.narrow = {name for name, shape in graph.shapes.items() if shape in ((), (ONE,))} | {""}
+        """Values of one element, which have nothing to freeze; and what is absent."""
         self.integers: set[str] = set()
         """Parameters that are integers or flags, of more than one element."""
         self._enter_parameters()
@@ -152,11 +154,6 @@ class Relations:
             single = (axis for axis, extent in zip(axes, shape, strict=True) if extent == ONE)
             self._why.update(dict.fromkeys(single, _SINGLE))
         return axes
-
-    def is_wide(self, name: str) -> bool:
-        """Whether a value may have more than one element, as far as its shape is known."""
-        shape = self.graph.shapes.get(name, ())
-        return shape not in ((), (ONE,))
 
     def value(self, name: str) -> Axes | None:
         """The axes of a value, or None if its shape is unknown."""

@@ -401,7 +401,9 @@ def _components(count: int, edges: list[tuple[Ints, Ints]]) -> Ints:
         return labels
     a, b = (np.concatenate(ends) for ends in zip(*edges, strict=True))
     for _ in range(_ROUNDS):
-        np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))
+        later = np.maximum(a, b)
+        a, b = np.minimum(a, b, out=a), later
+        np.minimum.at(labels, b, a)
         while not np.array_equal(further := labels[labels], labels):
             labels = further
         a, b = labels[a], labels[b]

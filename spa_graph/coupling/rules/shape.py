@@ -43,6 +43,7 @@ def regroup(scope: Scope, source: Axes, out: Axes) -> None:
     if lined_up is None:
         return scope.freeze((*source, *out), "reshapes a tensor that is empty or of unknown size")
     equal, blocks, left_over = lined_up
+    scope.free(source + out)  # below, or of a single element
     scope.align([source[i] for i, _ in equal], [out[j] for _, j in equal])
     for left, right in blocks:
         _relate_block(scope, [source[i] for i in left], [out[j] for j in right])
