@@ -151,8 +151,9 @@ class Relations:
         self._parent += axes
         self.extents += shape
         if ONE in shape:
-            single = (axis for axis, extent in zip(axes, shape, strict=True) if extent == ONE)
-            self._why.update(dict.fromkeys(single, _SINGLE))
+            for axis, extent in zip(axes, shape, strict=True):
+                if extent == ONE:
+                    self._why[axis] = _SINGLE
         return axes
 
     def value(self, name: str) -> Axes | None:

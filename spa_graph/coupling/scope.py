@@ -228,6 +228,8 @@ class Scope:
 
     def align(self, axes: Sequence[Axis], others: Sequence[Axis]) -> None:
         """Each axis is one index space with the other in its place."""
+        if not axes and not others:
+            return
         self._mentioned.update(axes, others)
         self._ties.append((axes, others))
         self.relations.same(axes, others, self.operator)

@@ -115,7 +115,7 @@ def _unify_products(relations: Relations) -> list[Relation]:
         for item in items:
             if not isinstance(item, Product):
                 continue
-            sizes = tuple(map(relations.extent, item.factors))
+            sizes = tuple(map(relations.extents.__getitem__, item.factors))
             first = by_whole.setdefault((dim(item.whole), sizes), item)
             if first is not item:
                 pairs += zip(first.factors, item.factors, strict=True)
