@@ -289,7 +289,8 @@ class Scope:
         """`whole` merges the factors, the last one running fastest. Dynamic factors are frozen."""
         self._mentioned.update((whole, *factors))
         extents = self.relations.extents
-        factors = [axis for axis in factors if extents[axis] != ONE]
+        if ONE in self.extents(factors):
+            factors = [axis for axis in factors if extents[axis] != ONE]
         if len(factors) == 1:
             self.same(whole, factors[0])
             return
