@@ -74,8 +74,8 @@ gradient_options = together(
 )  # fmt: skip
 finetune_options = together(
     click.option("--finetune", type=click.IntRange(1), metavar="EPOCHS",
-                 help="Train the pruned network on --data, in torch: AdamW with a cosine; --loss is "
-                 "cross-entropy by default."),
+                 help="Train the pruned network on --data, in torch: AdamW with a cosine; --loss "
+                 "is cross-entropy by default."),
     click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3,
                  show_default=True, help="Of --finetune, at its beginning."),
     click.option("--teacher", is_flag=True,

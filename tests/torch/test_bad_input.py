@@ -57,6 +57,7 @@ BAD: list[tuple[Any, Any, dict[str, Any], type[SpaError], str]] = [
     (Residual(), IMAGE[:, :2], {}, ModelError, r"fails on the example inputs.*\[2, 2, 8, 8\]"),
     (Residual(), (IMAGE, IMAGE), {}, ModelError, "example inputs don't fit Residual.forward: too"),
     (Residual(), {"y": IMAGE}, {}, ModelError, "example inputs don't fit.*'x'"),
+    (Residual(), IMAGE[:0], {}, ModelError, "example inputs are empty: give at least one sample"),
     (Branches(), torch.ones(2, 4), {}, ModelError, r"can't trace Branches at .*test_bad_input.py:"),
     (nn.LazyLinear(3), torch.ones(2, 4), {}, ModelError, "has no shape yet: run the module once"),
     (Nothing(), torch.ones(2, 4), {}, ModelError, "no prunable channel"),
