@@ -66,7 +66,13 @@ BAD: list[tuple[Any, Any, dict[str, Any], type[SpaError], str]] = [
     (Residual(), IMAGE, {"flops": 1e-5}, BudgetError, "can't be reached: the smallest possible"),
     (Residual(), IMAGE, {"criteria": "l1"}, OptionError, "unknown option `criteria`"),
     (Residual(), IMAGE, {"criterion": "best"}, OptionError, "unknown criterion `best`"),
-    (Residual(), IMAGE, {"criterion": "wanda"}, OptionError, "modules can't be given"),
+    (
+        Residual(),
+        IMAGE,
+        {"criterion": "wanda"},
+        OptionError,
+        "wanda needs calibration data: add calibrate=loader",
+    ),
 ]
 
 
