@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -191,7 +192,8 @@ def counted(words: Iterable[str]) -> str:
 
 def _line(result: Result) -> str:
     if result.failure:
-        return f"| {result.cell.key} | {result.failure.replace('|', '/')} | | | | |"
+        said = re.sub(r"\x1b\[[0-9;]*m", "", result.failure).replace("|", "/")
+        return f"| {result.cell.key} | {said} | | | | |"
     flops = f"{result.flops:.3f}"
     if result.flops != result.flops_export:
         flops += f" / {result.flops_export:.3f}"
