@@ -54,8 +54,9 @@ def to_keras(
         for name, change in reading.layers.items():
             small.get_layer(name).set_weights(change.weights)
     except (ValueError, TypeError) as error:
+        why = str(error).splitlines()[0]
         raise OptionError(
-            f"Keras can't build {model.name} with the sizes that are left: {str(error).splitlines()[0]}"
+            f"Keras can't build {model.name} with the sizes that are left: {why}"
         ) from error
 
     def compute(feeds: dict[str, Array]) -> Sequence[Array]:

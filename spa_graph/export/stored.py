@@ -47,7 +47,9 @@ class Match:
 class StoredWeights:
     """The stored weights of a model before and after pruning, to be found by their values."""
 
-    def __init__(self, original: object, pruned: object, plan: Plan | str | os.PathLike[str]) -> None:
+    def __init__(
+        self, original: object, pruned: object, plan: Plan | str | os.PathLike[str]
+    ) -> None:
         self.before, self.after = (forms.take(model)[0] for model in (original, pruned))
         self.plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
         self._before = dict(_arrays(self.before))
@@ -133,7 +135,8 @@ class StoredWeights:
             after = sliced(self._before[name], kept)
         rest = [axis for axis in range(after.ndim) if axis not in place.values()]
         left = [n if k is None else len(k) for n, k in zip(shape, own, strict=True)]
-        return Match(name, own, after.transpose([*place.values(), *rest]).reshape(left))
+        order = [place[axis] for axis in sorted(place)]
+        return Match(name, own, after.transpose([*order, *rest]).reshape(left))
 
     # --- biases -------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ def _values(array: Array) -> bytes:
 
 def _same(first: tuple[Kept, ...], second: tuple[Kept, ...]) -> bool:
     return all(
-        (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+        a is b or (a is not None and b is not None and np.array_equal(a, b))
         for a, b in zip(first, second, strict=True)
     )
 
