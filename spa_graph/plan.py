@@ -209,8 +209,11 @@ def _place(coupling: Coupling, use: Use) -> tuple[str, int]:
     return next(filter(None, outputs), ""), use.slot
 
 
-def kept_channels(coupling: Coupling, plan: Plan) -> Kept:
+def kept_channels(coupling: Coupling, plan: Plan, *, partial: bool = False) -> Kept:
     """The channels of this network that a plan keeps; shape (channels,).
+
+    Args:
+        partial: the plan may leave weights out; what these lose follows from the others.
 
     Raises:
         OptionError: the plan is for another network, or breaks a coupling of this one.
@@ -221,7 +224,7 @@ def kept_channels(coupling: Coupling, plan: Plan) -> Kept:
     for use in coupling.relations.uses:
         for position, index in _planned(coupling, plan, use).items():
             _drop(coupling, kept, use, position, index)
-    _check_result(coupling, plan, kept)
+    _check_result(coupling, plan, kept, partial=partial)
     return kept
 
 
@@ -274,9 +277,12 @@ def _drop(
     kept[gone] = False
 
 
-def _check_result(coupling: Coupling, plan: Plan, kept: Kept) -> None:
+def _check_result(coupling: Coupling, plan: Plan, kept: Kept, *, partial: bool) -> None:
     """The plan must say of every weight what its couplings demand."""
+    listed = {*_cut(plan)}
     for use in coupling.relations.uses:
+        if partial and use.parameter not in listed:
+            continue
         if not same_slices(use_slices(coupling, use, kept), _planned(coupling, plan, use)):
             raise OptionError(
                 f"the plan breaks a coupling: weight `{use.parameter}` must lose the channels "

@@ -120,11 +120,13 @@ def apply_plan(
     *,
     return_type: ReturnType | None = None,
     dynamic_shapes: Any = None,
+    partial: bool = False,
 ) -> Any:
     """Prune a module by a plan that was made before, here or on an ONNX export.
 
     A plan that was made by `prune` for a module of this class also tells the attributes to change:
-    then it is applied as it is. Else, or to have it proven again, give `example_inputs`.
+    then it is applied as it is. Else, or to have it proven again, give `example_inputs`; then a
+    `partial` plan may leave weights out, whose losses follow from the others'.
 
     Raises:
         OptionError: the plan doesn't fit the module.
@@ -142,7 +144,7 @@ def apply_plan(
         }
         chosen = make_options(blocks, budget=False)
         analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=False)
-        kept = kept_channels(analysis.coupling, plan)
+        kept = kept_channels(analysis.coupling, plan, partial=partial)
         outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
         return _give(analysis, pruned, outcome, chosen, return_type, timer)
 
