@@ -8,9 +8,8 @@ what one leaves for the next waits on disk. What a run needs is known from the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,30 +42,27 @@ class Features:
     @property
     def at_once(self) -> int:
         """The most that is needed at a time, if a value is freed once it was read."""
-        last = {
-            name: operator.index for operator in self._graph.operators for name in operator.inputs
-        }
-        last |= dict.fromkeys(
-            (*self._graph.inputs, *self._graph.outputs), len(self._graph.operators)
-        )
-        held = most = sum(self.sizes.get(name, 0) for name in self._graph.inputs)
-        for operator in self._graph.operators:
+        graph = self._graph
+        last = {name: operator.index for operator in graph.operators for name in operator.inputs}
+        last |= dict.fromkeys((*graph.inputs, *graph.outputs), len(graph.operators))
+        held = most = self._of(graph.inputs)
+        for operator in graph.operators:
             held += self._of(operator.outputs)
             most = max(most, held)
-            touched = dict.fromkeys((*operator.inputs, *operator.outputs))
-            held -= self._of(name for name in touched if last.get(name, -1) <= operator.index)
+            held -= self._of(n for n in _touches(operator) if last.get(n, -1) <= operator.index)
         return most
 
     @property
     def at_least(self) -> int:
         """What the most demanding operator reads and writes: pieces need no less."""
-        return max(map(self._alone, self._graph.operators), default=0)
+        return max((self._of(_touches(each)) for each in self._graph.operators), default=0)
 
-    def _alone(self, operator: Operator) -> int:
-        return self._of(dict.fromkeys((*operator.inputs, *operator.outputs)))
-
-    def _of(self, names: Any) -> int:
+    def _of(self, names: Iterable[str]) -> int:
         return sum(self.sizes.get(name, 0) for name in names)
+
+
+def _touches(operator: Operator) -> set[str]:
+    return {*operator.inputs, *operator.outputs}
 
 
 def _feature_sizes(graph: Graph, sample: int) -> Iterator[tuple[str, int]]:
@@ -126,20 +122,18 @@ class Network:
 
 
 def divides(graph: Graph, feeds: Feeds) -> bool:
-    """Whether even single operators need too much for a batch, and every element of it may be run
-    by itself: inputs and outputs have it as their first axis, and nothing else moves."""
-    sample = _sample(graph, feeds)
-    sizes = {len(array) for array in feeds.values() if array.ndim}
-    if sample not in (0, 1) or len(sizes) != 1 or min(sizes) < 2:
-        return False
+    """Whether single operators need too much for a batch already, and each element is an input too.
+
+    So it is at the second look, if nothing but the first axis of inputs and outputs moved.
+    """
     alone = {name: (1, *array.shape[1:]) for name, array in feeds.items()}
-    answers = all(
-        graph.shapes.get(name)
-        and [graph.shapes[name][0][which] for which in (0, sample)] == [1, *sizes]
-        for name in graph.outputs
-    )
-    features = Features(graph, sample)
-    return alone == graph.samples[0] and answers and features.at_least > features.room
+    batches = {len(array) for array in feeds.values() if array.ndim}
+    if _sample(graph, feeds) != 1 or alone != graph.samples[0] or len(batches) != 1:
+        return False
+    answers = [graph.shapes.get(name) for name in graph.outputs]
+    along = all(shape and (1, *batches) == tuple(shape[0]) for shape in answers)
+    features = Features(graph, 1)
+    return along and features.at_least > features.room
 
 
 def _sample(graph: Graph, feeds: Feeds) -> int:
@@ -174,12 +168,11 @@ def pieces(graph: ir.Graph, sizes: Sizes, room: int) -> Iterator[list[ir.Node]]:
 
 def _touched(node: ir.Node, known: dict[str, int]) -> dict[str, int]:
     """The bytes of each value that a node reads or writes; of new values they become known."""
-    found = {}
-    for value in reads(node):
-        stored = is_stored(value) and value.const_value is not None
-        found[str(value.name)] = (
-            COPIES * int(value.const_value.nbytes) if stored else known.get(str(value.name), 0)  # type: ignore[union-attr]
-        )
+    found: dict[str, int] = {}
+    for value in filter(lambda value: value.name, reads(node)):
+        tensor = value.const_value if is_stored(value) else None
+        name = str(value.name)
+        found[name] = known.get(name, 0) if tensor is None else COPIES * int(tensor.nbytes)
     largest = max((known.get(name, 0) for name in found), default=0)
     for value in node.outputs:
         found[str(value.name)] = known.setdefault(str(value.name), largest)
