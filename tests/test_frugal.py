@@ -56,6 +56,22 @@ mixing (float[N,4] x) => (float[N,3] y) <float[4,16] w1, float[16,3] w2>
 }
 """
 """What it computes of one sample depends on the others."""
+SEQUENCE = """
+sequence (float[N,4] x) => (float[N,16] y, float[2] c)
+<float[4,16] w1, float[16,16] w2, int64 second = {1}>
+{
+    h = MatMul(x, w1)
+    r = Relu(h)
+    s = SequenceConstruct(h, r)
+    t = SequenceAt(s, second)
+    y = MatMul(t, w2)
+    c = Constant<value_floats=[1.0, 2.0]>()
+}
+"""
+"""A list of features, which can't be kept on disk, and a constant output."""
+CONSTANT = MLP.replace("(float[N,3] y)", "(float[N,3] y, float[2] c)").replace(
+    "y = MatMul(r, w2)", "y = MatMul(r, w2) c = Constant<value_floats=[1.0, 2.0]>()"
+)
 NETWORKS = {"chain": CHAIN, "residual": RESIDUAL, "attention": ATTENTION, "mixing": MIXING}
 
 
@@ -100,7 +116,7 @@ def test_pieces_are_all_nodes_in_order_and_fit(text: str, room: int) -> None:
 
 
 @pytest.mark.usefixtures("no_room")
-@pytest.mark.parametrize("text", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("text", [*NETWORKS.values(), SEQUENCE, CONSTANT])
 def test_pieces_compute_what_the_whole_computes(tmp_path: Path, text: str) -> None:
     model = network(text)
     path = tmp_path / "model.onnx"

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from spa_graph.errors import ModelError
 from spa_graph.frontends.onnx import files
 from spa_graph.frontends.onnx.pieces import is_stored, reads
+from spa_graph.frontends.onnx.weights import stored_tensor
 from spa_graph.graph import Graph, Operator
 from spa_graph.passes.statistics.runner import Runner
 from spa_graph.runtime.sessions import Feeds, Session, open_session, run
@@ -103,7 +106,8 @@ class Network:
             return [np.concatenate(each) for each in zip(*found, strict=True)]
         features = Features(self._graph, _sample(self._graph, feeds))
         if features.at_once > features.room:
-            return self._in_pieces(feeds, features)
+            with suppress(ModelError):  # sequences can't wait on disk; or it fails as a whole too
+                return self._in_pieces(feeds, features)
         if self._session is None:
             self._session = open_session(self._path, plain=self._plain)
         return run(self._session, feeds)
@@ -116,9 +120,14 @@ class Network:
             walk.advance(
                 [str(value.name) for node in piece for value in node.outputs if _read(value)]
             )
-        names = [value.name or "" for value in model.graph.outputs]
-        walk.advance(names)
-        return [np.array(walk.value(name, 0)) for name in names]
+        outputs = model.graph.outputs
+        walk.advance([str(value.name) for value in outputs if not is_stored(value)])
+        return [
+            stored_tensor(value).numpy()
+            if is_stored(value)
+            else np.array(walk.value(str(value.name), 0))
+            for value in outputs
+        ]
 
 
 def divides(graph: Graph, feeds: Feeds) -> bool:
