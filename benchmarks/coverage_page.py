@@ -31,7 +31,7 @@ random, inputs as small as the network accepts.
   output's spread. Every written file is also checked by onnx, and run by ONNX Runtime.
 * **latency**: pruned / dense in ONNX Runtime, at the threads that one job has, while other jobs
   run. **analysis**: `spa_graph.analyze`, **total**: `spa_graph.prune` with its proof, in seconds
-  (rows that name a commit below: of the processor, so that other jobs don't count);
+  (rows that name a commit below: of the processor, as other jobs ran beside);
   **memory**: the most that `prune` used beyond an idle process, in units of the file.
 * **frozen**: operators that nothing can be pruned through.
 * Of a mixture, hidden widths can be pruned, and whole experts where their weights are stacked; the
