@@ -226,9 +226,12 @@ def _unused(relations: Relations, channels: Channels) -> NDArray[np.bool_]:
 
 def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
     experts = {relations.dim(axis) for block, axis in facts.blocks if block == "experts"}
+    ranked = {*facts.ranked.values()}
     for axis, (operator, why) in facts.only_experts:
         if relations.dim(axis) not in experts:
             reason = f"{why}; only experts that one weight stacks can go"
+            if axis in ranked:
+                reason += ": one that is a module of its own would take its operators with it"
             relations.freeze((axis,), operator, reason)
     for axis, computed in facts.computed_with:
         relations.freeze((axis,), *computed)
