@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import ChannelGroup, Coupling
 from spa_graph.errors import BudgetError
-from spa_graph.passes.cost import Counts, Quantity
+from spa_graph.passes.cost import Quantity
+from spa_graph.passes.sizes import Counts
 
 Kept = NDArray[np.bool_]
 

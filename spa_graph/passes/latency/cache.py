@@ -67,7 +67,7 @@ def place(analysis: Analysis, conditions: Conditions, choices: Sequence[Any]) ->
     told = [
         FORMAT, machine(), versions()["onnxruntime"], conditions.provider, conditions.threads,
         {name: array.shape for name, array in conditions.feeds.items()}, operators,
-        {name: shape for name, shape in graph.shapes.items()},
+        graph.shapes,
         {name: parameter.shape for name, parameter in graph.parameters.items()},
         [(group.name, group.size, group.least) for group in analysis.groups], choices,
     ]  # fmt: skip

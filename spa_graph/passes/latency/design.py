@@ -35,9 +35,7 @@ def unit_designs(
     """Kept counts for each unit: equal shares, rounded to it."""
     generator = np.random.default_rng(seed)
     shares = [_shares(generator, level, whole) for level in LEVELS]
-    return {
-        unit: [_rounded(groups, own, Limits(round_to=unit)) for own in shares] for unit in UNITS
-    }
+    return {unit: [_rounded(groups, own, Limits(aligned=unit)) for own in shares] for unit in UNITS}
 
 
 def fastest_unit(ms: Mapping[int, Sequence[float]]) -> int:
