@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks.results import machine, versions
 from spa_graph.api import Ready, ready
 from spa_graph.errors import SpaError
 from spa_graph.passes.latency.cache import Measurements
@@ -174,9 +175,9 @@ def render(found: list[dict[str, Any]]) -> None:
     fast = [each for each in done if each["latency"]["speedup"] >= WANTED]
     lines = [
         f"Of {len(found)} networks, {len(fast)} are at least {WANTED} times as fast, median "
-        f"{np.median([each['latency']['speedup'] for each in done]):.2f}. Candidates predicted from "
-        f"others: median rank correlation {np.median([each['rank'] for each in done]):.3f}, median "
-        f"error {100 * np.median([each['error'] for each in done]):.1f}%.",
+        f"{np.median([each['latency']['speedup'] for each in done]):.2f}. Candidates predicted "
+        f"from others: median rank correlation {np.median([each['rank'] for each in done]):.3f}, "
+        f"median error {100 * np.median([each['error'] for each in done]):.1f}%.",
         "",
         *(f"* {line}" for line in (machine(), versions())),
         "",
