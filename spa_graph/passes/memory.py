@@ -14,9 +14,9 @@ _SAME_BYTES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity
 def lifetimes(graph: Graph) -> tuple[list[str], csr_array]:
     """Values that take memory, and which of them are alive while each operator runs.
 
-    Weights are left out, and so is what follows from sizes alone. Inputs and outputs of the network
-    are alive throughout. A result that is its input seen otherwise takes none of its own. What
-    runtimes save by working in place isn't counted.
+    Weights are left out, and so is what follows from sizes alone. Inputs of the network are alive
+    throughout, outputs until the end. A result that is its input seen otherwise takes none of its
+    own. What runtimes save by working in place isn't counted.
 
     Returns:
         Their names, and a matrix of ones and zeros, (operators, values).

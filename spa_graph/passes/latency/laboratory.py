@@ -100,7 +100,7 @@ class Laboratory:
         for batch in self._batches(candidates):
             found += self._measured(batch, seconds)
             if progress:
-                progress(len(found), len(candidates), f"{found[-1].ms:.3g} ms")
+                progress(len(found), len(candidates))
         return found
 
     def kept(self, counts: Counts) -> Kept:
