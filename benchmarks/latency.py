@@ -2,10 +2,13 @@
 
     python -m benchmarks.latency export FOLDER [ROW...]     # needs torch, torchvision, timm
     python -m benchmarks.latency run FOLDER NAME            # on an idle machine; one network
+    python -m benchmarks.latency refit FOLDER NAME          # the same with calibration; idle, too
     python -m benchmarks.latency render FOLDER              # -> docs/latency.md
 
 A ROW is one of the coverage matrix (`spa_graph.models_zoo.catalogue`). Other networks, such as the
 trained ones, are run too if their files stand in FOLDER. Results are lines of FOLDER/latency.jsonl.
+`refit` prunes a trained network twice, to FOLDER/refit; `score` takes both metrics, and needs
+no idle machine (both need benchmarks/requirements-trained.txt).
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ THREADS = 2
 FOLDS = 3
 HALVINGS = 5
 SECONDS = 2.0
+SAMPLES = 256
 WANTED = 1.8
 MARKER = "<!-- table -->"
 
@@ -82,6 +86,36 @@ def measure(path: Path) -> dict[str, Any]:
                 "plain": plain_flops(network, output, Path(folder)),
             }
             return found | held_out(network)
+
+
+def refit(name: str, folder: Path) -> None:
+    """A trained network to the budget, and by FLOPs to the same latency, both refitted."""
+    from spa_graph.models_zoo.trained import NETWORKS
+
+    trained = NETWORKS[name]
+    output = folder / "refit" / f"{name}.latency.onnx"
+    output.parent.mkdir(exist_ok=True)
+    samples = trained.inputs(SAMPLES)
+    with ready(trained.fetch(folder), output=output, threads=THREADS, calibrate=samples) as network:
+        network.prune(output, latency=BUDGET)
+        found = plain_flops(network, output, output.parent)
+        (output.parent / "plain.onnx").unlink()
+        plain = output.with_name(f"{name}.flops.onnx")
+        network.prune(plain, flops=found["flops"])
+        told = {"plain": found, "latency": against(network, plain, output)}
+        output.with_name(f"{name}.json").write_text(json.dumps(told))
+
+
+def score(name: str, folder: Path) -> dict[str, Any]:
+    """The metric of the network, and of both that `refit` made of it."""
+    from spa_graph.models_zoo.trained import NETWORKS
+
+    trained, made = NETWORKS[name], folder / "refit"
+    paths = {"dense": trained.fetch(folder)} | {
+        how: made / f"{name}.{how}.onnx" for how in ("latency", "flops")
+    }
+    metrics = {how: trained.evaluate(path).metric for how, path in paths.items()}
+    return {"name": name, "refit": metrics, **json.loads((made / f"{name}.json").read_text())}
 
 
 def importance(network: Ready, report: dict[str, Any]) -> float:
@@ -162,14 +196,13 @@ def folds(network: Ready, found: Measurements) -> tuple[np.ndarray, np.ndarray]:
     return predicted, np.array([each.ms for each in observations])
 
 
-def results(folder: Path) -> list[dict[str, Any]]:
+def results(path: Path) -> list[dict[str, Any]]:
     """The last result of each network."""
-    path = folder / "latency.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return list({each["name"]: each for each in map(json.loads, lines)}.values())
 
 
-def render(found: list[dict[str, Any]]) -> None:
+def render(found: list[dict[str, Any]], refitted: list[dict[str, Any]]) -> None:
     """Write the measured part of the page, and keep what stands above it."""
     done = [each for each in found if "failure" not in each]
     fast = [each for each in done if each["latency"]["speedup"] >= WANTED]
@@ -185,9 +218,22 @@ def render(found: list[dict[str, Any]]) -> None:
         "| importance kept | by `--flops` | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *map(row, sorted(found, key=lambda each: each["name"])),
+        "",
+        f"With {SAMPLES} samples to calibrate and refit, both at the same latency:",
+        "",
+        "| network | metric, dense | `--latency 0.5` | `--flops` | its share of the FLOPs "
+        "| its latency relative to `--latency` |",
+        "|---|---|---|---|---|---|",
+        *map(refitted_row, refitted),
     ]
     above, marker, _ = PAGE.read_text().partition(MARKER)
     PAGE.write_text(f"{above}{marker}\n\n" + "\n".join(lines) + "\n")
+
+
+def refitted_row(found: dict[str, Any]) -> str:
+    metrics = [f"{found['refit'][how]:.4f}" for how in ("dense", "latency", "flops")]
+    cells = [found["name"], *metrics, f"{found['plain']['flops']:.2f}", f"{found['latency']:.2f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def row(found: dict[str, Any]) -> str:
@@ -211,7 +257,7 @@ def row(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=["export", "run", "render"])
+    parser.add_argument("step", choices=["export", "run", "refit", "score", "render"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
@@ -219,14 +265,18 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.step == "export":
         export(folder, arguments.names)
-    elif arguments.step == "run":
+    elif arguments.step == "render":
+        render(results(folder / "latency.jsonl"), results(folder / "refit.jsonl"))
+    elif arguments.step == "refit":
         for name in arguments.names:
-            found = measure(folder / f"{name}.onnx")
-            with (folder / "latency.jsonl").open("a") as file:
+            refit(name, folder)
+    else:
+        for name in arguments.names:
+            running = arguments.step == "run"
+            found = measure(folder / f"{name}.onnx") if running else score(name, folder)
+            with (folder / ("latency.jsonl" if running else "refit.jsonl")).open("a") as file:
                 file.write(json.dumps(found) + "\n")
             print(json.dumps(found), flush=True)
-    else:
-        render(results(folder))
 
 
 if __name__ == "__main__":
