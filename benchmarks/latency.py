@@ -114,7 +114,7 @@ def score(name: str, folder: Path) -> dict[str, Any]:
     paths = {"dense": trained.fetch(folder)} | {
         how: made / f"{name}.{how}.onnx" for how in ("latency", "flops")
     }
-    metrics = {how: trained.evaluate(path).metric for how, path in paths.items()}
+    metrics = {how: next(iter(trained.evaluate(path).values())) for how, path in paths.items()}
     return {"name": name, "refit": metrics, **json.loads((made / f"{name}.json").read_text())}
 
 
@@ -215,7 +215,7 @@ def render(found: list[dict[str, Any]], refitted: list[dict[str, Any]]) -> None:
         *(f"* {line}" for line in (machine(), versions())),
         "",
         "| network | latency | speed-up | rank correlation | error | rounded to | FLOPs left "
-        "| importance kept | by `--flops` | seconds |",
+        "| importance kept | by `--flops` (latency relative to `--latency`) | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *map(row, sorted(found, key=lambda each: each["name"])),
         "",
@@ -249,7 +249,9 @@ def row(found: dict[str, Any]) -> str:
         str(budget["unit"]),
         f"{found['flops']:.2f}",
         f"{found['kept']:.3f}",
-        f"{plain['kept']:.3f} ({plain['flops']:.2f} of the FLOPs)" if plain else "not reached",
+        f"{plain['kept']:.3f} (FLOPs {plain['flops']:.2f}, latency {plain['latency']:.2f})"
+        if plain
+        else "not reached",
         f"{found['seconds']:.0f}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -21,7 +21,7 @@ from spa_graph.plan import Kept
 
 TOLERANCE = 0.05
 """Measured latency is to lie within this share of the budget."""
-ROUNDS = 6
+ROUNDS = 8
 WEIGHT = 3
 """A candidate that was chosen counts as much as so many designed ones."""
 LONGER = 5 * SECONDS
@@ -150,15 +150,20 @@ class _Search:
 
     def run(self, from_cache: bool) -> Found:
         wanted = self._wanted()
-        aim = wanted
+        aim, low, high = wanted, 0.0, np.inf  # what the model is asked for; too fast, too slow
         for _ in range(ROUNDS):
             trial = self._try(aim)
-            if trial is None:
-                break
-            self._trials.append(trial)
             if abs(trial.measured / wanted - 1) <= TOLERANCE:
                 break
+            if trial.measured < wanted:
+                low = aim
+            else:
+                high = aim
             aim = wanted * float(self._model.milliseconds(trial.counts)) / trial.measured
+            if not low < aim < high:
+                if not low or not np.isfinite(high):
+                    break
+                aim = float(np.sqrt(low * high))
         chosen = self._best(wanted)
         return Found(wanted, self._original, self._unit, from_cache, self._trials, chosen)
 
@@ -180,19 +185,21 @@ class _Search:
     def _fitted(self) -> LatencyModel:
         return LatencyModel(self._ranking.analysis.coupling, self._observations)
 
-    def _try(self, aim: float) -> Trial | None:
-        """The network that is predicted to take `aim`, measured; None if that was done before."""
+    def _try(self, aim: float) -> Trial:
+        """The network that is predicted to take `aim`, measured unless it was before."""
         choice = self._choice(aim)
         groups = self._ranking.analysis.groups
         counts = np.array([choice.kept[g.start : g.stop].sum() for g in groups], np.int64)
-        if any(np.array_equal(counts, trial.counts) for trial in self._trials):
-            return None
+        for trial in self._trials:
+            if np.array_equal(counts, trial.counts):
+                return trial
         predicted = float(self._model.milliseconds(counts))
         with self._timer.step("measure"):
             observation = self._laboratory.observe([counts], seconds=LONGER)[0]
         self._observations += [observation] * WEIGHT
         self._model = self._fitted()
-        return Trial(choice, counts, predicted, observation.ms)
+        self._trials.append(Trial(choice, counts, predicted, observation.ms))
+        return self._trials[-1]
 
     def _choice(self, aim: float) -> Choice:
         """The smallest network where even that is predicted to take longer."""
