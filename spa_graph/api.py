@@ -220,6 +220,8 @@ def ready(
     with ExitStack() as stack:
         with _blaming(model):
             analysis, restore = _prepare(model, chosen, output, timer)
+            if chosen.latency is not None or chosen.batch is not None:
+                _measured_on(analysis, chosen)  # said before minutes of calibration
             scratch = stack.enter_context(_scratch(output))
             calibrated = None
             if chosen.calibrate is not None:

@@ -332,8 +332,10 @@ def _descend(
         if not len(lower):
             return None
         saved = cost - model.costs(budget.quantity, _trials(counts, group, lower))
-        lost = curve[len(curve) - 1 - lower] - curve[len(curve) - 1 - now]
+        with np.errstate(invalid="ignore"):  # between two losses without bound
+            lost = curve[len(curve) - 1 - lower] - curve[len(curve) - 1 - now]
         prices = np.where(saved > 0, lost / np.where(saved > 0, saved, 1), np.inf)
+        prices[np.isnan(prices)] = np.inf
         best = int(np.argmin(prices))
         return (float(prices[best]), group, int(lower[best]), steps) if saved[best] > 0 else None
 
