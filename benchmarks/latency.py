@@ -219,7 +219,8 @@ def render(found: list[dict[str, Any]], refitted: list[dict[str, Any]]) -> None:
         "|---|---|---|---|---|---|---|---|---|---|",
         *map(row, sorted(found, key=lambda each: each["name"])),
         "",
-        f"With {SAMPLES} samples to calibrate and refit, both at the same latency:",
+        f"With {SAMPLES} samples to calibrate and refit; one run. `--flops` is the largest share "
+        "found that isn't slower, and where its latency jumps that is a faster network:",
         "",
         "| network | metric, dense | `--latency 0.5` | `--flops` | its share of the FLOPs "
         "| its latency relative to `--latency` |",
