@@ -19,12 +19,14 @@ from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
 from spa_graph.passes.differentiated import differentiable
 from spa_graph.passes.finetuned import finetuner
 from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
-from spa_graph.passes.options import Options, Progress, Timer
+from spa_graph.passes.options import BUDGETS, Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
 from spa_graph.passes.report import calibration_report, file_size, importance_report, report
 from spa_graph.plan import Plan
 from spa_graph.runtime.benchmark import PROFILED, Latency, OperatorTime, measure, operator_times
-from spa_graph.runtime.inputs import random_inputs
+from spa_graph.runtime.calibration.wanted import wanted, with_batch
+from spa_graph.runtime.inputs import Feeds, random_inputs
+from spa_graph.runtime.providers import provider_named
 
 COPIES = ", because copies of shared weights grew it"
 """Why a result may cost more than the cost model said."""
@@ -94,8 +96,10 @@ def prune(
         latency_seconds: measure latency before and after for about this long.
         profile: if latency is measured, measure that of each operator too.
         progress: called with (step, done, total, detail); see `passes.options.Progress`.
-        options: the fields of `Options`: one of `flops`, `params` (keep at most this share) and
-            `ratio` (remove this share of channels everywhere); `criterion`, `aggregate`,
+        options: the fields of `Options`: one of `flops`, `params`, `memory` (weights, and features
+            at the worst moment), `latency` (keep at most this share; also a time, "12ms") and
+            `ratio` (remove this share of channels everywhere); for latency also `provider`,
+            `threads` and `batch`; `criterion`, `aggregate`,
             `normalize`, `seed`, `min_channels`, `round_to`, `exclude`, `exact`, `input_shapes`;
             `scope` (kinds of structures, see `coupling.structures`), `attention` ("heads" or
             "head-dim") and `groups` ("groups" or "within"). With `calibrate` (a file, a folder of
@@ -113,8 +117,8 @@ def prune(
         SpaError: anything else about the model or the options.
     """
     chosen = _options(options)
-    if chosen.budget is None and chosen.ratio is None:
-        raise OptionError("give a budget: flops, params or ratio")
+    if all(getattr(chosen, name) is None for name in BUDGETS):
+        raise OptionError(f"give a budget: {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}")
     with ready(model, output=output, progress=progress, **options) as network:
         return network.prune(
             output, verify=verify, latency_seconds=latency_seconds, profile=profile
@@ -141,9 +145,9 @@ class Ready:
         verify: bool = True,
         latency_seconds: float = 0.0,
         profile: bool = False,
-        **budget: float,
+        **budget: float | str,
     ) -> Result:
-        """Prune to a budget: `flops`, `params` or `ratio`, or the one that was given before.
+        """Prune to a budget, `flops`, `latency`, ..., or the one that was given before.
 
         Args and errors as those of `prune`.
         """
@@ -153,7 +157,7 @@ class Ready:
         with _blaming(self.model), wanted.draft(self._scratch) as draft:
             if output is not None:
                 _check_output(self.analysis.original, Path(output))
-            choice = pipeline.choose(self.ranking, chosen, timer)
+            choice, found = self._choose(chosen, timer)
             pruned = rewrite(self.analysis, choice.kept, chosen, timer)
             check_budget(self.analysis, pruned, chosen, COPIES)
             result = wanted.finish(
@@ -162,12 +166,36 @@ class Ready:
         result.report["importance"] = importance_report(
             self.analysis, self.ranking.scores, choice.kept
         )
+        if found is not None:
+            result.report["latency_budget"] = found
         return result
 
+    def _choose(
+        self, options: Options, timer: Timer
+    ) -> tuple[pipeline.Choice, dict[str, Any] | None]:
+        """Which channels stay, and what was measured for a budget of latency."""
+        if options.latency is None:
+            return pipeline.choose(self.ranking, options, timer), None
+        # its least squares would make every other run start later
+        from spa_graph.passes.latency import Conditions, Laboratory, within_latency
+
+        feeds, under = _measured_on(self.analysis, options)
+        with timer.step("measure"):
+            order = self.ranking.order()
+            laboratory = Laboratory(
+                self.analysis,
+                Conditions(feeds, **under),
+                self._scratch,
+                order,
+                options.input_shapes,
+            )
+        found = within_latency(self.ranking, options, timer, laboratory)
+        return found.chosen.choice, found.plain() | {"asked": options.latency, **under}
+
     @staticmethod
-    def _without_budget(budget: dict[str, float]) -> dict[str, Any]:
+    def _without_budget(budget: dict[str, float | str]) -> dict[str, Any]:
         """The changes that make a budget the only one."""
-        return {"flops": None, "params": None, "ratio": None, **budget} if budget else {}
+        return {**dict.fromkeys(BUDGETS), **budget} if budget else {}
 
 
 @contextmanager
@@ -197,6 +225,8 @@ def ready(
     with ExitStack() as stack:
         with _blaming(model):
             analysis, restore = _prepare(model, chosen, output, timer)
+            if chosen.latency is not None or chosen.batch is not None:
+                _measured_on(analysis, chosen)  # said before minutes of calibration
             scratch = stack.enter_context(_scratch(output))
             calibrated = None
             if chosen.calibrate is not None:
@@ -279,6 +309,20 @@ def _check_output(original: ir.Model, output: Path) -> None:
             raise OptionError(
                 f"{target} is part of the input; inputs are never modified: choose another output"
             )
+
+
+def _measured_on(analysis: Analysis, options: Options) -> tuple[Feeds, dict[str, Any]]:
+    """Inputs to measure latency with; the provider and the number of threads.
+
+    Raises:
+        OptionError: there is no such provider, or the network doesn't take such a batch.
+    """
+    shapes = analysis.graph.samples[0]
+    if options.batch is not None:
+        wants = wanted(analysis.graph, analysis.original)
+        shapes = with_batch(shapes, wants, options.batch)
+    under = {"provider": provider_named(options.provider), "threads": options.threads}
+    return random_inputs(analysis.graph, shapes=shapes), under
 
 
 @contextmanager
@@ -378,12 +422,14 @@ class _Wanted:
             if source is None:
                 source = scratch / "original.onnx"
                 files.write(analysis.original, source)
-            feeds, seconds = random_inputs(analysis.graph), self.latency_seconds
-            latency = measure(source, draft, feeds, seconds=seconds, progress=progress)
+            feeds, under = _measured_on(analysis, self.options)
+            seconds = self.latency_seconds
+            latency = measure(source, draft, feeds, seconds=seconds, progress=progress, **under)
             if not self.profile:
                 return latency, ()
             return latency, [
-                operator_times(path, feeds, seconds=PROFILED * seconds) for path in (source, draft)
+                operator_times(path, feeds, seconds=PROFILED * seconds, **under)
+                for path in (source, draft)
             ]
 
     def _write(self, pruned: Pruned, draft: Path) -> None:

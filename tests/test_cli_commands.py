@@ -45,7 +45,7 @@ def test_examples_of_the_help_parse(name: str) -> None:
             found.make_context(name, [*rest, *context.args], parent=context)
 
 
-DOCS = ("README.md", "docs/recipes.md", "docs/cluster.md")
+DOCS = ("README.md", "docs/recipes.md", "docs/cluster.md", "docs/latency.md")
 
 
 @pytest.mark.parametrize("name", DOCS)

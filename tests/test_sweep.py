@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+import spa_graph
 from spa_graph.cli.parameters import Ratios
 from spa_graph.errors import OptionError
 from spa_graph.studies.sweep import frontier, sweep
@@ -68,6 +69,19 @@ def test_budgets(text: str, ratios: tuple[float, ...]) -> None:
 def test_budgets_that_are_none(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not of the form"):
         Ratios().convert(text, None, None)
+
+
+def test_memory_is_swept_too(command: Command, chain: Path, metrics: str) -> None:
+    budgets = ("--memory", "0.8,0.5", "--eval", metrics, "--jobs", 1, "--latency-seconds", 0)
+    ran = command("sweep", chain, *budgets, "--json", "--quiet")
+    assert not ran.code, ran.err
+    points = json.loads(ran.out)["points"]
+    assert [(p["quantity"], p["asked"]) for p in points] == [("memory", 0.8), ("memory", 0.5)]
+    before = spa_graph.analyze(chain).cost
+    for point in points:
+        after = spa_graph.analyze(chain.with_name("chain.sweep") / point["file"]).cost
+        whole = before.cost("memory", before.full)
+        assert after.cost("memory", after.full) <= point["asked"] * whole
 
 
 def test_the_frontier() -> None:

@@ -8,23 +8,13 @@ from typing import Any
 import click
 
 from spa_graph import console
-from spa_graph.cli.options import answer_options, input_shape_option
+from spa_graph.cli.options import answer_options, conditions_options, input_shape_option
 from spa_graph.cli.parameters import NamedSize
 
 
 @click.command(name="bench")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="An execution provider of the installed onnxruntime: cpu, cuda, tensorrt, dml, coreml, "
-    "openvino, ...",
-)
-@click.option(
-    "--threads", type=click.IntRange(0), default=0, show_default="all cores", help="Of a session."
-)
-@click.option("--batch", type=click.IntRange(1), help="Samples per run, if the batch is dynamic.")
+@conditions_options
 @click.option(
     "--dynamic",
     multiple=True,

@@ -33,6 +33,15 @@ answer_options = together(
     click.option("--json", "as_json", is_flag=True, help="Print everything as JSON."),
     click.option("--quiet", is_flag=True, help="No progress and no table."),
 )  # fmt: skip
+conditions_options = together(
+    click.option("--provider", default="cpu", show_default=True,
+                 help="What latency is measured on: an execution provider of the installed "
+                 "onnxruntime: cpu, cuda, tensorrt, dml, coreml, openvino, ..."),
+    click.option("--threads", type=click.IntRange(0), default=0, show_default="all cores",
+                 help="Of a session."),
+    click.option("--batch", type=click.IntRange(1),
+                 help="Samples per run, if the batch is dynamic."),
+)  # fmt: skip
 analysis_options = together(
     click.option("--exclude", multiple=True, metavar="PATTERN",
                  help="Leave weights alone: a glob of weight or operator names, or a type."),

@@ -10,6 +10,7 @@ import click
 
 import spa_graph
 from spa_graph.cli.options import (
+    conditions_options,
     criterion_option,
     finetune_options,
     model,
@@ -30,6 +31,19 @@ from spa_graph.cli.target import Target
 @click.option(
     "--ratio", type=float, metavar="R", help="Remove this share of channels in every group."
 )
+@click.option(
+    "--memory",
+    type=float,
+    metavar="R",
+    help="Keep at most this share of the memory for weights, and for features at the worst moment.",
+)
+@click.option(
+    "--latency",
+    metavar="R|TIME",
+    help="Keep at most this share of the latency, or take at most so long (12ms, 800us), measured "
+    "on this machine.",
+)
+@conditions_options
 @criterion_option
 @pruning_options
 @finetune_options
@@ -46,7 +60,7 @@ def prune_command(
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     **options: Any,
 ) -> None:
-    """Prune MODEL to a budget: --flops, --params or --ratio.
+    """Prune MODEL to a budget: --flops, --params, --memory, --latency or --ratio.
 
     The result is proven on data to be the original without those channels, then written. With
     --calibrate the weights that are left are refitted, with --finetune they are trained.
@@ -56,6 +70,7 @@ def prune_command(
       spa-prune model.onnx --flops 0.5
       spa-prune model.onnx --flops 0.5 --calibrate samples.npz --html report.html
       spa-prune model.onnx --flops 0.5 --data train.npz --finetune 5 --teacher
+      spa-prune model.onnx --latency 0.5 --threads 2
       spa-prune model.onnx --params 0.6 --exclude 'head.*' --round-to 8 --plan plan.json
       spa-prune model.onnx --ratio 0.3 --dry-run --json | jq .ratio
     """

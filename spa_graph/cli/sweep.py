@@ -28,6 +28,7 @@ from spa_graph.pictures.style import drawable
 @model
 @click.option("--flops", type=Ratios(), help="Shares of the FLOPs to keep: first:last:step.")
 @click.option("--params", type=Ratios(), help="Shares of the parameters to keep.")
+@click.option("--memory", type=Ratios(), help="Shares of the memory to keep.")
 @click.option(
     "--criterion",
     "criteria",
@@ -71,6 +72,7 @@ def sweep_command(
     model: Path,
     flops: tuple[float, ...] | None,
     params: tuple[float, ...] | None,
+    memory: tuple[float, ...] | None,
     output: Path | None,
     html: Path | None,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
@@ -93,8 +95,13 @@ def sweep_command(
     """
     from spa_graph.studies.sweep import sweep
 
-    if (flops is None) == (params is None):
-        raise OptionError("give one kind of budget: --flops or --params, for example 0.9:0.3:0.1")
+    budgets = {"flops": flops, "params": params, "memory": memory}
+    given = [(quantity, ratios) for quantity, ratios in budgets.items() if ratios]
+    if len(given) != 1:
+        raise OptionError(
+            "give one kind of budget: --flops, --params or --memory, for example 0.9:0.3:0.1"
+        )
+    quantity, ratios = given[0]
     if html is not None:
         check_pages()
         check_inputs([html], model, [])
@@ -102,9 +109,9 @@ def sweep_command(
     with console.progress(quiet) as progress:
         found = sweep(
             model,
-            flops or params or (),
+            ratios,
             output=output or model.with_name(f"{model.stem}.sweep"),
-            quantity="flops" if flops else "params",
+            quantity=quantity,
             input_shapes=dict(input_shapes),
             progress=progress,
             **options,

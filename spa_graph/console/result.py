@@ -9,6 +9,7 @@ from rich.console import Console
 
 from spa_graph.console.inspection import show_unsupported
 from spa_graph.console.text import duration, plain, ratio, scaled, shapes, stdout, table
+from spa_graph.passes.report import budget_met
 
 
 def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]] = ()) -> None:
@@ -18,11 +19,12 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
     for key, title in (
         ("flops", "FLOPs"),
         ("params", "parameters"),
+        ("memory", "memory, peak"),
         ("bytes", "file size"),
         ("channels", "channels"),
     ):
         if key in before:
-            unit = "B" if key == "bytes" else ""
+            unit = "B" if key in ("bytes", "memory") else ""
             values = [
                 plain(v) if key == "channels" else scaled(v, unit)
                 for v in (before[key], after[key])
@@ -40,6 +42,8 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
     console = stdout()
     console.print(rows)
     console.print(f"FLOPs and latency are for input {shapes(report['input_shapes'])}")
+    if "latency_budget" in report:
+        console.print(budget_met(report["latency_budget"]))
     _show_last_resort(console, report)
     _show_reconstruction(console, report)
     _show_training(console, report)

@@ -12,13 +12,15 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import ChannelGroup, Coupling
 from spa_graph.errors import BudgetError
-from spa_graph.passes.cost import CostModel, Counts, Quantity
+from spa_graph.passes.cost import Quantity
+from spa_graph.passes.sizes import Counts
 
 Kept = NDArray[np.bool_]
 
@@ -29,6 +31,19 @@ class Budget:
 
     quantity: Quantity
     ratio: float
+
+
+class Costs(Protocol):
+    """What candidates cost: counted (`CostModel`), or measured (`passes/latency`)."""
+
+    def cost(self, quantity: Quantity, counts: Counts) -> float:
+        """Of one candidate; `counts` is (groups,)."""
+
+    def costs(self, quantity: Quantity, counts: Counts) -> NDArray[np.float64]:
+        """Of m candidates; `counts` is (groups, m)."""
+
+    def ratio(self, quantity: Quantity, counts: Counts) -> float:
+        """The share of the whole network's cost."""
 
 
 ALIGNED = 8
@@ -46,11 +61,13 @@ class Limits:
         elements, of the next smaller power of two that fits so otherwise. Odd channel counts can
         cost more time than their removal saves.
     min_channels: no group keeps fewer channels.
+    finest: what `aligned` may shrink to where the budget would be missed.
     """
 
     round_to: int | None = None
     min_channels: int = 1
     aligned: int = ALIGNED
+    finest: int = 1
 
     def step(self, group: ChannelGroup) -> int:
         """Kept counts of the group are multiples of this.
@@ -69,12 +86,13 @@ class Limits:
         """These limits, then less and less aligned ones if the choice is ours."""
         if self.round_to is not None:
             return [self]
-        return [replace(self, aligned=self.aligned >> shift) for shift in range(4)]
+        shifts = (self.aligned // self.finest).bit_length()
+        return [replace(self, aligned=self.aligned >> shift) for shift in range(shifts)]
 
 
 def allocate(
     coupling: Coupling,
-    model: CostModel,
+    model: Costs,
     scores: NDArray[np.float64],
     budget: Budget,
     limits: Limits,
@@ -92,7 +110,7 @@ def allocate(
 
 def allocate_by_distortion(
     coupling: Coupling,
-    model: CostModel,
+    model: Costs,
     scores: NDArray[np.float64],
     curves: Sequence[NDArray[np.float64]],
     budget: Budget,
@@ -106,28 +124,41 @@ def allocate_by_distortion(
     step takes channels where least is lost for what is saved; a step may be long, so that a flat
     part behind a steep one is seen (the lower convex hull of the curve).
 
+    Where costs are times, which rise in steps, groups then also get channels back at the expense of
+    others, until no change of one group pays at the common price.
+
     Raises:
         BudgetError: even the smallest network costs more.
     """
 
-    def choose(ladder: _Ladder, model: CostModel, budget: Budget) -> Counts:
-        return _fill(ladder, model, budget, _descend(ladder, model, budget, curves))
+    def choose(ladder: _Ladder, model: Costs, budget: Budget) -> Counts:
+        counts, price = _descend(ladder, model, budget, curves)
+        if budget.quantity == "latency":
+            counts = _settle(ladder, model, budget, curves, counts, price)
+        return _fill(ladder, model, budget, counts)
 
     return _within(coupling, model, scores, budget, limits, whole, choose)
 
 
-def _by_rank(ladder: _Ladder, model: CostModel, budget: Budget) -> Counts:
+def importance_curves(coupling: Coupling, scores: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """The importance that each group loses without 0, 1, ... channels, the least important first;
+    (size + 1,) each."""
+    ordered = [np.sort(np.maximum(scores[g.start : g.stop], 0)) for g in coupling.groups]
+    return [np.append(0.0, np.cumsum(own)) for own in ordered]
+
+
+def _by_rank(ladder: _Ladder, model: Costs, budget: Budget) -> Counts:
     return _fill(ladder, model, budget, _first_within(ladder, model, budget))
 
 
 def _within(
     coupling: Coupling,
-    model: CostModel,
+    model: Costs,
     scores: NDArray[np.float64],
     budget: Budget,
     limits: Limits,
     whole: NDArray[np.bool_],
-    choose: Callable[[_Ladder, CostModel, Budget], Counts],
+    choose: Callable[[_Ladder, Costs, Budget], Counts],
 ) -> Kept:
     """What a way to choose counts keeps, as coarsely aligned as the budget allows."""
     found, smallest = None, 1.0
@@ -225,6 +256,14 @@ class _Ladder:
         places = np.unique(np.geomspace(1, len(allowed), CANDIDATES).round().astype(int))
         return [allowed[-place] for place in places.tolist()]
 
+    def allowed(self, group: int) -> NDArray[np.int64]:
+        """The counts that a group may keep; evenly spread ones if there are many."""
+        step, floor, full = (int(own[group]) for own in (self.steps, self.floors, self.full))
+        counts = np.unique([*range(-(-floor // step) * step, full, step), floor, full])
+        places = np.linspace(0, len(counts) - 1, min(len(counts), SETTLED)).round().astype(int)
+        chosen: NDArray[np.int64] = counts[places].astype(np.int64)
+        return chosen
+
     def gain(self, group: int, count: int) -> float:
         """The importance of the channel that would come back next."""
         return float(self.scores[self.ranked[group][count]])
@@ -236,7 +275,7 @@ class _Ladder:
         return stays
 
 
-def _first_within(ladder: _Ladder, model: CostModel, budget: Budget) -> Counts:
+def _first_within(ladder: _Ladder, model: Costs, budget: Budget) -> Counts:
     low, high = 0, ladder.total  # `high` is within the budget, `low` is not or is 0
     while low < high:
         middle = (low + high) // 2
@@ -247,7 +286,7 @@ def _first_within(ladder: _Ladder, model: CostModel, budget: Budget) -> Counts:
     return ladder.counts(high)
 
 
-def _fill(ladder: _Ladder, model: CostModel, budget: Budget, counts: Counts) -> Counts:
+def _fill(ladder: _Ladder, model: Costs, budget: Budget, counts: Counts) -> Counts:
     counts = counts.copy()
     waiting = [
         (-ladder.gain(group, count), group)
@@ -268,12 +307,16 @@ def _fill(ladder: _Ladder, model: CostModel, budget: Budget, counts: Counts) -> 
 
 CANDIDATES = 24
 """How many counts of a group are compared in one step of the descent."""
+SETTLED = 64
+"""How many are compared afterwards."""
+PRICES = 8
+SWEEPS = 4
 
 
 def _descend(
-    ladder: _Ladder, model: CostModel, budget: Budget, curves: Sequence[NDArray[np.float64]]
-) -> Counts:
-    """From the whole network down to the budget, along the cheapest losses.
+    ladder: _Ladder, model: Costs, budget: Budget, curves: Sequence[NDArray[np.float64]]
+) -> tuple[Counts, float]:
+    """From the whole network down to the budget, along the cheapest losses; with the last price.
 
     What a step saves shrinks as other groups shrink, so its price only rises: a price that is out
     of date is a lower bound, and is computed anew when its turn comes.
@@ -284,27 +327,94 @@ def _descend(
 
     def offer(group: int) -> tuple[float, int, int, int] | None:
         """(price, group, count, when it was computed) of the group's best step."""
-        best: tuple[float, int, int, int] | None = None
         now, curve = int(counts[group]), curves[group]
-        trial = counts.copy()
-        for count in ladder.lower(group, now):
-            trial[group] = count
-            saved = cost - model.cost(budget.quantity, trial)
-            lost = float(curve[len(curve) - 1 - count] - curve[len(curve) - 1 - now])
-            if saved > 0 and (best is None or lost / saved < best[0]):
-                best = (lost / saved, group, count, steps)
-        return best
+        lower = np.array(ladder.lower(group, now), np.int64)
+        if not len(lower):
+            return None
+        saved = cost - model.costs(budget.quantity, _trials(counts, group, lower))
+        with np.errstate(invalid="ignore"):  # between two losses without bound
+            lost = curve[len(curve) - 1 - lower] - curve[len(curve) - 1 - now]
+        prices = np.where(saved > 0, lost / np.where(saved > 0, saved, 1), np.inf)
+        prices[np.isnan(prices)] = np.inf
+        best = int(np.argmin(prices))
+        return (float(prices[best]), group, int(lower[best]), steps) if saved[best] > 0 else None
 
     steps = 0
+    last = 0.0
     waiting = [found for group in range(len(counts)) if (found := offer(group))]
     heapq.heapify(waiting)
     while cost > limit and waiting:
-        _, group, count, computed = heapq.heappop(waiting)
+        price, group, count, computed = heapq.heappop(waiting)
         if computed == steps:
             counts[group] = count
             cost = model.cost(budget.quantity, counts)
             steps += 1
+            last = price
         renewed = offer(group)
         if renewed is not None:
             heapq.heappush(waiting, renewed)
+    return counts, last
+
+
+def _trials(counts: Counts, group: int, values: Counts) -> Counts:
+    """Candidates that differ in one group; (groups, values)."""
+    trials = np.repeat(counts[:, None], len(values), axis=1)
+    trials[group] = values
+    return trials
+
+
+def _settle(
+    ladder: _Ladder,
+    model: Costs,
+    budget: Budget,
+    curves: Sequence[NDArray[np.float64]],
+    counts: Counts,
+    price: float,
+) -> Counts:
+    """Counts that lose least within the budget, by Lagrangian relaxation (Everett 1963).
+
+    At a price of the cost, coordinate descent finds counts where no change of one group pays:
+    operators depend on two groups at once, so groups are visited in turn. The price is found by
+    bisection, from that of the descent. Never worse than `counts`.
+    """
+
+    def lost(found: Counts) -> float:
+        return sum(
+            float(curve[len(curve) - 1 - count])
+            for curve, count in zip(curves, found.tolist(), strict=True)
+        )
+
+    best = counts
+    if price <= 0:
+        return best
+    low, high = price / 8, price * 8
+    for _ in range(PRICES):
+        middle = math.sqrt(low * high)
+        found = _at_price(ladder, model, budget, curves, counts, middle)
+        if model.ratio(budget.quantity, found) > budget.ratio:
+            low = middle
+            continue
+        high = middle
+        if lost(found) < lost(best):
+            best = found
+    return best
+
+
+def _at_price(
+    ladder: _Ladder,
+    model: Costs,
+    budget: Budget,
+    curves: Sequence[NDArray[np.float64]],
+    counts: Counts,
+    price: float,
+) -> Counts:
+    counts = counts.copy()
+    for _ in range(SWEEPS):
+        before = counts.copy()
+        for group, curve in enumerate(curves):
+            allowed = ladder.allowed(group)
+            costs = model.costs(budget.quantity, _trials(counts, group, allowed))
+            counts[group] = allowed[np.argmin(curve[len(curve) - 1 - allowed] + price * costs)]
+        if (counts == before).all():
+            break
     return counts

@@ -1,30 +1,35 @@
-"""The cost model: FLOPs and parameters of a candidate from its kept channel counts alone.
+"""The cost model: FLOPs, parameters and memory of a candidate from its kept channel counts alone.
 
 FLOPs are 2 x multiply-accumulates of convolutions, matrix products, attention and recurrent
 operators, for one sample at the sizes of the nominal probe; normalisation, activations and data
 movement are not counted (as in torch.utils.flop_counter). Parameters are the elements of stored
-floating-point and quantised weights.
+floating-point and quantised weights. Memory is the bytes of these, and of the values that are
+alive together at most when operators run in the order of the file (see `memory.py`).
 
-The size of a Dim is linear in the kept counts of the groups that run through it, and a cost is a
-product of such sizes, so that a candidate costs a handful of array operations.
+A cost is a product of sizes of Dims (`sizes.py`), so that a candidate costs a handful of array
+operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.relations import Axes, Axis
 from spa_graph.graph import Parameter
+from spa_graph.passes.memory import lifetimes
+from spa_graph.passes.sizes import Counts, Sizes
 
-Quantity = Literal["flops", "params"]
-QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
-Counts = NDArray[np.int64]
+Quantity = Literal["flops", "params", "memory", "latency"]
+QUANTITIES: tuple[Quantity, ...] = ("flops", "params", "memory")
+"""What follows from the network alone; latency is measured, see `passes/latency`."""
+Products = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def counts_as_weight(parameter: Parameter) -> bool:
@@ -32,6 +37,11 @@ def counts_as_weight(parameter: Parameter) -> bool:
     return parameter.dtype.kind not in "bSU" and not (
         parameter.dtype.kind in "iu" and parameter.dtype.itemsize >= 4
     )
+
+
+def _item(parameter: Parameter) -> float:
+    """Bytes of an element; those of 4 bits have half of one."""
+    return parameter.nbytes / max(int(np.prod(parameter.shape, dtype=np.int64)), 1)
 
 
 def _variants(coupling: Coupling) -> dict[str, list[Axes]]:
@@ -49,9 +59,7 @@ class CostModel:
 
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
-        self._rows: dict[Axis, int] = {}
-        self._base: list[float] = [1.0]  # row 0 is a dummy of size 1
-        self._terms: list[tuple[int, int, int]] = []
+        self._table = Sizes(coupling)
         costs = coupling.facts.costs
         self.operators = np.array([cost.operator for cost in costs], np.int64)
         self._flops = self._products([(2.0 * c.factor, c.axes) for c in costs])
@@ -62,30 +70,52 @@ class CostModel:
         self._unused = float(
             sum(np.prod(p.shape, dtype=np.int64) for p in unused if counts_as_weight(p))
         )
-        rows, groups, per_channel = np.array(self._terms, np.int64).reshape(-1, 3).T
-        shape = (len(self._base), len(coupling.groups))
-        self._matrix = coo_array((per_channel.astype(float), (rows, groups)), shape=shape).tocsr()
-        self._constant = np.array(self._base)
         self.full = np.array([group.size for group in coupling.groups], np.int64)
         self.least = np.array([group.least for group in coupling.groups], np.int64)
         self._whole = self._evaluate(self._params, self._sizes(self.full))
-        self._totals = {quantity: self.cost(quantity, self.full) for quantity in QUANTITIES}
+        self._bytes = np.array([_item(coupling.graph.parameters[n]) for n in variants])[self._owner]
+        self._unused_bytes = float(sum(p.nbytes for p in unused if counts_as_weight(p)))
+        self._totals: dict[Quantity, float] = {}
 
     def cost(self, quantity: Quantity, counts: Counts) -> float:
         """The total of a candidate that keeps `counts[g]` channels of group g."""
         if quantity == "flops":
             return float(self.flops_per_cost(counts).sum())
-        return self._stored(self._evaluate(self._params, self._sizes(counts))) + self._unused
+        if quantity == "memory":
+            return self._memory(counts)
+        return self._stored(counts, np.ones(len(self._owner))) + self._unused
 
-    def _stored(self, elements: NDArray[np.float64]) -> float:
-        """The elements of all parameters: whole uses of one share it, pruned ones are copies.
+    def costs(self, quantity: Quantity, counts: Counts) -> NDArray[np.float64]:
+        """The totals of candidates; `counts` is (groups, candidates)."""
+        return np.array([self.cost(quantity, own) for own in counts.T])
+
+    def _stored(self, counts: Counts, weights: NDArray[np.float64]) -> float:
+        """The weighted elements of all parameters: whole uses of one share it, pruned ones are
+        copies.
 
         An upper bound: copies that end up equal are stored once.
         """
+        elements = self._evaluate(self._params, self._sizes(counts))
         pruned = elements < self._whole
         kept_whole = np.zeros(self._owner.max(initial=-1) + 1)
-        kept_whole[self._owner[~pruned]] = self._whole[~pruned]
-        return float(elements[pruned].sum() + kept_whole.sum())
+        kept_whole[self._owner[~pruned]] = (weights * self._whole)[~pruned]
+        return float((weights * elements)[pruned].sum() + kept_whole.sum())
+
+    def _memory(self, counts: Counts) -> float:
+        """Bytes of weights, and of values at the worst moment."""
+        live, values = self._alive
+        peak = (live @ self._evaluate(values, self._sizes(counts))).max(initial=0.0)
+        return self._stored(counts, self._bytes) + self._unused_bytes + float(peak)
+
+    @cached_property
+    def _alive(self) -> tuple[csr_array, Products]:
+        """Which values are alive at each operator, and the bytes of each."""
+        names, live = lifetimes(self.coupling.graph)
+        dtypes = self.coupling.graph.dtypes
+        value = self.coupling.relations.value
+        items = [float(dtypes[name].itemsize) if name in dtypes else 4.0 for name in names]
+        own = [(item, value(name) or ()) for item, name in zip(items, names, strict=True)]
+        return live, self._products(own)
 
     def flops_per_cost(self, counts: Counts) -> NDArray[np.float64]:
         """FLOPs of each cost term; `operators` says whose they are."""
@@ -93,23 +123,20 @@ class CostModel:
 
     def ratio(self, quantity: Quantity, counts: Counts) -> float:
         """The candidate's share of the whole network's cost."""
+        if quantity not in self._totals:
+            self._totals[quantity] = self.cost(quantity, self.full)
         whole = self._totals[quantity]
         return self.cost(quantity, counts) / whole if whole else 1.0
 
     def _sizes(self, counts: Counts) -> NDArray[np.float64]:
-        sizes: NDArray[np.float64] = self._constant + self._matrix @ counts
-        return sizes
+        return self._table.of(counts)
 
     @staticmethod
-    def _evaluate(
-        products: tuple[NDArray[np.float64], NDArray[np.int64]], sizes: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _evaluate(products: Products, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
         factors, rows = products
         return factors * sizes[rows].prod(1)
 
-    def _products(
-        self, terms: Sequence[tuple[float, Sequence[Axis]]]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _products(self, terms: Sequence[tuple[float, Sequence[Axis]]]) -> Products:
         width = max((len(axes) for _, axes in terms), default=1) or 1
         rows = np.zeros((len(terms), width), np.int64)
         factors = np.zeros(len(terms))
@@ -119,19 +146,5 @@ class CostModel:
                 if self.coupling.channel_of(axis) is None:
                     factors[position] *= self.coupling.size(axis)
                 else:
-                    rows[position, column] = self._row(axis)
+                    rows[position, column] = self._table.row(axis)
         return factors, rows
-
-    def _row(self, axis: Axis) -> int:
-        dim = self.coupling.relations.dim(axis)
-        if dim not in self._rows:
-            self._rows[dim] = row = len(self._base)
-            channel = self.coupling.channels.of_element[dim]
-            bounds = self.coupling.channels.bounds
-            group = np.searchsorted(bounds, channel[channel >= 0], side="right") - 1
-            elements = np.bincount(group, minlength=len(bounds) - 1)
-            self._base.append(float((channel < 0).sum()))
-            for own in np.flatnonzero(elements).tolist():
-                size = int(bounds[own + 1] - bounds[own])
-                self._terms.append((row, own, int(elements[own]) // size))
-        return self._rows[dim]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from spa_graph.coupling.structures import KINDS, Kind
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.passes.allocate import Budget
+from spa_graph.passes.cost import Quantity
 
 
 class Progress(Protocol):
@@ -34,6 +36,7 @@ class StepProgress(Protocol):
 Method = Literal["none", "bias", "bn", "ls", "obspa"]
 """How the weights that are left are refitted, see `passes/reconstruct`."""
 METHODS: tuple[Method, ...] = get_args(Method)
+BUDGETS = ("flops", "params", "ratio", "memory", "latency")
 LEAST_MEMORY = 64 << 20
 CHOICES: dict[str, tuple[str, ...]] = {
     "scope": KINDS,
@@ -51,6 +54,11 @@ class Options:
     flops: float | None = None
     params: float | None = None
     ratio: float | None = None
+    memory: float | None = None
+    latency: float | str | None = None
+    provider: str = "cpu"
+    threads: int = 0
+    batch: int | None = None
     criterion: str | None = None
     aggregate: str = "mean"
     normalize: str = "mean"
@@ -78,14 +86,19 @@ class Options:
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):  # one pattern, not its letters
             object.__setattr__(self, "exclude", (self.exclude,))
-        given = {k: v for k in ("flops", "params", "ratio") if (v := getattr(self, k)) is not None}
+        given = {name: v for name in BUDGETS if (v := getattr(self, name)) is not None}
         for name, value in given.items():
-            if not isinstance(value, Real) or not 0 < float(value) < 1:
+            if name == "latency" and isinstance(value, str):
+                _, ratio = milliseconds_or_ratio(value)
+                object.__setattr__(self, "latency", ratio or value)
+            elif not isinstance(value, Real) or not 0 < float(value) < 1:
                 raise OptionError(f"--{name} must lie between 0 and 1, not {value}")
         if len(given) > 1:
             raise OptionError(f"give one budget, not {' and '.join('--' + n for n in given)}")
         if self.min_channels < 1 or (self.round_to is not None and self.round_to < 1):
             raise OptionError("--min-channels and --round-to must be at least 1")
+        if self.threads < 0 or (self.batch is not None and self.batch < 1):
+            raise OptionError("--threads must be at least 0, and --batch at least 1")
         if isinstance(self.scope, str):  # as on the command line
             object.__setattr__(self, "scope", tuple(self.scope.split(",")))
         for name, allowed in CHOICES.items():
@@ -148,10 +161,10 @@ class Options:
         Without a measured allocation, which is for the last step.
         """
         ratio = None if self.ratio is None else 1 - (1 - self.ratio) ** share
-        flops, params = (
-            None if kept is None else kept**share for kept in (self.flops, self.params)
-        )
-        return replace(self, flops=flops, params=params, ratio=ratio, allocation="global")
+        shares = ("flops", "params", "memory", "latency")
+        given = {name: v for name in shares if (v := getattr(self, name)) is not None}
+        kept = {name: float(value) ** share for name, value in given.items()}
+        return replace(self, **kept, ratio=ratio, allocation="global")
 
     def plain(self) -> dict[str, Any]:
         """What was chosen, as JSON-ready data."""
@@ -166,9 +179,31 @@ class Options:
     @property
     def budget(self) -> Budget | None:
         """The budget on the whole network, or None for a uniform ratio."""
-        if self.flops is not None:
-            return Budget("flops", self.flops)
-        return Budget("params", self.params) if self.params is not None else None
+        quantities: tuple[Quantity, ...] = ("flops", "params", "memory", "latency")
+        for quantity in quantities:
+            kept = getattr(self, quantity)
+            if isinstance(kept, Real):
+                return Budget(quantity, float(kept))
+        return None
+
+
+_LATENCY = re.compile(r"(\d+\.?\d*|\.\d+)\s*(us|µs|ms|s|)")
+_MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+def milliseconds_or_ratio(latency: str) -> tuple[float | None, float | None]:
+    """`12ms`, `800us` or `0.5`: milliseconds, or the share of the original's latency.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    found = _LATENCY.fullmatch(latency.strip())
+    number = float(found[1]) if found else 0.0
+    if found and found[2] and number > 0:
+        return number * _MILLISECONDS[found[2]], None
+    if found is None or not 0 < number < 1:
+        raise OptionError(f"--latency {latency}: give a share such as 0.5, or a time such as 12ms")
+    return None, number
 
 
 def plain(value: Any) -> Any:

@@ -12,11 +12,13 @@ from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.structures import Kind
 from spa_graph.errors import BudgetError, ModelError, OptionError
 from spa_graph.passes.allocate import (
+    Costs,
     Kept,
     Limits,
     allocate,
     allocate_by_distortion,
     allocate_uniform,
+    importance_curves,
 )
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.importance import Criterion, make_criterion, score
@@ -53,6 +55,13 @@ class Ranking:
     calibrated: Calibrated | None = None
     network: NetworkWithout | None = None
     _measured: dict[bytes, Sensitivity] = field(default_factory=dict)
+
+    def order(self) -> list[NDArray[np.int64]]:
+        """Per group its channels, from most to least important."""
+        return [
+            g.start + np.argsort(-self.scores[g.start : g.stop], kind="stable")
+            for g in self.analysis.groups
+        ]
 
     def sensitivity(self, whole: Kept, timer: Timer) -> Sensitivity | None:
         """The groups' curves, measured once; None without calibration data."""
@@ -127,51 +136,71 @@ def chosen_criterion(options: Options) -> Criterion:
     return criterion
 
 
-def choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What candidates cost in time: a model of the network on this machine, and its grid of counts.
+
+    unit: what counts are multiples of; kernels for others are slower.
+    """
+
+    costs: Costs
+    unit: int
+
+
+def choose(ranking: Ranking, options: Options, timer: Timer, times: Times | None = None) -> Choice:
     """Allocate: which channels stay within the budget.
 
     A criterion in rounds removes some in each, and the next looks at the network without them.
+
+    Args:
+        times: for a budget of latency.
 
     Raises:
         BudgetError: no choice is within it.
     """
     rounds = ranking.criterion.rounds
     for number in range(1, rounds):
-        kept = _choose(ranking, options.towards(number / rounds), timer).kept
+        kept = _choose(ranking, options.towards(number / rounds), timer, times).kept
         ranking = _score(ranking, kept, options, timer)
-    return _choose(ranking, options, timer)
+    return _choose(ranking, options, timer, times)
 
 
-def _choose(ranking: Ranking, options: Options, timer: Timer) -> Choice:
-    analysis, scores = ranking.analysis, ranking.scores
+def limits_of(options: Options, unit: int | None = None) -> Limits:
+    """The counts that are allowed; `unit` is what measurements say they should be multiples of."""
     limits = Limits(round_to=options.round_to, min_channels=options.min_channels)
-    whole, last_resort = _scopes(analysis, options.scope)
+    return limits if unit is None else replace(limits, aligned=unit, finest=unit)
+
+
+def _choose(ranking: Ranking, options: Options, timer: Timer, times: Times | None) -> Choice:
+    analysis, scores = ranking.analysis, ranking.scores
+    limits = limits_of(options, times.unit if times else None)
+    whole, last_resort = scopes(analysis, options.scope)
     if options.ratio is not None:
         return Choice(allocate_uniform(analysis.coupling, scores, options.ratio, limits, whole))
     if options.budget is None:
-        raise OptionError("give a budget: --flops, --params or --ratio")
-    budget = (options.budget, limits)
+        raise OptionError("give a budget: --flops, --params, --memory, --latency or --ratio")
+    if options.budget.quantity == "latency" and times is None:
+        raise OptionError("--latency is a budget of ONNX networks; give --flops or another one")
+    coupling, budget = analysis.coupling, (options.budget, limits)
+    costs: Costs = times.costs if times else analysis.cost
     with timer.step("allocate"):
         try:
-            kept = allocate(analysis.coupling, analysis.cost, scores, *budget, whole)
+            kept = allocate(coupling, costs, scores, *budget, whole)
         except BudgetError:
             if (last_resort == whole).all():
                 raise
             whole = last_resort
-            kept = allocate(analysis.coupling, analysis.cost, scores, *budget, whole)
-    if options.allocation == "global":
+            kept = allocate(coupling, costs, scores, *budget, whole)
+    sensitivity = None if options.allocation == "global" else ranking.sensitivity(whole, timer)
+    if sensitivity is None and times is None:
         return Choice(kept)
-    sensitivity = ranking.sensitivity(whole, timer)
-    if sensitivity is None:
-        return Choice(kept)
+    curves = sensitivity.curves if sensitivity else importance_curves(coupling, scores)
     with timer.step("allocate"):
-        kept = allocate_by_distortion(
-            analysis.coupling, analysis.cost, scores, sensitivity.curves, *budget, whole
-        )
+        kept = allocate_by_distortion(coupling, costs, scores, curves, *budget, whole)
     return Choice(kept, sensitivity)
 
 
-def _scopes(analysis: Analyzed, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
+def scopes(analysis: Analyzed, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
     """Which groups lose nothing, and which if the budget can't be met so; shape (groups,)."""
     if not scope:
         pre_norm = np.array([structure.pre_norm for structure in analysis.structures])

@@ -60,15 +60,15 @@ def report(
         "versions": versions(),
         "machine": machine(),
         "options": options,
-        "before": _totals(analysis.cost, coupling.count),
-        "after": _totals(pruned.after, int(kept.sum())),
+        "before": _totals(analysis.cost, coupling.count, options),
+        "after": _totals(pruned.after, int(kept.sum()), options),
         "groups": [_group(analysis, i, kept) for i in range(len(coupling.groups))],
         "operators": _operators(analysis, pruned),
         "seconds": {step: round(value, 4) for step, value in seconds.items()},
     }
     data["ratio"] = {
         key: data["after"][key] / data["before"][key] if data["before"][key] else 1.0
-        for key in ("flops", "params", "channels")
+        for key in data["before"]
     }
     if sizes is not None:
         data["before"]["bytes"], data["after"]["bytes"] = sizes
@@ -93,6 +93,17 @@ def report(
             before, after = ([asdict(each) for each in side] for side in times)
             data["latency"]["operators"] = {"before": before, "after": after}
     return data
+
+
+def budget_met(found: dict[str, Any]) -> str:
+    """What came of a budget of latency, in a sentence."""
+    how = "within 5%" if found["within_5_percent"] else "no closer network was found"
+    count = len(found["trials"])
+    return (
+        f"latency budget {found['budget_ms']:.3g} ms: measured {found['measured_ms']:.3g} ms, "
+        f"predicted {found['predicted_ms']:.3g} ms ({how}; {count} network{'s' * (count > 1)} "
+        f"measured); channel counts are multiples of {found['unit']} where they can be"
+    )
 
 
 def calibration_report(
@@ -173,11 +184,14 @@ def file_size(path: Path) -> int:
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
 
 
-def _totals(cost: CostModel, channels: int) -> dict[str, Any]:
+def _totals(cost: CostModel, channels: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Memory only where it is the budget: it takes a look at every value."""
+    memory = {"memory": cost.cost("memory", cost.full)} if "memory" in options else {}
     return {
         "flops": cost.cost("flops", cost.full),
         "params": int(cost.cost("params", cost.full)),
         "channels": channels,
+        **memory,
     }
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from spa_graph.passes.report import budget_met
 from spa_graph.pictures.page import Section, Table, drawing, page
 from spa_graph.pictures.pruning import (
     cuts_figure,
@@ -73,6 +74,7 @@ def _summary(report: dict[str, Any]) -> Section:
         for key, title in (
             ("flops", "FLOPs"),
             ("params", "parameters"),
+            ("memory", "bytes of memory, peak"),
             ("bytes", "bytes of the file"),
             ("channels", "channels"),
         )
@@ -88,6 +90,8 @@ def _summary(report: dict[str, Any]) -> Section:
             f"Latency: medians of {latency['runs']} runs each in turn; the ratio lies between "
             f"{low:.3f} and {high:.3f} with 95% confidence."
         )
+    if "latency_budget" in report:
+        lines.append(f"The {budget_met(report['latency_budget'])}.")
     calibration = report.get("calibration")
     if calibration:
         lines.append(

@@ -14,7 +14,7 @@ from spa_graph.frontends.onnx import files
 from spa_graph.frontends.onnx.sizes import InputShapes, free_inputs, keys
 from spa_graph.graph import Graph
 from spa_graph.passes.canonicalize import canonicalize
-from spa_graph.runtime.calibration.wanted import Wanted, wanted
+from spa_graph.runtime.calibration.wanted import Wanted, wanted, with_batch
 from spa_graph.runtime.inputs import Feeds, random_inputs
 
 Shapes = dict[str, tuple[int, ...]]
@@ -74,24 +74,10 @@ def open_network(
     wants = wanted(graph, original)
     shapes = dict(graph.samples[0])
     if batch is not None:
-        shapes = _with_batch(shapes, wants, batch)
+        shapes = with_batch(shapes, wants, batch)
     if dynamic:
         shapes = _with_dynamic(shapes, original, dynamic)
     return Opened(Path(path), original, graph, wants, shapes)
-
-
-def _with_batch(shapes: Shapes, wants: tuple[Wanted, ...], batch: int) -> Shapes:
-    changed = dict(shapes)
-    for want in wants:
-        if want.axis is not None:
-            if want.batch not in (None, batch):
-                raise OptionError(f"--batch {batch}: input `{want.name}` {want} has a fixed batch")
-            sizes = list(shapes[want.name])
-            sizes[want.axis] = batch
-            changed[want.name] = tuple(sizes)
-    if changed == shapes and not any(want.axis is not None for want in wants):
-        raise OptionError(f"--batch {batch}: no input has a batch axis")
-    return changed
 
 
 def _with_dynamic(shapes: Shapes, model: ir.Model, dynamic: Mapping[str, int]) -> Shapes:

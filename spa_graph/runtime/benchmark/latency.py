@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from spa_graph.runtime.benchmark.timing import Timing, interleaved, ratio_interval
+from spa_graph.runtime.providers import CPU
 from spa_graph.runtime.sessions import Feeds, open_session, run
 
 
@@ -48,10 +49,12 @@ def measure(
     feeds: Feeds,
     *,
     seconds: float = 2.0,
+    provider: str = CPU,
+    threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Latency:
     """Run both networks in turn for about `seconds`, at least 5 and at most 200 times each."""
-    sessions = [open_session(before), open_session(after)]
+    sessions = [open_session(path, provider=provider, threads=threads) for path in (before, after)]
     first, second = interleaved(
         [partial(run, session, feeds) for session in sessions],
         seconds=seconds,

@@ -84,6 +84,27 @@ def wanted(graph: Graph, model: ir.Model | None = None) -> tuple[Wanted, ...]:
     )
 
 
+def with_batch(
+    shapes: Mapping[str, tuple[int, ...]], wants: tuple[Wanted, ...], batch: int
+) -> dict[str, tuple[int, ...]]:
+    """Sizes of the inputs with another number of samples.
+
+    Raises:
+        OptionError: the network doesn't take so many.
+    """
+    changed = dict(shapes)
+    for want in wants:
+        if want.axis is not None:
+            if want.batch not in (None, batch):
+                raise OptionError(f"--batch {batch}: input `{want.name}` {want} has a fixed batch")
+            sizes = list(shapes[want.name])
+            sizes[want.axis] = batch
+            changed[want.name] = tuple(sizes)
+    if changed == shapes and not any(want.axis is not None for want in wants):
+        raise OptionError(f"--batch {batch}: no input has a batch axis")
+    return changed
+
+
 Label = str | tuple[int, ...]
 """What tells free axes apart: the name in the file, or the sizes in the graph's samples."""
 

@@ -1,0 +1,1 @@
+"""spa-prune as a step of other programs."""

@@ -1,0 +1,234 @@
+"""The most important network within a latency: predicted, measured, corrected, until they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from spa_graph.errors import BudgetError
+from spa_graph.passes.latency.cache import Measurements, cached, keep, place
+from spa_graph.passes.latency.design import designs, fastest_unit, unit_designs
+from spa_graph.passes.latency.laboratory import SECONDS, Conditions, Observation
+from spa_graph.passes.latency.model import LatencyModel
+from spa_graph.passes.network import Analysis
+from spa_graph.passes.options import Options, StepProgress, Timer, milliseconds_or_ratio
+from spa_graph.passes.pipeline import Choice, Ranking, Times, choose, limits_of, scopes
+from spa_graph.passes.sizes import Counts
+from spa_graph.plan import Kept
+
+TOLERANCE = 0.05
+"""Measured latency is to lie within this share of the budget."""
+ROUNDS = 8
+WEIGHT = 3
+"""A candidate that was chosen counts as much as so many designed ones."""
+LONGER = 5 * SECONDS
+"""How long a chosen candidate is measured."""
+
+
+class Laboratories(Protocol):
+    """What measures candidates, see `Laboratory`."""
+
+    conditions: Conditions
+    original_ms: float
+
+    def observe(
+        self,
+        candidates: Sequence[Counts],
+        progress: StepProgress | None = None,
+        seconds: float = SECONDS,
+    ) -> list[Observation]: ...
+
+    def kept(self, counts: Counts) -> Kept: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A network that was chosen for the budget and measured; in milliseconds."""
+
+    choice: Choice
+    counts: Counts
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was measured to meet a budget of latency; in milliseconds.
+
+    unit: what channel counts were rounded to.
+    from_cache: whether the candidates had been measured before.
+    """
+
+    wanted: float
+    original: float
+    unit: int
+    from_cache: bool
+    trials: list[Trial]
+    chosen: Trial
+
+    @property
+    def close(self) -> bool:
+        """Whether the measured latency is within 5% of the budget."""
+        return abs(self.chosen.measured / self.wanted - 1) <= TOLERANCE
+
+    def plain(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "budget_ms": self.wanted,
+            "original_ms": self.original,
+            "predicted_ms": self.chosen.predicted,
+            "measured_ms": self.chosen.measured,
+            "within_5_percent": self.close,
+            "unit": self.unit,
+            "candidates_from_cache": self.from_cache,
+            "trials": [
+                {"predicted_ms": each.predicted, "measured_ms": each.measured}
+                for each in self.trials
+            ],
+        }
+
+
+def within_latency(
+    ranking: Ranking, options: Options, timer: Timer, laboratory: Laboratories
+) -> Found:
+    """Search the network that keeps most importance within `options.latency`.
+
+    Raises:
+        BudgetError: it can't be reached; the text says what can.
+    """
+    analysis = ranking.analysis
+    assert isinstance(analysis, Analysis)  # only ONNX networks are measured so
+    measured, from_cache = measurements(analysis, options, timer, laboratory)
+    search = _Search(ranking, options, timer, laboratory, measured)
+    return search.run(from_cache)
+
+
+def measurements(
+    analysis: Analysis, options: Options, timer: Timer, laboratory: Laboratories
+) -> tuple[Measurements, bool]:
+    """Measured candidates, and whether they come from the cache."""
+    whole, _ = scopes(analysis, options.scope)
+    fixed = [options.round_to, options.min_channels, whole.tolist()]
+    path = place(analysis, laboratory.conditions, fixed)
+    known = cached(path)
+    if known is not None:
+        return known, True
+    with timer.step("measure candidates") as progress:
+        unit = options.round_to
+        if unit is None:
+            trials = unit_designs(analysis.groups, whole)
+            observed = laboratory.observe([each for own in trials.values() for each in own])
+            ms = iter(each.ms for each in observed)
+            unit = fastest_unit({u: [next(ms) for _ in own] for u, own in trials.items()})
+        candidates = designs(analysis.groups, whole, limits_of(options, unit))
+        observations = laboratory.observe(candidates, progress)
+    found = Measurements(unit, laboratory.original_ms, observations)
+    keep(path, found)
+    return found, False
+
+
+class _Search:
+    def __init__(
+        self,
+        ranking: Ranking,
+        options: Options,
+        timer: Timer,
+        laboratory: Laboratories,
+        measured: Measurements,
+    ) -> None:
+        self._ranking, self._options, self._timer = ranking, options, timer
+        self._laboratory = laboratory
+        self._unit = measured.unit
+        self._original = laboratory.original_ms
+        speed = self._original / measured.original_ms  # of the machine, then and now
+        self._observations = [replace(o, ms=o.ms * speed) for o in measured.observations]
+        self._model = self._fitted()
+        self._trials: list[Trial] = []
+
+    def run(self, from_cache: bool) -> Found:
+        wanted = self._wanted()
+        aim, low, high = wanted, 0.0, np.inf  # what the model is asked for; too fast, too slow
+        for _ in range(ROUNDS):
+            trial = self._try(aim)
+            if abs(trial.measured / wanted - 1) <= TOLERANCE:
+                break
+            if trial.measured < wanted:
+                low = aim
+            else:
+                high = aim
+            aim = wanted * float(self._model.milliseconds(trial.counts)) / trial.measured
+            if not low < aim < high:
+                if not low or not np.isfinite(high):
+                    break
+                aim = float(np.sqrt(low * high))
+        chosen = self._best(wanted)
+        return Found(wanted, self._original, self._unit, from_cache, self._trials, chosen)
+
+    def _wanted(self) -> float:
+        """The budget in milliseconds."""
+        asked = self._options.latency
+        if isinstance(asked, str):
+            milliseconds, _ = milliseconds_or_ratio(asked)
+            assert milliseconds is not None  # shares are numbers
+            if milliseconds >= self._original:
+                raise BudgetError(
+                    f"the network takes {_told(self._original)} already, less than --latency "
+                    f"{asked}: there is nothing to remove"
+                )
+            return milliseconds
+        assert asked is not None
+        return float(asked) * self._original
+
+    def _fitted(self) -> LatencyModel:
+        return LatencyModel(self._ranking.analysis.coupling, self._observations)
+
+    def _try(self, aim: float) -> Trial:
+        """The network that is predicted to take `aim`, measured unless it was before."""
+        choice = self._choice(aim)
+        groups = self._ranking.analysis.groups
+        counts = np.array([choice.kept[g.start : g.stop].sum() for g in groups], np.int64)
+        for trial in self._trials:
+            if np.array_equal(counts, trial.counts):
+                return trial
+        predicted = float(self._model.milliseconds(counts))
+        with self._timer.step("measure"):
+            observation = self._laboratory.observe([counts], seconds=LONGER)[0]
+        self._observations += [observation] * WEIGHT
+        self._model = self._fitted()
+        self._trials.append(Trial(choice, counts, predicted, observation.ms))
+        return self._trials[-1]
+
+    def _choice(self, aim: float) -> Choice:
+        """The smallest network where even that is predicted to take longer."""
+        ratio = float(np.clip(aim / self._model.whole_ms, 1e-9, 1 - 1e-9))
+        options = replace(self._options, latency=ratio)
+        try:
+            return choose(self._ranking, options, self._timer, Times(self._model, self._unit))
+        except BudgetError:
+            return Choice(self._laboratory.kept(self._smallest()))
+
+    def _smallest(self) -> Counts:
+        analysis = self._ranking.analysis
+        assert isinstance(analysis, Analysis)
+        _, whole = scopes(analysis, self._options.scope)
+        limits = limits_of(self._options, self._unit)
+        return designs(analysis.groups, whole, limits)[1]
+
+    def _best(self, wanted: float) -> Trial:
+        """The slowest that isn't too slow."""
+        within = [t for t in self._trials if t.measured <= (1 + TOLERANCE) * wanted]
+        if within:
+            return max(within, key=lambda trial: trial.measured)
+        least = min(trial.measured for trial in self._trials)
+        share = np.ceil(1e3 * least / self._original) / 1e3
+        raise BudgetError(
+            f"latency {self._options.latency} can't be reached: the fastest network that was found "
+            f"takes {_told(least)} ({share:.3f} of {_told(self._original)})"
+        )
+
+
+def _told(ms: float) -> str:
+    return f"{ms:.3g} ms"
