@@ -32,8 +32,8 @@ def fitted(task: Any, rows: Array, residual: Array, batches: int = 4) -> Outcome
     """Rows and residuals (groups, positions, ...) in batches, of which the last is held out."""
     parts = zip(np.array_split(rows, batches, 1), np.array_split(residual, batches, 1), strict=True)
     for number, (x, r) in enumerate(parts):
-        task.add(x, r, held_out=number == batches - 1)
-    outcome = task.solve()
+        task.add(x, r, part=int(number == batches - 1))
+    outcome = task.solve([1])
     assert isinstance(outcome, Outcome)
     return outcome
 
@@ -77,7 +77,9 @@ def test_the_update_is_ridge_regression_on_all_rows(form: Form, bias: bool, posi
     r = x @ normal(1, 8, 2, seed=1) + 0.5 * normal(1, positions, 2, seed=2) + 1
     outcome = fitted(form(bias=bias), x, r)
     assert outcome.update is not None
+    assert 0.5 < outcome.share <= 1
     matrix, shift = ridge(form, x[0], r[0], outcome.damping, bias=bias)
+    matrix, shift = outcome.share * matrix, outcome.share * shift
     np.testing.assert_allclose(outcome.update.matrix[0], matrix, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(outcome.update.bias[0], shift, rtol=1e-3, atol=1e-3)
 
@@ -104,14 +106,16 @@ def test_both_forms_agree(positions: int, inputs: int, outs: int, bias: bool, se
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_damping_that_does_best_on_held_out_rows_is_taken(form: Form) -> None:
+def test_the_damping_and_share_that_do_best_on_held_out_rows_are_taken(form: Form) -> None:
     x = normal(1, 40, 25)
     r = 0.3 * x @ normal(1, 25, 1, seed=1) + 2 * normal(1, 40, 1, seed=2)
     fit, held = slice(0, 30), slice(30, 40)
     errors = []
     for damping in DAMPINGS:
         matrix, shift = ridge(form, x[0, fit], r[0, fit], damping, bias=True)
-        errors.append(np.square(r[0, held] - x[0, held] @ matrix - shift).sum(1).mean())
+        added = x[0, held] @ matrix + shift
+        tried = [np.square(r[0, held] - a * added).sum(1).mean() for a in np.linspace(0, 1, 1001)]
+        errors.append(min(tried))
     best = int(np.argmin(errors))
     assert best > 0
     outcome = fitted(form(bias=True), x, r)
@@ -119,6 +123,44 @@ def test_the_damping_that_does_best_on_held_out_rows_is_taken(form: Form) -> Non
     if errors[best] < outcome.before:
         assert outcome.damping == DAMPINGS[best]
         np.testing.assert_allclose(outcome.after, errors[best], rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_of_what_half_carries_over_half_is_done(form: Form) -> None:
+    """The rows that are fitted to miss twice as much as those held out."""
+    x = normal(1, 4000, 4)
+    r = x @ normal(1, 4, 2, seed=1)
+    r[:, 3000:] /= 2
+    outcome = fitted(form(bias=True), x, r)
+    assert outcome.update is not None
+    np.testing.assert_allclose(outcome.share, 0.5, rtol=1e-2)
+    assert outcome.after < 1e-3 * outcome.before
+
+
+def test_each_part_judges_what_is_fitted_to_the_others() -> None:
+    """Three kinds of rows that agree in one input, and contradict each other in the other one."""
+    x = normal(1, 900, 2)
+    slopes = np.repeat([[1, 2], [1, -2], [1, 0]], 300, 0)
+    r = (x * slopes).sum(2, keepdims=True).astype(np.float32)
+    task = GramRegression(bias=True)
+    for part in range(3):
+        rows = slice(300 * part, 300 * part + 300)
+        task.add(x[:, rows], r[:, rows], part=part)
+    outcome = task.solve([0, 1, 2])
+    missing, shared, added = [], [], []
+    for part in range(3):
+        test = np.arange(900) // 300 == part
+        matrix, shift = ridge(GramRegression, x[0, ~test], r[0, ~test], outcome.damping, bias=True)
+        wanted, update = r[0, test], x[0, test] @ matrix + shift
+        for sums, value in zip(
+            (missing, shared, added), (wanted**2, wanted * update, update**2), strict=True
+        ):
+            sums.append(value.mean())
+    share = np.mean(shared) / np.mean(added)
+    assert 0 < share < 1
+    np.testing.assert_allclose(outcome.share, share, rtol=1e-3)
+    np.testing.assert_allclose(outcome.before, np.mean(missing), rtol=1e-3)
+    np.testing.assert_allclose(outcome.after, np.mean(missing) - share * np.mean(shared), rtol=1e-3)
 
 
 @pytest.mark.parametrize("form", [*FORMS, BiasRegression, BatchNormRegression])
@@ -195,9 +237,9 @@ def test_bias_regression_gives_back_the_mean_by_hand() -> None:
     matrix = np.array([[[1.0], [2.0]]], np.float32)
     residual = np.array([[[3.0], [5.0], [4.0], [4.0]]], np.float32)
     task = BiasRegression(matrix, bias=True)
-    task.add(rows[:, :2], residual[:, :2], held_out=False)
-    task.add(rows[:, 2:], residual[:, 2:], held_out=True)
-    outcome = task.solve()
+    task.add(rows[:, :2], residual[:, :2], part=0)
+    task.add(rows[:, 2:], residual[:, 2:], part=1)
+    outcome = task.solve([1])
     assert outcome.update is not None
     np.testing.assert_array_equal(outcome.update.matrix, np.zeros((1, 2, 1)))
     np.testing.assert_allclose(outcome.update.bias, [[4.0]])

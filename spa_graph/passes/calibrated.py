@@ -17,6 +17,7 @@ from spa_graph.passes.probing import Gates, few, open_whole
 from spa_graph.passes.statistics.layers import (
     LEVELS,
     POSITIONS,
+    Ints,
     Layer,
     Scratch,
     linear_layers,
@@ -30,27 +31,64 @@ from spa_graph.runtime.calibration import Calibration, Prober, calibration
 from spa_graph.runtime.sessions import Feeds, run
 from spa_graph.runtime.verify import Array
 
+LEARNED = 0.875
+"""The share of the calibration data that weights follow from. By the rest, which no fit has seen,
+all repairs together are judged."""
 FITTED = 0.75
-"""The share of the calibration data that is fitted to; by the rest repairs are judged."""
+"""The share of that by which weights are fitted first; by the rest each layer's fit is judged,
+before it is made of both."""
 
 PROBED = 32
 """Samples on which criteria that need the network's outputs run it, over and over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """How calibration data is cut for validation.
+
+    parts: the part that each batch belongs to.
+    tests: the parts that judge; what is judged on one is fitted to all others.
+    """
+
+    parts: tuple[int, ...]
+    tests: tuple[int, ...]
+
+    def fitted(self, counts: Ints) -> int:
+        """How many are fitted to at least, of so many positions in each batch."""
+        parts = np.array(self.parts)
+        return int(min(counts[parts != test].sum() for test in self.tests))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibrated:
-    """Calibration data, and the dense network's statistics on the part that is fitted to."""
+    """Calibration data, and the dense network's statistics on the part that is fitted to.
+
+    fitting, held_out: see FITTED; judging: see LEARNED.
+    """
 
     source: str
     fitting: Calibration
     held_out: Calibration
+    judging: Calibration
     criterion: Criterion
     layers: Layers
     padding: Padding | None = None
 
     @property
+    def folds(self) -> Folds:
+        """The parts of the batches, and those that judge what is fitted to the others.
+
+        Where several distributions are mixed on purpose, each judges what is fitted to the others:
+        that shows how a fit does on inputs of yet another kind. Else the held-out part judges.
+        """
+        domains = self.fitting.domains + self.held_out.domains
+        if len(set(domains)) > 1:
+            return Folds(tuple(domains), tuple(sorted(set(domains))))
+        return Folds((0,) * len(self.fitting) + (1,) * len(self.held_out), (1,))
+
+    @property
     def batches(self) -> Iterable[Feeds]:
-        """All batches, first those that are fitted to."""
+        """All batches that weights follow from, first those that are fitted to."""
         return chain(self.fitting, self.held_out)
 
 
@@ -76,7 +114,8 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
             model=analysis.model,
             probe=prober,
         )
-    fitting, held_out = data.split(FITTED)
+    learning, judging = data.split(LEARNED)
+    fitting, held_out = learning.split(FITTED)
     criterion = make_criterion(options.criterion_name, options.seed)
     with timer.step("calibration data"):
         padding = _padding(analysis, fitting)
@@ -86,7 +125,7 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
     if criterion.probes:
         with timer.step("probe channels") as progress:
             criterion.probe(Gates(analysis, layers, few(fitting, PROBED), padding), progress)
-    return Calibrated(data.source, fitting, held_out, criterion, layers, padding)
+    return Calibrated(data.source, fitting, held_out, judging, criterion, layers, padding)
 
 
 def _padding(analysis: Analysis, batches: Calibration) -> Padding | None:

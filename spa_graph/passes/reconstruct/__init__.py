@@ -37,7 +37,7 @@ makes them constant lowers their error, where it was above their variance, and r
 class Reconstruction:
     """What became of the network.
 
-    before, after: the distortion of its outputs on held-out data (`statistics.distortion`).
+    before, after: the distortion of its outputs (`statistics.distortion`) on data that no fit saw.
     undone: whether all repairs were taken back, because together they did not help there.
     """
 
@@ -80,11 +80,11 @@ def reconstruct(
 
 
 def _outputs(model: ir.Model, calibrated: Calibrated, folder: Path) -> Outputs:
-    """All outputs on the held-out data."""
+    """All outputs on the data that no fit has seen."""
     path = folder / "compared.onnx"
     files.write(model, path)
     with files.openable(path) as opened:
         session = open_session(opened)
         return [
-            blanked(calibrated.padding, feeds, run(session, feeds)) for feeds in calibrated.held_out
+            blanked(calibrated.padding, feeds, run(session, feeds)) for feeds in calibrated.judging
         ]

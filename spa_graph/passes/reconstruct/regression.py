@@ -9,19 +9,20 @@ with S a diagonal that gives each input its share (`_scale`).
 
 It is optimal brain surgery in closed form. The damping pulls towards the weights that are there,
 not towards zero: directions that the calibration data doesn't show keep what training gave them.
-Each damping is tried on the held-out part; if none helps there, the layer stays as it is.
+Each damping is tried on rows that were not fitted to, and so is the share of the update that is
+made (`trial.py`); if none helps there, the layer stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from spa_graph.passes.reconstruct.trial import Outcome, Trial, mean
 from spa_graph.passes.statistics.moments import Floats, Rows
 
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -31,35 +32,17 @@ LEAST = 1e-3
 """Inputs that vary less than this share of the mean are damped as if they didn't."""
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What is added to the matrices (groups, inputs, outputs) and the bias (groups, outputs)."""
-
-    matrix: NDArray[Any]
-    bias: NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The best update, None if none helps; errors are those of held-out rows, per position."""
-
-    update: Update | None
-    before: float
-    after: float
-    damping: float = np.inf
-
-
-def _lowest(error: Callable[[float], float]) -> tuple[float, float]:
-    """The damping with the lowest error, and that error; each try costs a factorisation.
+def lowest(trial: Callable[[float], Trial]) -> tuple[float, Trial]:
+    """The damping whose trial leaves the lowest error; each costs a factorisation per fold.
 
     The error falls, then rises as the damping grows: walk downhill from the middle.
     """
     at = len(DAMPINGS) // 2
-    found = {at: error(DAMPINGS[at])}
+    found = {at: trial(DAMPINGS[at])}
     for step in (1, -1):
         while 0 <= at + step < len(DAMPINGS):
-            found[at + step] = error(DAMPINGS[at + step])
-            if found[at + step] >= found[at]:
+            found[at + step] = trial(DAMPINGS[at + step])
+            if found[at + step].left >= found[at].left:
                 break
             at += step
         if len(found) > 2:
@@ -74,31 +57,35 @@ class GramRegression:
         self._bias = bias
         self._shift: Any = None
         self._gap: Any = None  # what inputs and residuals are shifted by, for precision
-        self._parts = (_Sums(), _Sums())
+        self._parts: dict[int, _Sums] = {}
 
-    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
+    def add(self, rows: Rows, residual: Rows, *, part: int) -> None:
         """Take in rows (groups, positions, inputs) and what is missing (.., positions, outputs)."""
         if self._shift is None:
             self._shift = rows.mean(1, keepdims=True) * self._bias
             self._gap = residual.mean(1, keepdims=True) * self._bias
-        self._parts[held_out].add(rows - self._shift, residual - self._gap)
+        self._parts.setdefault(part, _Sums()).add(rows - self._shift, residual - self._gap)
 
-    def solve(self) -> Outcome:
-        fitting, held = self._parts
+    def solve(self, tests: Sequence[int]) -> Outcome:
         gap = self._gap[:, 0].astype(np.float64)
-        before = float(held.error(None, -gap).sum())
 
-        def error(damping: float) -> float:
-            return float(held.error(*self._fit(fitting, damping)).sum())
+        def trial(damping: float) -> Trial:
+            return mean([self._trial(test, damping, gap) for test in tests])
 
-        damping, after = _lowest(error)
-        if after >= before:
-            return Outcome(None, before, before)
-        matrix, bias = self._fit(fitting.plus(held), damping)
+        damping, found = lowest(trial)
+        if not found.helps:
+            return found.nothing
+        matrix, bias = self._fit(list(self._parts), damping)
         bias = gap + bias - np.einsum("gk,gko->go", self._shift[:, 0].astype(np.float64), matrix)
-        return Outcome(Update(matrix, bias), before, after, damping)
+        return found.outcome(matrix, bias, damping)
 
-    def _fit(self, sums: _Sums, damping: float) -> tuple[Floats, Floats]:
+    def _trial(self, test: int, damping: float, gap: Floats) -> Trial:
+        """How a fit to all other parts does on one."""
+        others = [part for part in self._parts if part != test]
+        return self._parts[test].trial(*self._fit(others, damping), gap)
+
+    def _fit(self, parts: Sequence[int], damping: float) -> tuple[Floats, Floats]:
+        sums = reduce(_Sums.plus, (self._parts[part] for part in parts))
         n = sums.count
         x, r = (sums.x / n, sums.r / n) if self._bias else (0 * sums.x, 0 * sums.r)
         gram = sums.xx / n - x[:, :, None] * x[:, None, :]
@@ -147,13 +134,19 @@ class _Sums:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
-    def error(self, matrix: Floats | None, bias: Floats) -> Floats:
-        """E |r - D'x - c|^2 per output; (groups, outputs). No matrix is one of zeros."""
-        seen, missing = 0.0, self.r / self.count
-        if matrix is not None:
-            seen = (matrix * (self.xx / self.count @ matrix - 2 * self.xr / self.count)).sum(1)
-            missing = missing - np.einsum("gk,gko->go", self.x / self.count, matrix)
-        return self.rr / self.count + seen - 2 * bias * missing + bias**2
+    def trial(self, matrix: Floats, bias: Floats, gap: Floats) -> Trial:
+        """How an update does here, whose inputs and residuals are these without their shifts.
+
+        Args:
+            gap: what the residuals are shifted by; (groups, outputs).
+        """
+        n = self.count
+        mean, const = self.r / n, gap + bias
+        by_inputs = np.einsum("gk,gko->go", self.x / n, matrix)
+        missing = self.rr / n + 2 * gap * mean + gap**2
+        shared = (matrix * self.xr / n).sum(1) + gap * by_inputs + const * (mean + gap)
+        added = (matrix * (self.xx / n @ matrix)).sum(1) + 2 * const * by_inputs + const**2
+        return Trial(float(missing.sum()), float(shared.sum()), float(added.sum()))
 
 
 def _cholesky(gram: Floats, cross: Floats) -> Floats:
@@ -173,35 +166,34 @@ class RowRegression:
 
     def __init__(self, *, bias: bool) -> None:
         self._bias = bias
-        self._rows: tuple[list[Rows], list[Rows]] = ([], [])
-        self._residuals: tuple[list[Rows], list[Rows]] = ([], [])
+        self._parts: dict[int, list[tuple[Rows, Rows]]] = {}
 
-    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
+    def add(self, rows: Rows, residual: Rows, *, part: int) -> None:
         """Take in rows (1, positions, inputs) and what is missing (1, positions, outputs)."""
-        self._rows[held_out].append(rows[0])
-        self._residuals[held_out].append(residual[0])
+        self._parts.setdefault(part, []).append((rows[0], residual[0]))
 
-    def solve(self) -> Outcome:
-        (x, r), (xh, rh) = (
-            (np.concatenate(a), np.concatenate(b))
-            for a, b in zip(self._rows, self._residuals, strict=True)
-        )
-        before = float(np.square(rh).sum(1).mean())
-        mean, gap = self._means(x, r)
-        cross = (xh - mean) @ (x - mean).T
-        solution = self._solver(x - mean, r - gap)
+    def solve(self, tests: Sequence[int]) -> Outcome:
+        folds = [self._fold(test) for test in tests]
+        damping, found = lowest(lambda damping: mean([fold(damping) for fold in folds]))
+        if not found.helps:
+            return found.nothing
+        x, r = self._rows(list(self._parts))
+        centre, gap = self._means(x, r)
+        matrix = (x - centre).T @ self._solver(x - centre, r - gap)(damping)
+        return found.outcome(matrix[None], (gap - centre @ matrix).reshape(1, -1), damping)
 
-        def error(damping: float) -> float:
-            return float(np.square(rh - gap - cross @ solution(damping)).sum(1).mean())
+    def _fold(self, test: int) -> Callable[[float], Trial]:
+        """How a fit to all other parts does on one, as a function of the damping."""
+        x, r = self._rows([part for part in self._parts if part != test])
+        held, missing = self._rows([test])
+        centre, gap = self._means(x, r)
+        cross = (held - centre) @ (x - centre).T
+        solution = self._solver(x - centre, r - gap)
+        return lambda damping: _compared(missing, gap + cross @ solution(damping))
 
-        damping, after = _lowest(error)
-        if after >= before:
-            return Outcome(None, before, before)
-        x, r = np.concatenate([x, xh]), np.concatenate([r, rh])
-        mean, gap = self._means(x, r)
-        matrix = (x - mean).T @ self._solver(x - mean, r - gap)(damping)
-        update = Update(matrix[None], (gap - mean @ matrix).reshape(1, -1))
-        return Outcome(update, before, after, damping)
+    def _rows(self, parts: Sequence[int]) -> tuple[Rows, Rows]:
+        pairs = [pair for part in parts for pair in self._parts[part]]
+        return np.concatenate([x for x, _ in pairs]), np.concatenate([r for _, r in pairs])
 
     def _means(self, x: Rows, r: Rows) -> tuple[Rows, Rows]:
         return x.mean(0) * self._bias, r.mean(0) * self._bias
@@ -214,3 +206,9 @@ class RowRegression:
         scale = float(values.sum()) / x.shape[1] or 1.0
         turned = vectors.T @ r
         return lambda damping: vectors @ (turned / (values + damping * scale)[:, None])
+
+
+def _compared(missing: Rows, added: Floats) -> Trial:
+    """What is missing, and what an update adds there; (positions, outputs)."""
+    r, p = missing.astype(np.float64), added
+    return Trial(*(float(each.sum()) / len(r) for each in (r * r, r * p, p * p)))
