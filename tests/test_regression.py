@@ -32,8 +32,8 @@ def fitted(task: Any, rows: Array, residual: Array, batches: int = 4) -> Outcome
     """Rows and residuals (groups, positions, ...) in batches, of which the last is held out."""
     parts = zip(np.array_split(rows, batches, 1), np.array_split(residual, batches, 1), strict=True)
     for number, (x, r) in enumerate(parts):
-        task.add(x, r, part=int(number == batches - 1))
-    outcome = task.solve([1])
+        task.add(x, r, held_out=number == batches - 1)
+    outcome = task.solve()
     assert isinstance(outcome, Outcome)
     return outcome
 
@@ -137,32 +137,6 @@ def test_of_what_half_carries_over_half_is_done(form: Form) -> None:
     assert outcome.after < 1e-3 * outcome.before
 
 
-def test_each_part_judges_what_is_fitted_to_the_others() -> None:
-    """Three kinds of rows that agree in one input, and contradict each other in the other one."""
-    x = normal(1, 900, 2)
-    slopes = np.repeat([[1, 2], [1, -2], [1, 0]], 300, 0)
-    r = (x * slopes).sum(2, keepdims=True).astype(np.float32)
-    task = GramRegression(bias=True)
-    for part in range(3):
-        rows = slice(300 * part, 300 * part + 300)
-        task.add(x[:, rows], r[:, rows], part=part)
-    outcome = task.solve([0, 1, 2])
-    missing, shared, added = [], [], []
-    for part in range(3):
-        test = np.arange(900) // 300 == part
-        matrix, shift = ridge(GramRegression, x[0, ~test], r[0, ~test], outcome.damping, bias=True)
-        wanted, update = r[0, test], x[0, test] @ matrix + shift
-        for sums, value in zip(
-            (missing, shared, added), (wanted**2, wanted * update, update**2), strict=True
-        ):
-            sums.append(value.mean())
-    share = np.mean(shared) / np.mean(added)
-    assert 0 < share < 1
-    np.testing.assert_allclose(outcome.share, share, rtol=1e-3)
-    np.testing.assert_allclose(outcome.before, np.mean(missing), rtol=1e-3)
-    np.testing.assert_allclose(outcome.after, np.mean(missing) - share * np.mean(shared), rtol=1e-3)
-
-
 @pytest.mark.parametrize("form", [*FORMS, BiasRegression, BatchNormRegression])
 def test_what_does_not_help_on_held_out_rows_is_not_done(form: Form) -> None:
     """The rows that are fitted to say the opposite of those held out."""
@@ -237,9 +211,9 @@ def test_bias_regression_gives_back_the_mean_by_hand() -> None:
     matrix = np.array([[[1.0], [2.0]]], np.float32)
     residual = np.array([[[3.0], [5.0], [4.0], [4.0]]], np.float32)
     task = BiasRegression(matrix, bias=True)
-    task.add(rows[:, :2], residual[:, :2], part=0)
-    task.add(rows[:, 2:], residual[:, 2:], part=1)
-    outcome = task.solve([1])
+    task.add(rows[:, :2], residual[:, :2], held_out=False)
+    task.add(rows[:, 2:], residual[:, 2:], held_out=True)
+    outcome = task.solve()
     assert outcome.update is not None
     np.testing.assert_array_equal(outcome.update.matrix, np.zeros((1, 2, 1)))
     np.testing.assert_allclose(outcome.update.bias, [[4.0]])

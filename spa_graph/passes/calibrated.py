@@ -17,7 +17,6 @@ from spa_graph.passes.probing import Gates, few, open_whole
 from spa_graph.passes.statistics.layers import (
     LEVELS,
     POSITIONS,
-    Ints,
     Layer,
     Scratch,
     linear_layers,
@@ -42,23 +41,6 @@ PROBED = 32
 """Samples on which criteria that need the network's outputs run it, over and over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Folds:
-    """How calibration data is cut for validation.
-
-    parts: the part that each batch belongs to.
-    tests: the parts that judge; what is judged on one is fitted to all others.
-    """
-
-    parts: tuple[int, ...]
-    tests: tuple[int, ...]
-
-    def fitted(self, counts: Ints) -> int:
-        """How many are fitted to at least, of so many positions in each batch."""
-        parts = np.array(self.parts)
-        return int(min(counts[parts != test].sum() for test in self.tests))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibrated:
     """Calibration data, and the dense network's statistics on the part that is fitted to.
@@ -73,18 +55,6 @@ class Calibrated:
     criterion: Criterion
     layers: Layers
     padding: Padding | None = None
-
-    @property
-    def folds(self) -> Folds:
-        """The parts of the batches, and those that judge what is fitted to the others.
-
-        Where several distributions are mixed on purpose, each judges what is fitted to the others:
-        that shows how a fit does on inputs of yet another kind. Else the held-out part judges.
-        """
-        domains = self.fitting.domains + self.held_out.domains
-        if len(set(domains)) > 1:
-            return Folds(tuple(domains), tuple(sorted(set(domains))))
-        return Folds((0,) * len(self.fitting) + (1,) * len(self.held_out), (1,))
 
     @property
     def batches(self) -> Iterable[Feeds]:

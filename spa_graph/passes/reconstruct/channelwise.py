@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from spa_graph.passes.reconstruct.trial import Outcome, Trial, mean
+from spa_graph.passes.reconstruct.trial import Outcome, Trial
 from spa_graph.passes.statistics.moments import Floats, Rows
 
 
@@ -24,28 +22,23 @@ class BiasRegression:
     def __init__(self, matrix: Rows, *, bias: bool) -> None:
         self._matrix = matrix
         self._bias = bias
-        self._parts: dict[int, _Results] = {}
+        self._parts = (_Results(), _Results())
 
-    def add(self, rows: Rows, residual: Rows, *, part: int) -> None:
+    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
         """Take in rows (groups, positions, inputs) and what is missing (.., positions, outputs)."""
         results = rows @ self._matrix
-        self._parts.setdefault(part, _Results()).add(results, results + residual)
+        self._parts[held_out].add(results, results + residual)
 
-    def solve(self, tests: Sequence[int]) -> Outcome:
-        found = mean([self._trial(test) for test in tests])
+    def solve(self) -> Outcome:
+        fitting, held = self._parts
+        found = held.trial(*self._fit(fitting))
         if not self._bias or not found.helps:
             return found.nothing
-        scale, shift = self._fit(list(self._parts))
+        scale, shift = self._fit(fitting.plus(held))
         return found.outcome((scale - 1)[:, None, :] * self._matrix, shift, 0.0)
 
-    def _trial(self, test: int) -> Trial:
-        """How a fit to all other parts does on one."""
-        others = [part for part in self._parts if part != test]
-        return self._parts[test].trial(*self._fit(others))
-
-    def _fit(self, parts: Sequence[int]) -> tuple[Floats, Floats]:
+    def _fit(self, part: _Results) -> tuple[Floats, Floats]:
         """What results are multiplied by, and what is added then; (groups, outputs)."""
-        part = reduce(_Results.plus, (self._parts[number] for number in parts))
         scale = part.scale if self.scales else np.ones_like(part.got)
         return scale, (part.wanted - scale * part.got) / part.count
 

@@ -15,14 +15,13 @@ made (`trial.py`); if none helps there, the layer stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from spa_graph.passes.reconstruct.trial import Outcome, Trial, mean
+from spa_graph.passes.reconstruct.trial import Outcome, Trial
 from spa_graph.passes.statistics.moments import Floats, Rows
 
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -57,35 +56,30 @@ class GramRegression:
         self._bias = bias
         self._shift: Any = None
         self._gap: Any = None  # what inputs and residuals are shifted by, for precision
-        self._parts: dict[int, _Sums] = {}
+        self._parts = (_Sums(), _Sums())
 
-    def add(self, rows: Rows, residual: Rows, *, part: int) -> None:
+    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
         """Take in rows (groups, positions, inputs) and what is missing (.., positions, outputs)."""
         if self._shift is None:
             self._shift = rows.mean(1, keepdims=True) * self._bias
             self._gap = residual.mean(1, keepdims=True) * self._bias
-        self._parts.setdefault(part, _Sums()).add(rows - self._shift, residual - self._gap)
+        self._parts[held_out].add(rows - self._shift, residual - self._gap)
 
-    def solve(self, tests: Sequence[int]) -> Outcome:
+    def solve(self) -> Outcome:
+        fitting, held = self._parts
         gap = self._gap[:, 0].astype(np.float64)
 
         def trial(damping: float) -> Trial:
-            return mean([self._trial(test, damping, gap) for test in tests])
+            return held.trial(*self._fit(fitting, damping), gap)
 
         damping, found = lowest(trial)
         if not found.helps:
             return found.nothing
-        matrix, bias = self._fit(list(self._parts), damping)
+        matrix, bias = self._fit(fitting.plus(held), damping)
         bias = gap + bias - np.einsum("gk,gko->go", self._shift[:, 0].astype(np.float64), matrix)
         return found.outcome(matrix, bias, damping)
 
-    def _trial(self, test: int, damping: float, gap: Floats) -> Trial:
-        """How a fit to all other parts does on one."""
-        others = [part for part in self._parts if part != test]
-        return self._parts[test].trial(*self._fit(others, damping), gap)
-
-    def _fit(self, parts: Sequence[int], damping: float) -> tuple[Floats, Floats]:
-        sums = reduce(_Sums.plus, (self._parts[part] for part in parts))
+    def _fit(self, sums: _Sums, damping: float) -> tuple[Floats, Floats]:
         n = sums.count
         x, r = (sums.x / n, sums.r / n) if self._bias else (0 * sums.x, 0 * sums.r)
         gram = sums.xx / n - x[:, :, None] * x[:, None, :]
@@ -166,34 +160,29 @@ class RowRegression:
 
     def __init__(self, *, bias: bool) -> None:
         self._bias = bias
-        self._parts: dict[int, list[tuple[Rows, Rows]]] = {}
+        self._rows: tuple[list[Rows], list[Rows]] = ([], [])
+        self._residuals: tuple[list[Rows], list[Rows]] = ([], [])
 
-    def add(self, rows: Rows, residual: Rows, *, part: int) -> None:
+    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None:
         """Take in rows (1, positions, inputs) and what is missing (1, positions, outputs)."""
-        self._parts.setdefault(part, []).append((rows[0], residual[0]))
+        self._rows[held_out].append(rows[0])
+        self._residuals[held_out].append(residual[0])
 
-    def solve(self, tests: Sequence[int]) -> Outcome:
-        folds = [self._fold(test) for test in tests]
-        damping, found = lowest(lambda damping: mean([fold(damping) for fold in folds]))
-        if not found.helps:
-            return found.nothing
-        x, r = self._rows(list(self._parts))
-        centre, gap = self._means(x, r)
-        matrix = (x - centre).T @ self._solver(x - centre, r - gap)(damping)
-        return found.outcome(matrix[None], (gap - centre @ matrix).reshape(1, -1), damping)
-
-    def _fold(self, test: int) -> Callable[[float], Trial]:
-        """How a fit to all other parts does on one, as a function of the damping."""
-        x, r = self._rows([part for part in self._parts if part != test])
-        held, missing = self._rows([test])
+    def solve(self) -> Outcome:
+        (x, r), (held, missing) = (
+            (np.concatenate(a), np.concatenate(b))
+            for a, b in zip(self._rows, self._residuals, strict=True)
+        )
         centre, gap = self._means(x, r)
         cross = (held - centre) @ (x - centre).T
         solution = self._solver(x - centre, r - gap)
-        return lambda damping: _compared(missing, gap + cross @ solution(damping))
-
-    def _rows(self, parts: Sequence[int]) -> tuple[Rows, Rows]:
-        pairs = [pair for part in parts for pair in self._parts[part]]
-        return np.concatenate([x for x, _ in pairs]), np.concatenate([r for _, r in pairs])
+        damping, found = lowest(lambda tried: _compared(missing, gap + cross @ solution(tried)))
+        if not found.helps:
+            return found.nothing
+        x, r = np.concatenate([x, held]), np.concatenate([r, missing])
+        centre, gap = self._means(x, r)
+        matrix = (x - centre).T @ self._solver(x - centre, r - gap)(damping)
+        return found.outcome(matrix[None], (gap - centre @ matrix).reshape(1, -1), damping)
 
     def _means(self, x: Rows, r: Rows) -> tuple[Rows, Rows]:
         return x.mean(0) * self._bias, r.mean(0) * self._bias

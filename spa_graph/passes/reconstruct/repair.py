@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from spa_graph.passes.calibrated import Calibrated, Folds
+from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Method, Options, StepProgress
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
@@ -53,9 +53,9 @@ class Repair:
 class Regression(Protocol):
     """What takes in rows and residuals, batch by batch, and finds the update."""
 
-    def add(self, rows: Rows, residual: Rows, *, part: int) -> None: ...
+    def add(self, rows: Rows, residual: Rows, *, held_out: bool) -> None: ...
 
-    def solve(self, tests: Sequence[int]) -> Outcome: ...
+    def solve(self) -> Outcome: ...
 
 
 def repair(
@@ -70,7 +70,7 @@ def repair(
     limit = options.memory_limit // 4
     dense = Runner(analysis.model, calibrated.batches, limit, folder)
     small = Runner(pruned.model, calibrated.batches, limit, folder)
-    walk = _Walk(pruned.model, dense, small, calibrated.folds, places_in(calibrated))
+    walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), places_in(calibrated))
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
     if options.params is not None:
         sites = [site.without_new_bias() for site in sites]  # it would cost parameters
@@ -95,14 +95,14 @@ def repair(
 class _Walk:
     """Both networks on their way through the calibration data.
 
-    folds: which batches judge what is fitted to the others.
+    fitting: so many batches are fitted to; the others are held out.
     places: see `places_in`.
     """
 
     model: ir.Model
     dense: Runner
     small: Runner
-    folds: Folds
+    fitting: int
     places: Places
 
     def count(self, site: Site, layer: Layer, batch: int) -> int:
@@ -160,7 +160,7 @@ def _repair(walk: _Walk, site: Site, addend: str | None, method: Method) -> Repa
     batches = range(walk.dense.batches)
     counts = [[walk.count(site, layer, batch) for batch in batches] for layer in site.layers]
     share = min(1.0, positions_wanted(site.pruned) / sum(map(sum, counts)))
-    seen = round(share * walk.folds.fitted(np.sum(counts, 0)))
+    seen = round(share * sum(sum(own[: walk.fitting]) for own in counts))
     matrix = site.matrix
     task = _regression(method, site, matrix, seen)
     spread = _Spread()
@@ -170,9 +170,9 @@ def _repair(walk: _Walk, site: Site, addend: str | None, method: Method) -> Repa
             among = walk.places(layer, batch)
             positions = pick(generator, count, round(share * count), among)
             rows, wanted = walk.look(site, layer, batch, positions, addend)
-            task.add(rows, wanted - rows @ matrix, part=walk.folds.parts[batch])
+            task.add(rows, wanted - rows @ matrix, held_out=batch >= walk.fitting)
             spread.add(wanted)
-    outcome = task.solve(walk.folds.tests)
+    outcome = task.solve()
     if outcome.update is not None:
         set_weight(site, matrix + outcome.update.matrix)
         if site.bias is not None:

@@ -11,7 +11,6 @@ Regressions", Machine Learning 24, 1996) of two predictors, the layer as it was 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +76,3 @@ class Trial:
     def nothing(self) -> Outcome:
         """The layer stays as it is."""
         return Outcome(None, self.missing, self.missing)
-
-
-def mean(trials: Sequence[Trial]) -> Trial:
-    """Several trials as one, each counting alike."""
-    return Trial(
-        float(np.mean([each.missing for each in trials])),
-        float(np.mean([each.shared for each in trials])),
-        float(np.mean([each.added for each in trials])),
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -40,13 +40,11 @@ class Group:
 
     batch: how many go into a run.
     ordered: whether they may be the steps of a sequence, so that neighbours must stay neighbours.
-    domain: which distribution they are drawn from, where there are several on purpose.
     """
 
     indices: Indices
     batch: int
     ordered: bool = False
-    domain: int = 0
 
     def batches(self) -> Iterator[Indices]:
         """The samples of each run."""
@@ -89,11 +87,6 @@ class Calibration:
         for group in self.groups:
             for indices in group.batches():
                 yield self.reader.read(indices)
-
-    @property
-    def domains(self) -> list[int]:
-        """The domain of each batch."""
-        return [group.domain for group in self.groups for _ in group.batches()]
 
     def __repr__(self) -> str:
         return f"Calibration({self.source}, {len(self)} batches)"
@@ -140,7 +133,7 @@ class Calibration:
                     if owner == number and first == wanted
                 ]
                 if own:
-                    part.append(replace(group, indices=np.concatenate(own)))
+                    part.append(Group(np.concatenate(own), group.batch))
         return parts
 
     def _split_sequences(self, share: float) -> tuple[list[Group], list[Group]]:

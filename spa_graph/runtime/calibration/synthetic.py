@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -57,13 +56,6 @@ class Synthetic:
             want.name: self._make(number, want, indices) for number, want in enumerate(self._wants)
         }
 
-    def domain(self, index: int) -> int:
-        """The kind of a sample's first image; 0 if it has none."""
-        for number, want in enumerate(self._wants):
-            if isinstance(maker := self._makers[want.name], _ImageMaker):
-                return maker.kind(self._rng(number, index))
-        return 0
-
     def _make(self, number: int, want: Wanted, indices: Indices) -> Array:
         shape, make = list(want.nominal), self._makers[want.name]
         if want.axis is None:
@@ -92,7 +84,7 @@ def _maker(graph: Graph, want: Wanted, kind: Role, method: str, look: Look | Non
     if method == "uniform" and want.floating:
         return lambda shape, rng: rng.random(shape)
     if kind == "image":
-        return _ImageMaker(want, look or (STANDARDISED if want.floating else BYTES))
+        return _image_maker(want, look or (STANDARDISED if want.floating else BYTES))
     if kind == "sound":
         return _sound_maker(look or PLAIN)
     if kind == "texture":
@@ -109,27 +101,18 @@ def _token_maker(want: Wanted, vocabulary: int) -> Maker:
     return lambda shape, rng: rng.integers(0, vocabulary, shape)
 
 
-class _ImageMaker:
-    """Makes images of the kinds that a look mixes, the kind drawn first."""
+def _image_maker(want: Wanted, look: Look) -> Maker:
+    kind = image_shape(want)
+    assert kind is not None
+    names, weights = list(look.mix), np.array(list(look.mix.values()))
+    offset, gain = (np.array(each)[:, None, None] for each in (look.offset, look.gain))
 
-    def __init__(self, want: Wanted, look: Look) -> None:
-        kind = image_shape(want)
-        assert kind is not None
-        self._kind, self._names = kind, list(look.mix)
-        self._shares = np.array(list(look.mix.values())) / sum(look.mix.values())
-        self._offset, self._gain = (
-            np.array(each)[:, None, None] for each in (look.offset, look.gain)
-        )
+    def make(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        chosen = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+        made = offset + gain * noise.IMAGES[chosen]((kind.channels, kind.height, kind.width), rng)
+        return (made.transpose(1, 2, 0) if kind.layout == "nhwc" else made).reshape(shape)
 
-    def kind(self, rng: np.random.Generator) -> int:
-        """The number of the kind of the image that is made of these random numbers."""
-        return int(rng.choice(len(self._names), p=self._shares))
-
-    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-        make = noise.IMAGES[self._names[self.kind(rng)]]
-        made = make((self._kind.channels, self._kind.height, self._kind.width), rng)
-        made = self._offset + self._gain * made
-        return (made.transpose(1, 2, 0) if self._kind.layout == "nhwc" else made).reshape(shape)
+    return make
 
 
 def _sound_maker(look: Look) -> Maker:
@@ -167,7 +150,7 @@ def data_free(
     if method not in METHODS:
         raise OptionError(f"data-free:{method}: choose among {', '.join(METHODS)}")
     size, unit = batch_size(graph, wants, batch)
-    whole = Group(in_units(np.arange(samples), unit), size)
+    groups = (Group(in_units(np.arange(samples), unit), size),)
     looks: dict[str, Look] = {}
     if probe is not None and method == METHODS[0]:
         looks = _choose_looks(graph, wants, probe, seed, unit)
@@ -175,24 +158,10 @@ def data_free(
     label = f"data-free: {_described(graph, wants, method, looks)}"
     found = sampling.decoder(graph, wants, probe) if method == METHODS[0] and probe else None
     if probe is None or found is None:
-        return Calibration(label, "data-free", made, _by_domain(made, whole, unit), unit, seed)
-    reader = sampling.Sampled(made, found, whole, probe, seed)
+        return Calibration(label, "data-free", made, groups, unit, seed)
+    reader = sampling.Sampled(made, found, groups[0], probe, seed)
     label = "data-free: sequences sampled from the network"
-    return Calibration(label, "data-free", reader, (whole,), unit, seed)
-
-
-def _by_domain(made: Synthetic, whole: Group, unit: int) -> tuple[Group, ...]:
-    """A group for each kind of image: what is fitted to some kinds is judged on another.
-
-    Not where the network takes batches of a fixed size, which mix all.
-    """
-    if unit > 1:
-        return (whole,)
-    domains = np.array([made.domain(index) for index in whole.indices.tolist()])
-    return tuple(
-        replace(whole, indices=whole.indices[domains == domain], domain=domain)
-        for domain in np.unique(domains).tolist()
-    )
+    return Calibration(label, "data-free", reader, groups, unit, seed)
 
 
 def _described(
