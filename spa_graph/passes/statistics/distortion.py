@@ -71,7 +71,8 @@ def _correlation(want: Sequence[Array], got: Sequence[Array]) -> float:
 def _shares(want: Sequence[Array], got: Sequence[Array]) -> list[Floats]:
     """The squared error of one output for each batch's samples, as shares of its variance."""
     rows = [_squares(x, y) for x, y in zip(want, got, strict=True)]
-    whole = spread(want) or sum(float(row.sum()) for row in rows) or 1.0
+    error = sum(float(row.sum()) for row in rows)
+    whole = spread(want) or (error if 0 < error < np.inf else 1.0)
     return [row / whole for row in rows]
 
 
