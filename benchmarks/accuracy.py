@@ -301,7 +301,24 @@ def page(results: Sequence[Result], dense: dict[str, float]) -> str:
                 _entry([r for r in own if _way(r) == way and r.cell.ratio == x]) for x in ratios
             ]
             lines.append("| " + " | ".join((*way, *texts)) + " |")
-    return "\n".join((*lines, ""))
+    return "\n".join((*lines, *_worse_than_none(results), ""))
+
+
+def _worse_than_none(results: Sequence[Result]) -> Iterator[str]:
+    """The repairs after which the metric is lower than without, of the same choice of channels."""
+    plain = {result.cell: result.metric for result in results if not result.failure}
+    pairs = [(r, plain.get(replace(r.cell, repair="none"))) for r in results if not r.failure]
+    repaired = [(r, none) for r, none in pairs if none is not None and r.cell.repair != "none"]
+    worse = [(r, none) for r, none in repaired if r.metric < none]
+    yield from ("", "## Worse than without a repair", "")
+    yield f"{len(worse)} of {len(repaired)} repaired networks."
+    if worse:
+        yield from ("", "| network | criterion | data | FLOPs | seed | repair | none | repaired |")
+        yield "|" + "---|" * 8
+    for result, none in worse:
+        cell = result.cell
+        named = cell.network, cell.criterion, cell.data, f"{cell.ratio:g}", cell.seed, cell.repair
+        yield f"| {' | '.join(map(str, named))} | {none:.3f} | {result.metric:.3f} |"
 
 
 def _way(result: Result) -> tuple[str, str, str, str]:

@@ -10,8 +10,9 @@ import pytest
 import spa_graph
 from spa_graph.errors import BudgetError
 from spa_graph.passes.allocate import Budget, Limits, allocate, allocate_by_distortion
+from spa_graph.passes.reconstruct import helps
 from spa_graph.passes.sensitivity import scaled
-from spa_graph.passes.statistics.distortion import alignment, distortion
+from spa_graph.passes.statistics.distortion import alignment, by_sample, distortion
 from tests.models import network
 
 CHAIN = """
@@ -42,6 +43,31 @@ def test_distortion_is_a_share_of_the_variance_over_samples() -> None:
     assert distortion(want, want) == 0
     mean = [[np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)]]
     assert distortion(want, mean) == pytest.approx(1)
+
+
+def test_samples_add_up_to_the_distortion_whatever_the_batches() -> None:
+    rng = np.random.default_rng(0)
+    want, got = rng.standard_normal((2, 6, 3)).astype(np.float32)
+    parts = [[[array[:4]], [array[4:]]] for array in (want, got)]
+    found = by_sample(*parts)
+    spread = np.square(want - want.mean(0)).sum()
+    np.testing.assert_allclose(found, np.square(want - got).sum(1) / spread, rtol=1e-5)
+    assert distortion(*parts) == pytest.approx(found.sum())
+    mixed = [[[rows, rows[:1]] for (rows,) in part] for part in parts]  # one row per batch
+    assert len(by_sample(*mixed)) == 2
+    assert distortion(*mixed) == pytest.approx(by_sample(*mixed).sum())
+
+
+def test_a_repair_must_help_by_more_than_chance() -> None:
+    before = np.array([1.0, 2.0, 3.0, 4.0])
+    assert helps(before, before - 0.1)
+    assert helps(before, before / 2)
+    assert not helps(before, before)
+    assert not helps(before, before + np.tile([1, -1.1], 2))  # by .05, give or take .6
+    assert helps(np.array([1.0]), np.array([0.9]))
+    assert helps(np.array([np.inf, 1.0]), before[:2])
+    assert not helps(before[:2], np.array([np.inf, 1.0]))
+    assert not helps(np.full(2, np.inf), np.full(2, np.inf))
 
 
 def test_outputs_count_alike_and_integers_do_not() -> None:

@@ -16,7 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from spa_graph import Result, prune
+from spa_graph.passes import reconstruct
 from spa_graph.passes.options import METHODS
+from spa_graph.runtime.calibration import pieces
 from tests.models import CHAIN, assert_same_outputs, network, outputs, shapes, stored
 
 Array = NDArray[Any]
@@ -364,9 +366,11 @@ def test_weights_that_the_file_only_makes(method: str) -> None:
         y = Add(m, zero)
     }"""
     model = network(text)
-    result = recon(model, reconstruct=method)
+    data = samples(model, 512)  # of a few, the judges would be 8
+    result = recon(model, reconstruct=method, calibrate=data)
     onnx.checker.check_model(result.model, full_check=True)
-    assert error(model, result.model) <= error(model, recon(model, reconstruct="none").model)
+    plain = recon(model, reconstruct="none", calibrate=data)
+    assert error(model, result.model) <= error(model, plain.model)
 
 
 def test_weights_in_constant_nodes_and_weights_that_are_inputs() -> None:
@@ -457,6 +461,39 @@ def test_every_method_helps_where_channels_are_redundant(method: str) -> None:
     assert error(model, recon(model, reconstruct=method).model) < error(
         model, recon(model, reconstruct="none").model
     )
+
+
+def test_repairs_are_judged_on_samples_that_no_fit_has_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither the layers' statistics, nor the fits, nor the measured sensitivities."""
+    seen: dict[str, set[bytes]] = {"judged": set(), "learned": set()}
+    stage = "learned"
+    make, watch = reconstruct._outputs, pieces.Pieces.read
+
+    def outputs(*arguments: Any) -> Any:
+        nonlocal stage
+        stage = "judged"
+        try:
+            return make(*arguments)
+        finally:
+            stage = "learned"
+
+    def read(self: Any, indices: Any) -> Any:
+        feeds = watch(self, indices)
+        seen[stage].update(row.tobytes() for row in feeds["x"])
+        return feeds
+
+    monkeypatch.setattr(reconstruct, "_outputs", outputs)
+    monkeypatch.setattr(pieces.Pieces, "read", read)
+    model = with_redundant(LINEAR_CHAIN, "w1")
+    result = recon(model, reconstruct="ls")
+    counts = result.report["calibration"]
+    parts = counts["fitted_to"], counts["held_out"], counts["judged_by"]
+    assert parts == (42, 14, 8)
+    assert len(seen["judged"]) == 8
+    assert len(seen["learned"]) == 56
+    assert not seen["judged"] & seen["learned"]
 
 
 def test_a_method_that_hurts_is_undone() -> None:

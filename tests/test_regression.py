@@ -77,7 +77,9 @@ def test_the_update_is_ridge_regression_on_all_rows(form: Form, bias: bool, posi
     r = x @ normal(1, 8, 2, seed=1) + 0.5 * normal(1, positions, 2, seed=2) + 1
     outcome = fitted(form(bias=bias), x, r)
     assert outcome.update is not None
+    assert 0.5 < outcome.share <= 1
     matrix, shift = ridge(form, x[0], r[0], outcome.damping, bias=bias)
+    matrix, shift = outcome.share * matrix, outcome.share * shift
     np.testing.assert_allclose(outcome.update.matrix[0], matrix, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(outcome.update.bias[0], shift, rtol=1e-3, atol=1e-3)
 
@@ -104,14 +106,16 @@ def test_both_forms_agree(positions: int, inputs: int, outs: int, bias: bool, se
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_damping_that_does_best_on_held_out_rows_is_taken(form: Form) -> None:
+def test_the_damping_and_share_that_do_best_on_held_out_rows_are_taken(form: Form) -> None:
     x = normal(1, 40, 25)
     r = 0.3 * x @ normal(1, 25, 1, seed=1) + 2 * normal(1, 40, 1, seed=2)
     fit, held = slice(0, 30), slice(30, 40)
     errors = []
     for damping in DAMPINGS:
         matrix, shift = ridge(form, x[0, fit], r[0, fit], damping, bias=True)
-        errors.append(np.square(r[0, held] - x[0, held] @ matrix - shift).sum(1).mean())
+        added = x[0, held] @ matrix + shift
+        tried = [np.square(r[0, held] - a * added).sum(1).mean() for a in np.linspace(0, 1, 1001)]
+        errors.append(min(tried))
     best = int(np.argmin(errors))
     assert best > 0
     outcome = fitted(form(bias=True), x, r)
@@ -119,6 +123,18 @@ def test_the_damping_that_does_best_on_held_out_rows_is_taken(form: Form) -> Non
     if errors[best] < outcome.before:
         assert outcome.damping == DAMPINGS[best]
         np.testing.assert_allclose(outcome.after, errors[best], rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_of_what_half_carries_over_half_is_done(form: Form) -> None:
+    """The rows that are fitted to miss twice as much as those held out."""
+    x = normal(1, 4000, 4)
+    r = x @ normal(1, 4, 2, seed=1)
+    r[:, 3000:] /= 2
+    outcome = fitted(form(bias=True), x, r)
+    assert outcome.update is not None
+    np.testing.assert_allclose(outcome.share, 0.5, rtol=1e-2)
+    assert outcome.after < 1e-3 * outcome.before
 
 
 @pytest.mark.parametrize("form", [*FORMS, BiasRegression, BatchNormRegression])

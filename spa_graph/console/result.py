@@ -73,13 +73,13 @@ def _show_reconstruction(console: Console, report: dict[str, Any]) -> None:
         return
     console.print(
         f"calibrated on {calibration['source']}: {calibration['fitted_to']} fitted to, "
-        f"{calibration['held_out']} held out"
+        f"{calibration['held_out']} held out, judged by {calibration['judged_by']} others"
     )
     found = calibration.get("reconstruction")
     if found is None:
         return
     if found["undone"]:
-        console.print("refitting did not help on the held-out samples, so it was undone")
+        console.print("refitting did not help on samples that it had not seen, so it was undone")
         return
     layers = found["layers"]
     refitted = sum(layer["after"] < layer["before"] for layer in layers)

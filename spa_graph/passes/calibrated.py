@@ -30,8 +30,12 @@ from spa_graph.runtime.calibration import Calibration, Prober, calibration
 from spa_graph.runtime.sessions import Feeds, run
 from spa_graph.runtime.verify import Array
 
+LEARNED = 0.875
+"""The share of the calibration data that weights follow from. By the rest, which no fit has seen,
+all repairs together are judged."""
 FITTED = 0.75
-"""The share of the calibration data that is fitted to; by the rest repairs are judged."""
+"""The share of that by which weights are fitted first; by the rest each layer's fit is judged,
+before it is made of both."""
 
 PROBED = 32
 """Samples on which criteria that need the network's outputs run it, over and over."""
@@ -39,18 +43,22 @@ PROBED = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibrated:
-    """Calibration data, and the dense network's statistics on the part that is fitted to."""
+    """Calibration data, and the dense network's statistics on the part that is fitted to.
+
+    fitting, held_out: see FITTED; judging: see LEARNED.
+    """
 
     source: str
     fitting: Calibration
     held_out: Calibration
+    judging: Calibration
     criterion: Criterion
     layers: Layers
     padding: Padding | None = None
 
     @property
     def batches(self) -> Iterable[Feeds]:
-        """All batches, first those that are fitted to."""
+        """All batches that weights follow from, first those that are fitted to."""
         return chain(self.fitting, self.held_out)
 
 
@@ -76,7 +84,8 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
             model=analysis.model,
             probe=prober,
         )
-    fitting, held_out = data.split(FITTED)
+    learning, judging = data.split(LEARNED)
+    fitting, held_out = learning.split(FITTED)
     criterion = make_criterion(options.criterion_name, options.seed)
     with timer.step("calibration data"):
         padding = _padding(analysis, fitting)
@@ -86,7 +95,7 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
     if criterion.probes:
         with timer.step("probe channels") as progress:
             criterion.probe(Gates(analysis, layers, few(fitting, PROBED), padding), progress)
-    return Calibrated(data.source, fitting, held_out, criterion, layers, padding)
+    return Calibrated(data.source, fitting, held_out, judging, criterion, layers, padding)
 
 
 def _padding(analysis: Analysis, batches: Calibration) -> Padding | None:

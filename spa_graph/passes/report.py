@@ -114,6 +114,7 @@ def calibration_report(
         "source": calibrated.source,
         "fitted_to": calibrated.fitting.count,
         "held_out": calibrated.held_out.count,
+        "judged_by": calibrated.judging.count,
         "criterion": calibrated.criterion.name,
     }
     if choice is not None and choice.sensitivity is not None:

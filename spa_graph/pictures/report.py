@@ -96,7 +96,7 @@ def _summary(report: dict[str, Any]) -> Section:
     if calibration:
         lines.append(
             f"Calibrated on {calibration['source']}: {calibration['fitted_to']} fitted to, "
-            f"{calibration['held_out']} held out."
+            f"{calibration['held_out']} held out, judged by {calibration['judged_by']} others."
         )
     lines.append("This proves the surgery, not the accuracy: measure your metric.")
     head = ("", "before", "after", "after / before")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from spa_graph.coupling.analysis import analyze
@@ -23,7 +24,8 @@ from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Repair, repair
 from spa_graph.passes.reconstruct.sites import Adapt, anything
 from spa_graph.passes.reconstruct.sweep import sweep
-from spa_graph.passes.statistics.distortion import Outputs, alignment, distortion
+from spa_graph.passes.statistics.distortion import Outputs, alignment, by_sample
+from spa_graph.passes.statistics.moments import Floats
 from spa_graph.passes.statistics.padding import blanked
 from spa_graph.runtime.sessions import open_session, run
 
@@ -38,7 +40,7 @@ makes them constant lowers their error, where it was above their variance, and r
 class Reconstruction:
     """What became of the network.
 
-    before, after: the distortion of its outputs on held-out data (`statistics.distortion`).
+    before, after: the distortion of its outputs (`statistics.distortion`) on data that no fit saw.
     undone: whether all repairs were taken back, because together they did not help there.
     """
 
@@ -69,25 +71,36 @@ def reconstruct(
     layers = method(analysis, pruned, calibrated, options, folder, progress, adapt)
     want = _outputs(analysis.model, calibrated, folder)
 
-    def judge(model: ir.Model) -> tuple[float, float]:
-        got = _outputs(model, calibrated, folder)  # of one network at a time
-        return distortion(want, got), alignment(want, got)
-
-    (before, aligned), (after, still) = judge(sliced), judge(pruned.model)
-    undone = not (after < before and aligned - still < LOST)
+    first, second = (_outputs(model, calibrated, folder) for model in (sliced, pruned.model))
+    before, after = by_sample(want, first), by_sample(want, second)
+    aligned, still = alignment(want, first), alignment(want, second)
+    undone = not (helps(before, after) and aligned - still < LOST)
     if undone:
         pruned.model = sliced
     pruned.graph = read(pruned.model, options.input_shapes)
     pruned.after = CostModel(analyze(pruned.graph))
-    return Reconstruction(layers, before, before if undone else after, undone)
+    lost = float(before.sum())
+    return Reconstruction(layers, lost, lost if undone else float(after.sum()), undone)
+
+
+def helps(before: Floats, after: Floats) -> bool:
+    """Whether errors of samples fall by more than the standard error of that difference.
+
+    So few samples judge that a repair which does as much harm as good may well do good on them.
+    """
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return bool(after.sum() < before.sum())
+    gain = before - after
+    noise = np.std(gain, ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return bool(gain.mean() > noise)
 
 
 def _outputs(model: ir.Model, calibrated: Calibrated, folder: Path) -> Outputs:
-    """All outputs on the held-out data."""
+    """All outputs on the data that no fit has seen."""
     path = folder / "compared.onnx"
     files.write(model, path)
     with files.openable(path) as opened:
         session = open_session(opened)
         return [
-            blanked(calibrated.padding, feeds, run(session, feeds)) for feeds in calibrated.held_out
+            blanked(calibrated.padding, feeds, run(session, feeds)) for feeds in calibrated.judging
         ]

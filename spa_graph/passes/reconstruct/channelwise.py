@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from spa_graph.passes.reconstruct.regression import Outcome, Update
+from spa_graph.passes.reconstruct.trial import Outcome, Trial
 from spa_graph.passes.statistics.moments import Floats, Rows
 
 
@@ -31,15 +31,11 @@ class BiasRegression:
 
     def solve(self) -> Outcome:
         fitting, held = self._parts
-        none = np.ones_like(held.got), np.zeros_like(held.got)
-        before = float(held.error(*none).sum())
-        scale, shift = self._fit(fitting)
-        after = float(held.error(scale, shift).sum())
-        if not self._bias or after >= before:
-            return Outcome(None, before, before)
+        found = held.trial(*self._fit(fitting))
+        if not self._bias or not found.helps:
+            return found.nothing
         scale, shift = self._fit(fitting.plus(held))
-        update = Update((scale - 1)[:, None, :] * self._matrix, shift)
-        return Outcome(update, before, after, 0.0)
+        return found.outcome((scale - 1)[:, None, :] * self._matrix, shift, 0.0)
 
     def _fit(self, part: _Results) -> tuple[Floats, Floats]:
         """What results are multiplied by, and what is added then; (groups, outputs)."""
@@ -92,8 +88,11 @@ class _Results:
         ratio = np.divide(np.maximum(wanted, 0), got, out=np.ones_like(got), where=got > floor)
         return np.asarray(np.sqrt(ratio))
 
-    def error(self, scale: Floats, shift: Floats) -> Floats:
-        """E (wanted - scale * got - shift)^2 per output; (groups, outputs)."""
-        n = self.count
-        squares = self.wanted2 + scale**2 * self.got2 - 2 * scale * self.both
-        return (squares + 2 * shift * (scale * self.got - self.wanted)) / n + shift**2
+    def trial(self, scale: Floats, shift: Floats) -> Trial:
+        """How it does here to add (scale - 1) * got + shift to what the layer gives."""
+        n, grown = self.count, scale - 1
+        lost = self.wanted - self.got
+        missing = (self.wanted2 - 2 * self.both + self.got2) / n
+        shared = (grown * (self.both - self.got2) + shift * lost) / n
+        added = (grown**2 * self.got2 + 2 * grown * shift * self.got) / n + shift**2
+        return Trial(float(missing.sum()), float(shared.sum()), float(added.sum()))

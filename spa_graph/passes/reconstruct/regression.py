@@ -9,19 +9,19 @@ with S a diagonal that gives each input its share (`_scale`).
 
 It is optimal brain surgery in closed form. The damping pulls towards the weights that are there,
 not towards zero: directions that the calibration data doesn't show keep what training gave them.
-Each damping is tried on the held-out part; if none helps there, the layer stays as it is.
+Each damping is tried on rows that were not fitted to, and so is the share of the update that is
+made (`trial.py`); if none helps there, the layer stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from spa_graph.passes.reconstruct.trial import Outcome, Trial
 from spa_graph.passes.statistics.moments import Floats, Rows
 
 DAMPINGS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -31,35 +31,17 @@ LEAST = 1e-3
 """Inputs that vary less than this share of the mean are damped as if they didn't."""
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What is added to the matrices (groups, inputs, outputs) and the bias (groups, outputs)."""
-
-    matrix: NDArray[Any]
-    bias: NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The best update, None if none helps; errors are those of held-out rows, per position."""
-
-    update: Update | None
-    before: float
-    after: float
-    damping: float = np.inf
-
-
-def _lowest(error: Callable[[float], float]) -> tuple[float, float]:
-    """The damping with the lowest error, and that error; each try costs a factorisation.
+def lowest(trial: Callable[[float], Trial]) -> tuple[float, Trial]:
+    """The damping whose trial leaves the lowest error; each costs a factorisation per fold.
 
     The error falls, then rises as the damping grows: walk downhill from the middle.
     """
     at = len(DAMPINGS) // 2
-    found = {at: error(DAMPINGS[at])}
+    found = {at: trial(DAMPINGS[at])}
     for step in (1, -1):
         while 0 <= at + step < len(DAMPINGS):
-            found[at + step] = error(DAMPINGS[at + step])
-            if found[at + step] >= found[at]:
+            found[at + step] = trial(DAMPINGS[at + step])
+            if found[at + step].left >= found[at].left:
                 break
             at += step
         if len(found) > 2:
@@ -86,17 +68,16 @@ class GramRegression:
     def solve(self) -> Outcome:
         fitting, held = self._parts
         gap = self._gap[:, 0].astype(np.float64)
-        before = float(held.error(None, -gap).sum())
 
-        def error(damping: float) -> float:
-            return float(held.error(*self._fit(fitting, damping)).sum())
+        def trial(damping: float) -> Trial:
+            return held.trial(*self._fit(fitting, damping), gap)
 
-        damping, after = _lowest(error)
-        if after >= before:
-            return Outcome(None, before, before)
+        damping, found = lowest(trial)
+        if not found.helps:
+            return found.nothing
         matrix, bias = self._fit(fitting.plus(held), damping)
         bias = gap + bias - np.einsum("gk,gko->go", self._shift[:, 0].astype(np.float64), matrix)
-        return Outcome(Update(matrix, bias), before, after, damping)
+        return found.outcome(matrix, bias, damping)
 
     def _fit(self, sums: _Sums, damping: float) -> tuple[Floats, Floats]:
         n = sums.count
@@ -147,13 +128,19 @@ class _Sums:
             setattr(both, name, getattr(self, name) + getattr(other, name))
         return both
 
-    def error(self, matrix: Floats | None, bias: Floats) -> Floats:
-        """E |r - D'x - c|^2 per output; (groups, outputs). No matrix is one of zeros."""
-        seen, missing = 0.0, self.r / self.count
-        if matrix is not None:
-            seen = (matrix * (self.xx / self.count @ matrix - 2 * self.xr / self.count)).sum(1)
-            missing = missing - np.einsum("gk,gko->go", self.x / self.count, matrix)
-        return self.rr / self.count + seen - 2 * bias * missing + bias**2
+    def trial(self, matrix: Floats, bias: Floats, gap: Floats) -> Trial:
+        """How an update does here, whose inputs and residuals are these without their shifts.
+
+        Args:
+            gap: what the residuals are shifted by; (groups, outputs).
+        """
+        n = self.count
+        mean, const = self.r / n, gap + bias
+        by_inputs = np.einsum("gk,gko->go", self.x / n, matrix)
+        missing = self.rr / n + 2 * gap * mean + gap**2
+        shared = (matrix * self.xr / n).sum(1) + gap * by_inputs + const * (mean + gap)
+        added = (matrix * (self.xx / n @ matrix)).sum(1) + 2 * const * by_inputs + const**2
+        return Trial(float(missing.sum()), float(shared.sum()), float(added.sum()))
 
 
 def _cholesky(gram: Floats, cross: Floats) -> Floats:
@@ -182,26 +169,20 @@ class RowRegression:
         self._residuals[held_out].append(residual[0])
 
     def solve(self) -> Outcome:
-        (x, r), (xh, rh) = (
+        (x, r), (held, missing) = (
             (np.concatenate(a), np.concatenate(b))
             for a, b in zip(self._rows, self._residuals, strict=True)
         )
-        before = float(np.square(rh).sum(1).mean())
-        mean, gap = self._means(x, r)
-        cross = (xh - mean) @ (x - mean).T
-        solution = self._solver(x - mean, r - gap)
-
-        def error(damping: float) -> float:
-            return float(np.square(rh - gap - cross @ solution(damping)).sum(1).mean())
-
-        damping, after = _lowest(error)
-        if after >= before:
-            return Outcome(None, before, before)
-        x, r = np.concatenate([x, xh]), np.concatenate([r, rh])
-        mean, gap = self._means(x, r)
-        matrix = (x - mean).T @ self._solver(x - mean, r - gap)(damping)
-        update = Update(matrix[None], (gap - mean @ matrix).reshape(1, -1))
-        return Outcome(update, before, after, damping)
+        centre, gap = self._means(x, r)
+        cross = (held - centre) @ (x - centre).T
+        solution = self._solver(x - centre, r - gap)
+        damping, found = lowest(lambda tried: _compared(missing, gap + cross @ solution(tried)))
+        if not found.helps:
+            return found.nothing
+        x, r = np.concatenate([x, held]), np.concatenate([r, missing])
+        centre, gap = self._means(x, r)
+        matrix = (x - centre).T @ self._solver(x - centre, r - gap)(damping)
+        return found.outcome(matrix[None], (gap - centre @ matrix).reshape(1, -1), damping)
 
     def _means(self, x: Rows, r: Rows) -> tuple[Rows, Rows]:
         return x.mean(0) * self._bias, r.mean(0) * self._bias
@@ -214,3 +195,9 @@ class RowRegression:
         scale = float(values.sum()) / x.shape[1] or 1.0
         turned = vectors.T @ r
         return lambda damping: vectors @ (turned / (values + damping * scale)[:, None])
+
+
+def _compared(missing: Rows, added: Floats) -> Trial:
+    """What is missing, and what an update adds there; (positions, outputs)."""
+    r, p = missing.astype(np.float64), added
+    return Trial(*(float(each.sum()) / len(r) for each in (r * r, r * p, p * p)))

@@ -23,7 +23,7 @@ from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Method, Options, StepProgress
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
-from spa_graph.passes.reconstruct.regression import GramRegression, Outcome, RowRegression
+from spa_graph.passes.reconstruct.regression import GramRegression, RowRegression
 from spa_graph.passes.reconstruct.sites import (
     Adapt,
     Site,
@@ -32,6 +32,7 @@ from spa_graph.passes.reconstruct.sites import (
     find_sites,
     set_weight,
 )
+from spa_graph.passes.reconstruct.trial import Outcome
 from spa_graph.passes.statistics.layers import Ints, Layer, pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
 from spa_graph.passes.statistics.runner import Runner

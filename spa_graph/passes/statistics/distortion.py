@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spa_graph.runtime.verify import Array
 
+Floats = NDArray[np.float64]
+Result = TypeVar("Result")
 Outputs = Sequence[Sequence[Array]]
 """Per batch, all outputs of the network."""
 
@@ -18,7 +22,15 @@ def distortion(want: Outputs, got: Outputs) -> float:
     Each output counts alike: its error is divided by its own variance. 0 is equality, 1 is what a
     constant output would give.
     """
-    return _over_outputs(_share, want, got)
+    return float(by_sample(want, got).sum())
+
+
+def by_sample(want: Outputs, got: Outputs) -> Floats:
+    """What each sample adds to the distortion; each batch, where outputs don't go by samples."""
+    shares = _per_output(_shares, want, got)
+    if len({tuple(map(len, rows)) for rows in shares}) > 1:
+        shares = [[row.sum(keepdims=True) for row in rows] for rows in shares]
+    return np.mean([np.concatenate(rows) for rows in shares], 0) if shares else np.zeros(1)
 
 
 def alignment(want: Outputs, got: Outputs) -> float:
@@ -28,19 +40,19 @@ def alignment(want: Outputs, got: Outputs) -> float:
     error, and say nothing. Each output counts alike; 0 where one doesn't vary, or has another
     shape.
     """
-    return _over_outputs(_correlation, want, got)
+    found = _per_output(_correlation, want, got)
+    return float(np.mean(found)) if found else 0.0
 
 
-def _over_outputs(
-    measure: Callable[[Sequence[Array], Sequence[Array]], float], want: Outputs, got: Outputs
-) -> float:
-    """The mean over floating-point outputs of something that compares one; 0 if there is none."""
-    found = [
+def _per_output(
+    measure: Callable[[Sequence[Array], Sequence[Array]], Result], want: Outputs, got: Outputs
+) -> list[Result]:
+    """Something that compares one output, for each floating-point one."""
+    return [
         measure(first, second)
         for first, second in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True)
         if first[0].dtype.kind == "f"
     ]
-    return float(np.mean(found)) if found else 0.0
 
 
 def _correlation(want: Sequence[Array], got: Sequence[Array]) -> float:
@@ -56,15 +68,20 @@ def _correlation(want: Sequence[Array], got: Sequence[Array]) -> float:
     return both / whole if whole > 0 else 0.0
 
 
-def _share(want: Sequence[Array], got: Sequence[Array]) -> float:
-    """The share of one output; (batches)."""
-    error = 0.0
-    for first, second in zip(want, got, strict=True):
-        if first.shape != second.shape:
-            return np.inf
-        error += float(np.square(first.astype(np.float64) - second).sum())
-    whole = spread(want)
-    return error / whole if whole > 0 else float(error > 0)
+def _shares(want: Sequence[Array], got: Sequence[Array]) -> list[Floats]:
+    """The squared error of one output for each batch's samples, as shares of its variance."""
+    rows = [_squares(x, y) for x, y in zip(want, got, strict=True)]
+    error = sum(float(row.sum()) for row in rows)
+    whole = spread(want) or (error if 0 < error < np.inf else 1.0)
+    return [row / whole for row in rows]
+
+
+def _squares(want: Array, got: Array) -> Floats:
+    """The squared errors of a batch's samples; infinite if the shapes differ."""
+    if want.shape != got.shape:
+        return np.full(len(want) if want.ndim else 1, np.inf)
+    errors = np.square(want.astype(np.float64) - got)
+    return np.asarray(errors.reshape(len(want) if want.ndim else 1, -1).sum(1))
 
 
 def spread(batches: Sequence[Array]) -> float:

@@ -82,7 +82,7 @@ def _outputs(network: Ready, path: Path) -> Outputs | None:
     if network.calibrated is None:
         return None
     session = open_session(path)
-    return [run(session, feeds) for feeds in network.calibrated.held_out]
+    return [run(session, feeds) for feeds in network.calibrated.judging]
 
 
 def evaluate(evaluation: str, model: Path) -> float:
