@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
 from spa_graph.coupling import rules_aten as _rules_aten  # noqa: F401
 from spa_graph.coupling.exactness import Exactness
+from spa_graph.coupling.guide import Guide, keep_to, only_guided
 from spa_graph.coupling.positions import follow
 from spa_graph.coupling.registry import find_rule
 from spa_graph.coupling.relations import Axis, Relations
@@ -76,6 +77,8 @@ class Coupling:
     channels: Channels
     exactness: Exactness
     groups: list[ChannelGroup]
+    guide: Axis | None = None
+    """The axis of the channels of the guide that the analysis kept to."""
 
     @property
     def count(self) -> int:
@@ -129,6 +132,7 @@ def analyze(
     *,
     only_exact: bool = False,
     within: Collection[Block] = (),
+    guide: Guide | None = None,
 ) -> Coupling:
     """Find the channel groups of a graph.
 
@@ -137,10 +141,12 @@ def analyze(
         exclude: parameters that must stay as they are, each with the reason.
         only_exact: keep only channels whose removal equals zeroing their weights.
         within: blocks that keep their number; what they are made of is pruned instead.
+        guide: the channels of another view of the network, which these must be unions of.
     """
     inseparable: set[Axis] = set()
     while True:
         relations, facts = _relate(graph, exclude or {}, within, inseparable)
+        axis = keep_to(relations, guide) if guide is not None else None
         channels = solve(relations, _reach_parameter(relations))
         tied = _tied_blocks(relations, facts, channels)
         if not tied:
@@ -149,12 +155,14 @@ def analyze(
     unused = _unused(relations, channels)
     if unused.any():
         channels = without(channels, unused)
+    if axis is not None:
+        channels = only_guided(channels, channels.of_element.get(relations.dim(axis), NOTHING))
     exactness = Exactness(graph, relations, facts, channels)
     if only_exact and not exactness.exact.all():
         channels = without(channels, ~exactness.exact)
         exactness = Exactness(graph, relations, facts, channels)
     groups = _groups(relations, channels, exactness, _least(relations, facts, channels))
-    return Coupling(graph, relations, facts, channels, exactness, groups)
+    return Coupling(graph, relations, facts, channels, exactness, groups, axis)
 
 
 def _relate(
@@ -218,9 +226,12 @@ def _unused(relations: Relations, channels: Channels) -> NDArray[np.bool_]:
 
 def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
     experts = {relations.dim(axis) for block, axis in facts.blocks if block == "experts"}
+    ranked = {*facts.ranked.values()}
     for axis, (operator, why) in facts.only_experts:
         if relations.dim(axis) not in experts:
             reason = f"{why}; only experts that one weight stacks can go"
+            if axis in ranked:
+                reason += ": one that is a module of its own would take its operators with it"
             relations.freeze((axis,), operator, reason)
     for axis, computed in facts.computed_with:
         relations.freeze((axis,), *computed)
