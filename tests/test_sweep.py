@@ -71,10 +71,10 @@ def test_budgets_that_are_none(text: str) -> None:
         Ratios().convert(text, None, None)
 
 
-def test_memory_is_swept_too(command: Command, chain: Path, metrics: str) -> None:
+def test_memory_is_swept_too(process: Command, chain: Path, metrics: str) -> None:
     budgets = ("--memory", "0.8,0.5", "--eval", metrics, "--jobs", 1, "--latency-seconds", 0)
-    ran = command("sweep", chain, *budgets, "--json", "--quiet")
-    assert not ran.code, ran.err
+    ran = process("sweep", chain, *budgets, "--json", "--quiet")
+    assert ran.code == 0, ran.err
     points = json.loads(ran.out)["points"]
     assert [(p["quantity"], p["asked"]) for p in points] == [("memory", 0.8), ("memory", 0.5)]
     before = spa_graph.analyze(chain).cost
