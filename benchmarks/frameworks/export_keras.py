@@ -26,7 +26,7 @@ from keras.src.applications import convnext, densenet, efficientnet_v2, mobilene
 Build = Callable[[bool], keras.Model]
 CLASSES = 10  # of small networks
 SMALL = {"weights": None, "input_shape": (32, 32, 3), "classes": CLASSES}
-FULL = {"weights": None}
+FULL = {"weights": None, "input_shape": (224, 224, 3)}
 
 
 # --- networks ---------------------------------------------------------------------------------
@@ -69,9 +69,10 @@ def densenet121(small: bool) -> keras.Model:
         return keras.applications.DenseNet121(**FULL)
     inputs = x = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False)(x)
-    x = densenet.dense_block(x, 3, name="conv2")
-    x = densenet.transition_block(x, 0.25, name="pool2")
-    x = densenet.dense_block(x, 2, name="conv3")
+    x = densenet.conv_block(x, 8, name="conv2")
+    x = densenet.conv_block(x, 8, name="conv3")
+    x = densenet.transition_block(x, 0.5, name="pool")
+    x = densenet.conv_block(x, 8, name="conv4")
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, keras.layers.Dense(CLASSES, activation="softmax")(x))
@@ -97,6 +98,11 @@ def convnext_tiny(small: bool) -> keras.Model:
     return convnext.ConvNeXt([1, 1, 1, 1], [8, 16, 24, 32], default_size=32, **SMALL)
 
 
+def gelu(x: keras.KerasTensor) -> keras.KerasTensor:
+    """By tanh: tf2onnx 1.17 has no ONNX form of Erfc, by which TensorFlow computes the exact one."""
+    return keras.activations.gelu(x, approximate=True)
+
+
 def transformer(small: bool) -> keras.Model:
     """Pre-norm blocks with keras.layers.MultiHeadAttention on embedded tokens."""
     width, heads, blocks, length, words = (32, 4, 2, 16, 100) if small else (256, 8, 6, 128, 8000)
@@ -107,7 +113,7 @@ def transformer(small: bool) -> keras.Model:
         y = keras.layers.MultiHeadAttention(heads, width // heads)(y, y)
         x = keras.layers.Add()([x, y])
         y = keras.layers.LayerNormalization()(x)
-        y = keras.layers.Dense(4 * width, activation="gelu")(y)
+        y = keras.layers.Dense(4 * width, activation=gelu)(y)
         x = keras.layers.Add()([x, keras.layers.Dense(width)(y)])
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
     return keras.Model(tokens, keras.layers.Dense(CLASSES, activation="softmax")(x))

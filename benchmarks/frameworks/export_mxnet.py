@@ -43,8 +43,9 @@ def export(build: Callable[[bool], HybridBlock], path: Path, small: bool) -> Non
     shape = (1, 3, 32, 32) if small else (1, 3, 224, 224)
     model(mx.nd.zeros(shape))
     with tempfile.TemporaryDirectory() as folder:
-        symbol, weights = model.export(f"{folder}/model")
-        mx.onnx.export_model(symbol, weights, [shape], np.float32, str(path))
+        model.export(f"{folder}/model")
+        files = f"{folder}/model-symbol.json", f"{folder}/model-0000.params"
+        mx.onnx.export_model(*files, [shape], np.float32, str(path))
 
 
 NETWORKS: dict[str, exporting.Export] = {
