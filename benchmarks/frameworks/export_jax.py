@@ -22,8 +22,9 @@ CLASSES = 10
 
 
 def resnet(small: bool, rngs: nnx.Rngs) -> tuple[nnx.Module, tuple[int, ...]]:
-    model = ResNet((8, 16), 1, 3, CLASSES, rngs) if small else ResNet((64, 128, 256, 512), 2, 3, 1000, rngs)  # fmt: skip
-    return model, ((32, 32, 3) if small else (64, 64, 3))
+    if small:
+        return ResNet((8, 16), 1, 3, CLASSES, rngs), (32, 32, 3)
+    return ResNet((64, 128, 256, 512), 2, 3, 1000, rngs), (64, 64, 3)
 
 
 def vit(small: bool, rngs: nnx.Rngs) -> tuple[nnx.Module, tuple[int, ...]]:
@@ -44,7 +45,9 @@ def recurrent(small: bool, rngs: nnx.Rngs) -> tuple[nnx.Module, tuple[int, ...]]
     return Recurrent(40, 128, CLASSES, rngs), (50, 40)
 
 
-def export(build: Callable[..., tuple[nnx.Module, tuple[int, ...]]], path: Path, small: bool) -> None:
+def export(
+    build: Callable[..., tuple[nnx.Module, tuple[int, ...]]], path: Path, small: bool
+) -> None:
     model, shape = build(small, nnx.Rngs(0))
     model.eval()
     keys = iter(jax.random.split(jax.random.key(0), 1000))

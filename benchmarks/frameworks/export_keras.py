@@ -99,7 +99,7 @@ def convnext_tiny(small: bool) -> keras.Model:
 
 
 def gelu(x: keras.KerasTensor) -> keras.KerasTensor:
-    """By tanh: tf2onnx 1.17 has no ONNX form of Erfc, by which TensorFlow computes the exact one."""
+    """By tanh; tf2onnx 1.17 has no ONNX form of the Erfc that the exact one is computed by."""
     return keras.activations.gelu(x, approximate=True)
 
 

@@ -4,7 +4,7 @@ Each script runs in an environment of its own framework (`requirements-*.txt`), 
 
     python benchmarks/frameworks/export_keras.py FOLDER [NAME ...] [--small]
 
-It writes NAME.onnx for each network, and a line for each in FOLDER/exports.jsonl. With `--small` the
+It writes NAME.onnx for each network, and a line for each in FOLDER/exports.jsonl. With `--small`
 networks are as narrow as their builders allow: these are the fixtures in tests/frameworks.
 """
 

@@ -23,8 +23,8 @@ import onnx
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "frameworks.md"
 MARKS = "<!-- table -->\n", "<!-- /table -->\n"
 HEAD = """\
-| network | exporter | FLOPs | parameters | file | latency | Transposes | frozen around |
-|---|---|---|---|---|---|---|---|
+| network | exporter | FLOPs | parameters | file | Transposes | frozen around |
+|---|---|---|---|---|---|---|
 """
 Record = dict[str, Any]
 
@@ -35,11 +35,11 @@ def read(path: Path) -> dict[str, Record]:
     return {record["name"]: record for record in records}
 
 
-def prune(path: Path, seconds: float) -> Record:
+def prune(path: Path) -> Record:
     """The plain command on one file: what the table says of it."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "small.onnx"
-        options = ["--flops", "0.5", "--latency-seconds", str(seconds), "--json", "-o", str(target)]
+        options = ["--flops", "0.5", "--latency-seconds", "0", "--json", "-o", str(target)]
         line = [sys.executable, "-m", "spa_graph", "prune", str(path), *options]
         done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode:
@@ -58,7 +58,7 @@ def _transposes(path: Path) -> int:
     return Counter(node.op_type for node in model.graph.node)["Transpose"]
 
 
-def run(folder: Path, results: Path, names: list[str], seconds: float) -> None:
+def run(folder: Path, results: Path, names: list[str]) -> None:
     """Prune each network that isn't in the results, or is named."""
     done = read(results)
     for name, export in read(folder / "exports.jsonl").items():
@@ -66,7 +66,7 @@ def run(folder: Path, results: Path, names: list[str], seconds: float) -> None:
             continue
         record = dict(export)
         if export["status"] == "ok":
-            record |= prune(folder / f"{name}.onnx", seconds)
+            record |= prune(folder / f"{name}.onnx")
         with results.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(name, record["status"], flush=True)
@@ -75,23 +75,21 @@ def run(folder: Path, results: Path, names: list[str], seconds: float) -> None:
 def render(results: Path) -> None:
     """Put the table into the page, between its marks."""
     rows = "".join(_row(record) for record in read(results).values())
-    text = PAGE.read_text()
-    before, rest = text.split(MARKS[0])
-    PAGE.write_text(before + MARKS[0] + "\n" + HEAD + rows + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
+    before, rest = PAGE.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}\n{HEAD}{rows}\n{MARKS[1]}{after}")
 
 
 def _row(record: Record) -> str:
-    name = record["name"]
     exporter = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
+    start = f"| {record['name']} | {exporter} |"
     if record["status"] != "ok":
-        why = record.get("reason", "")
-        return f"| {name} | {exporter} | {record['status']}: {why} | | | | | |\n".replace(": |", " |")
-    ratio, transposes = record["ratio"], record["transposes"]
+        why = ": ".join(filter(None, (record["status"], record.get("reason"))))
+        return f"{start} {why} | | | | |\n"
+    ratio, (first, last) = record["ratio"], record["transposes"]
     frozen = ", ".join(f"{key} ({value})" for key, value in record["frozen"].items())
-    latency = f"{ratio['latency']:.2f}" if "latency" in ratio else ""
-    cells = [name, exporter, f"{ratio['flops']:.3f}", f"{ratio['params']:.3f}",
-             f"{ratio['bytes']:.3f}", latency, f"{transposes[0]} → {transposes[1]}", frozen]  # fmt: skip
-    return f"| {' | '.join(cells)} |\n"
+    shares = " | ".join(f"{ratio[key]:.3f}" for key in ("flops", "params", "bytes"))
+    return f"{start} {shares} | {first} → {last} | {frozen} |\n"
 
 
 def main() -> None:
@@ -100,13 +98,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--again", nargs="*", default=[], help="networks to prune once more")
-    parser.add_argument("--latency-seconds", type=float, default=2.0)
     arguments = parser.parse_args()
     if arguments.what == "render":
         return render(arguments.results)
     if arguments.folder is None:
         parser.error("run needs the folder that the export scripts wrote to")
-    return run(arguments.folder, arguments.results, arguments.again, arguments.latency_seconds)
+    return run(arguments.folder, arguments.results, arguments.again)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What other frameworks export, pruned by the plain command.
 
-The files beside this one were written by `benchmarks/frameworks/export_*.py --small`: narrow networks
-with seeded random weights (scikit-learn's are trained on its digits).
+The files beside this one were written by `benchmarks/frameworks/export_*.py --small`: narrow
+networks with seeded random weights (scikit-learn's are trained on its digits).
 """
 
 from __future__ import annotations
