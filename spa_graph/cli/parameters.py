@@ -21,7 +21,7 @@ class Model(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(str(super().convert(value, param, ctx)))
         kind = format_of(path)
         if kind is None:
             return path

@@ -1,4 +1,4 @@
-"""Files of other frameworks as input of the command; real conversions where the exporter is there."""
+"""Files of other frameworks as input of the command; converted where the exporter is there."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def test_files_of_tensorflow(form: str, tmp_path: Path, process: Command) -> Non
     keras = pytest.importorskip("keras")
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8,))
-    x = keras.layers.Dense(32, activation="gelu")(inputs)  # the exact one, by Erfc
+    # the exact one, by Erfc; that of TFLite is one operator, which tf2onnx doesn't know
+    activation = "tanh" if form == "tflite" else "gelu"
+    x = keras.layers.Dense(32, activation=activation)(inputs)
     x = keras.layers.Dense(16, activation="relu")(x)
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
     name = {"keras": "net.keras", "saved_model": "net", "tflite": "net.tflite"}[form]

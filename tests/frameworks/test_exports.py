@@ -22,9 +22,10 @@ HALF = 0.5
 
 
 def interface(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """Inputs, outputs and opsets, byte for byte."""
-    graph = model.graph
-    parts = (graph.input, graph.output, model.opset_import)
+    """Inputs, outputs and opsets, byte for byte; MXNet lists weights as inputs, too."""
+    graph, weights = model.graph, {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    parts = (inputs, graph.output, model.opset_import)
     first, second, third = ([each.SerializeToString() for each in part] for part in parts)
     return first, second, third
 
@@ -52,7 +53,7 @@ def test_the_plain_command(name: str, tmp_path: Path, command: Command) -> None:
     onnx.checker.check_model(after)
     assert interface(after) == interface(before)
     assert transposes(after) <= transposes(before)
-    assert target.stat().st_size < source.stat().st_size
+    assert report["ratio"]["params"] < 1
     feeds = feeds_of(before)
     if not any(isinstance(value, list) for value in before.graph.output):
         for got, want in zip(outputs(after, feeds), outputs(before, feeds), strict=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spa_graph.errors import ModelError
-from spa_graph.frontends.onnx import files
+from spa_graph.frontends.onnx import checker, files
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +72,6 @@ def convert(source: Path, kind: Format, target: Path) -> None:
         if done.returncode or not draft.is_file():
             lines = done.stderr.strip().splitlines() or ["it says nothing"]
             raise ModelError(f"{source}: the exporter of {kind.name}s failed: {lines[-1]}")
+        complaint = checker.complaint(draft)
+        if complaint is not None:  # an operator that the exporter doesn't know, and left as it is
+            raise ModelError(f"{source}: what the exporter wrote is not valid ONNX: {complaint}")
