@@ -8,9 +8,10 @@
 A small CNN and a small ViT on scikit-learn's handwritten digits (1797 images of 8 x 8; every fifth
 is held out). Every cell gets the same batches and the same epochs, EPOCHS + RECOVERY, by AdamW with
 a cosine for each of the two parts; `prune-train` prunes the untrained network, and trains in one
-go, the others prune the one that was trained for EPOCHS. Both tools are brought to the same FLOPs,
-which torch counts. Every cell that is done stands in FOLDER/any_time.jsonl and is not run again;
-the page is written after each.
+go, the others prune the one that was trained for EPOCHS. Criteria that need samples (obspa, ...)
+get the first epoch's images, on which what is left is refitted before it trains. Both tools are
+brought to the same FLOPs, which torch counts. Every cell that is done stands in
+FOLDER/any_time.jsonl and is not run again; the page is written after each.
 """
 
 from __future__ import annotations
@@ -238,8 +239,11 @@ def trained(network: str, seed: int, epochs: int) -> nn.Module:
 def ours(model: nn.Module, cell: Cell, ratio: float) -> nn.Module:
     """By spa-prune, to a share of the FLOPs of the module as it is."""
     options: dict[str, Any] = {"flops": ratio, "criterion": cell.criterion, "seed": cell.seed}
-    if make_criterion(cell.criterion).needs_gradients:
+    criterion = make_criterion(cell.criterion)
+    if criterion.needs_gradients:
         options |= {"data": epoch_of(cell.seed, 0), "loss": "cross-entropy"}
+    if criterion.needs_data:  # then what is left is refitted, too
+        options |= {"calibrate": epoch_of(cell.seed, 0)}
     pruned: nn.Module = spa.prune(model, example(), return_type="module", round_to=1, **options)
     return pruned
 
@@ -363,14 +367,17 @@ def page(results: Sequence[Result]) -> str:
         ]
         for way in sorted({(r.cell.schedule, r.cell.criterion, r.cell.tool) for r in own}):
             same = [r for r in own if (r.cell.schedule, r.cell.criterion, r.cell.tool) == way]
-            entries = [_entry([r for r in same if r.cell.ratio == ratio]) for ratio in ratios]
+            by_ratio = ([r for r in same if r.cell.ratio == ratio] for ratio in ratios)
+            entries = [_entry(each, len(seeds)) for each in by_ratio]
             lines.append("| " + " | ".join((*way, *entries)) + " |")
     return "\n".join((*lines, ""))
 
 
-def _entry(results: Sequence[Result]) -> str:
+def _entry(results: Sequence[Result], seeds: int) -> str:
+    """The mean and the span, and of how many seeds if not of all."""
     done = [100 * result.accuracy for result in results if not result.failure]
-    return entry(done, [result.failure for result in results], 1)
+    said = entry(done, [result.failure for result in results], 1)
+    return said + f", {len(done)} seed{'s' * (len(done) > 1)}" * (0 < len(done) < seeds)
 
 
 def parse() -> argparse.Namespace:

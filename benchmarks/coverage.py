@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -345,12 +347,23 @@ def record(task: Task, ended: Ended, result: Path) -> Record:
         found |= {"status": "error", "reason": "it ended without a result"}
     known = {"row": task.row, "column": task.column, "status": "", "reason": ""}
     measured = {"wall": round(ended.seconds, 2), "peak": ended.memory}
-    return known | found | measured | {"date": today()}
+    return known | found | measured | {"date": today(), "commit": commit()}
 
 
 def today() -> str:
     """The date, as the page prints it."""
     return datetime.date.today().isoformat()
+
+
+@cache
+def commit() -> str:
+    """The commit that is measured, shortened; nothing outside of a repository."""
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
 
 
 def _cores(jobs: int) -> list[list[int]]:

@@ -30,7 +30,8 @@ random, inputs as small as the network accepts.
 * **error**: the largest difference between the sliced and the masked network, in units of the
   output's spread. Every written file is also checked by onnx, and run by ONNX Runtime.
 * **latency**: pruned / dense in ONNX Runtime, at the threads that one job has, while other jobs
-  run. **analysis**: `spa_graph.analyze`, **total**: `spa_graph.prune` with its proof, in seconds;
+  run. **analysis**: `spa_graph.analyze`, **total**: `spa_graph.prune` with its proof, in seconds
+  (rows that name a commit below: of the processor, as other jobs ran beside);
   **memory**: the most that `prune` used beyond an idle process, in units of the file.
 * **frozen**: operators that nothing can be pruned through.
 * Of a mixture, hidden widths can be pruned, and whole experts where their weights are stacked; the
@@ -121,14 +122,24 @@ def _rerun(cells: Cells, runs: list[Record]) -> Iterator[str]:
     if not runs:
         return
     first, by_day = runs[0], {run["date"]: run for run in runs}
-    rows: dict[str, list[str]] = defaultdict(list)
-    for (row, column), cell in sorted(cells.items()):
-        if column == "ours" and cell.get("date", first["date"]) != first["date"]:
-            rows[cell["date"]].append(row)
-    for day, names in sorted(rows.items()):
+    rows: dict[tuple[str, str], list[str]] = defaultdict(list)
+    ours = {row: cell for (row, column), cell in sorted(cells.items()) if column == "ours"}
+    for row, cell in ours.items():
+        if cell.get("date", first["date"]) != first["date"]:
+            rows[cell["date"], cell.get("commit", "")].append(row)
+    for (day, commit), names in sorted(rows.items()):
         versions = by_day[day]["versions"].items() - first["versions"].items()
         changed = f", with {_versions(dict(sorted(versions)))}" if versions else ""
-        yield f"Run again on {day}{changed}: {', '.join(names)}."
+        at = f" at commit {commit}" if commit else ""
+        yield f"Run again on {day}{at}{changed}: {', '.join(_by_suite(names, ours))}."
+
+
+def _by_suite(names: list[str], every: Iterable[str]) -> Iterator[str]:
+    """Names of rows; where they are all of a suite, that is said instead."""
+    for suite, group in groupby(names, lambda name: name.partition("/")[0]):
+        own = list(group)
+        whole = own == [name for name in every if name.partition("/")[0] == suite]
+        yield from [f"all of {suite}"] if whole else own
 
 
 # --- summary ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
 from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
 from spa_graph.passes.differentiated import differentiable
+from spa_graph.passes.finetuned import finetuner
 from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
@@ -102,7 +103,9 @@ def prune(
             weights that are left are refitted; then also `samples`, `preprocess`, `reconstruct`,
             `allocation`, `memory_limit` (bytes). With `data` (a .npz file, arrays by name, an
             iterable of batches) and `loss` (a name, or a function of torch tensors) also criteria
-            that need gradients, which torch computes.
+            that need gradients, which torch computes. With `finetune` (epochs) the pruned network
+            is trained on these data in torch; then also `learning_rate`, `teacher` (learn from the
+            unpruned network too), and `loss` is cross-entropy by default.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -188,6 +191,8 @@ def ready(
     """
     chosen = _options(options)
     criterion = pipeline.chosen_criterion(chosen)
+    if chosen.finetune is not None:
+        finetuner()  # says early that it can't be had
     timer = Timer(progress)
     with ExitStack() as stack:
         with _blaming(model):
@@ -324,9 +329,9 @@ class _Wanted:
         choice: pipeline.Choice | None,
         calibrated: Calibrated | None,
     ) -> Result:
-        """Write, prove, refit, measure."""
+        """Write, prove, refit, train, measure."""
         source = Path(self.model) if isinstance(self.model, str | os.PathLike) else None
-        agreement = latency = sizes = reconstruction = None
+        agreement = latency = sizes = reconstruction = losses = None
         times: Sequence[Sequence[OperatorTime]] = ()
         self._write(pruned, draft)
         if self.verify:
@@ -336,6 +341,10 @@ class _Wanted:
                 reconstruction = reconstruct(
                     analysis, pruned, calibrated, self.options, scratch, progress
                 )
+            self._write(pruned, draft)
+        if self.options.finetune is not None:
+            with self.timer.step("finetune") as progress:
+                losses = finetuner()(analysis, pruned, self.options, progress)
             self._write(pruned, draft)
         if source is not None and draft.exists():
             before = files.size(analysis.original)
@@ -357,6 +366,8 @@ class _Wanted:
             data["calibration_estimate"] = round(seconds, 1)
         if calibrated is not None:
             data["calibration"] = calibration_report(calibrated, choice, reconstruction)
+        if losses is not None:
+            data["finetune"] = {"losses": losses}
         return Result(restore(pruned.model), pruned.plan, data)
 
     def _measure(

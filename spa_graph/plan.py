@@ -10,13 +10,16 @@
 Weights that stay whole are not listed; `shapes` are those of the others before pruning, and a plan
 written by hand may leave them out. `kept_per_use` holds initializers whose uses end up pruned
 differently; a use that stays whole has an empty `kept` there.
+
+The `model` of a PyTorch module's plan also tells the `attributes` of its parts that state sizes,
+all names of `tied` weights by the first one, and the weights of layers that a refit gave `biases`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +84,10 @@ class Plan:
             }
         model = later.model | {"shapes": shapes}
         stated = _merged(self.model.get("attributes", {}), later.model.get("attributes", {}))
-        return Plan(model | ({"attributes": stated} if stated else {}), kept)
+        biases = [*dict.fromkeys(self.model.get("biases", []) + later.model.get("biases", []))]
+        tied = self.model.get("tied", {}) | later.model.get("tied", {})
+        also = {"attributes": stated, "biases": biases, "tied": tied}
+        return Plan(model | {key: value for key, value in also.items() if value}, kept)
 
     def left(self, name: str, shape: Sequence[int]) -> list[int]:
         """What is left of a weight of this shape."""
@@ -203,19 +209,37 @@ def _place(coupling: Coupling, use: Use) -> tuple[str, int]:
     return next(filter(None, outputs), ""), use.slot
 
 
-def kept_channels(coupling: Coupling, plan: Plan) -> Kept:
+def kept_channels(coupling: Coupling, plan: Plan, *, partial: bool = False) -> Kept:
     """The channels of this network that a plan keeps; shape (channels,).
+
+    Args:
+        partial: the plan may leave weights out; what these lose follows from the others.
 
     Raises:
         OptionError: the plan is for another network, or breaks a coupling of this one.
     """
     kept = np.ones(coupling.count, bool)
+    plan = _renamed(plan, coupling.graph.parameters)
     _check_weights(coupling, plan)
     for use in coupling.relations.uses:
         for position, index in _planned(coupling, plan, use).items():
             _drop(coupling, kept, use, position, index)
-    _check_result(coupling, plan, kept)
+    _check_result(coupling, plan, kept, partial=partial)
     return kept
+
+
+def _renamed(plan: Plan, known: Container[str]) -> Plan:
+    """The plan by the names that tied weights go by here: an export keeps one of them."""
+    new = {
+        name: next((other for other in names if other in known), name)
+        for name, names in plan.model.get("tied", {}).items()
+        if name not in known
+    }
+    if not new:
+        return plan
+    shapes = {new.get(name, name): shape for name, shape in plan.model.get("shapes", {}).items()}
+    kept = {new.get(name, name): axes for name, axes in plan.kept.items()}
+    return replace(plan, model=plan.model | {"shapes": shapes}, kept=kept)
 
 
 def _check_weights(coupling: Coupling, plan: Plan) -> None:
@@ -253,9 +277,12 @@ def _drop(
     kept[gone] = False
 
 
-def _check_result(coupling: Coupling, plan: Plan, kept: Kept) -> None:
+def _check_result(coupling: Coupling, plan: Plan, kept: Kept, *, partial: bool) -> None:
     """The plan must say of every weight what its couplings demand."""
+    listed = {*_cut(plan)}
     for use in coupling.relations.uses:
+        if partial and use.parameter not in listed:
+            continue
         if not same_slices(use_slices(coupling, use, kept), _planned(coupling, plan, use)):
             raise OptionError(
                 f"the plan breaks a coupling: weight `{use.parameter}` must lose the channels "

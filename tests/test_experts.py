@@ -136,7 +136,7 @@ def test_experts_that_are_layers_of_their_own_get_narrower() -> None:
     sizes = {group.name: group.size for group in analysis.groups}
     assert sizes == {"stem.bias:0": 8, **{f"up{number}.bias:0": 12 for number in range(3)}}
     reason = analysis.coupling.frozen_reasons["router.weight:1"]
-    assert "ordered by position; only experts that one weight stacks can go" in reason
+    assert "ordered by position; only experts that one weight stacks can go: one that is" in reason
     result = spa_graph.prune(model, ratio=0.5)
     assert {name: shape for name, shape in shapes(result.model).items() if "weight" in name} == {
         "stem.weight": (6, 4), "router.weight": (4, 3), "head.weight": (4, 4),

@@ -207,11 +207,28 @@ bias (float[N,3,4] x) => (float[N,2,4] y) <float[8,3,1] w1, float[2,8,1] w2>
 """
 
 
-def test_computed_bias_of_zeros_follows_its_convolution() -> None:
+def test_computed_bias_of_zeros_is_left_out() -> None:
     """As PyTorch's exporter writes it, before it optimises."""
     model = network(BIAS)
     assert [group.size for group in analyze(model).groups] == [8]
+    result = prune(model, flops=0.5)
+    pruned = assert_pruned(model, result)
+    assert [list(node.input) for node in pruned.graph.node] == [["x", "w1"], ["h", "w2"]]
+    assert result.report["canonicalized"] == ["1 computed biases of zeros were left out"]
+
+
+def test_other_biases_stay() -> None:
+    model = network(BIAS.replace("value_float = 0.0", "value_float = 0.5"))
+    assert not analyze(model).changed
     assert_pruned(model, prune(model, flops=0.5))
+
+
+def test_stored_bias_of_zeros_stays() -> None:
+    """It is a weight: it may be refitted, and plans name it."""
+    text = BIAS.replace("float[2,8,1] w2>", "float[2,8,1] w2, float[2] b2 = {0, 0}>")
+    model = network(text.replace("y = Conv(h, w2)", "y = Conv(h, w2, b2)"))
+    assert "b2" in analyze(model).graph.parameters
+    assert list(prune(model, flops=0.5).model.graph.node[-1].input)[2] == "b2"
 
 
 PARTS = """

@@ -66,11 +66,20 @@ calibration_options = together(
 )  # fmt: skip
 gradient_options = together(
     click.option("--data", metavar="FILE",
-                 help="For criteria that need gradients: a .npz with an array for each input, by "
-                 "its name, and one more for the targets."),
+                 help="For criteria that need gradients, and for --finetune: a .npz with an array "
+                 "for each input, by its name, and one more for the targets."),
     click.option("--loss", metavar="NAME",
                  help="Of the outputs and targets: cross-entropy (of logits), nll (of "
                  "probabilities), mse, l1, bce."),
+)  # fmt: skip
+finetune_options = together(
+    click.option("--finetune", type=click.IntRange(1), metavar="EPOCHS",
+                 help="Train the pruned network on --data, in torch: AdamW with a cosine; --loss "
+                 "is cross-entropy by default."),
+    click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3,
+                 show_default=True, help="Of --finetune, at its beginning."),
+    click.option("--teacher", is_flag=True,
+                 help="Learn from the unpruned network's outputs as well (distillation)."),
 )  # fmt: skip
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of every random choice."

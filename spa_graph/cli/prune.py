@@ -11,6 +11,7 @@ import click
 import spa_graph
 from spa_graph.cli.options import (
     criterion_option,
+    finetune_options,
     model,
     output_options,
     pruning_options,
@@ -31,6 +32,7 @@ from spa_graph.cli.target import Target
 )
 @criterion_option
 @pruning_options
+@finetune_options
 @click.option(
     "--plan",
     "plan_path",
@@ -47,12 +49,13 @@ def prune_command(
     """Prune MODEL to a budget: --flops, --params or --ratio.
 
     The result is proven on data to be the original without those channels, then written. With
-    --calibrate the weights that are left are refitted.
+    --calibrate the weights that are left are refitted, with --finetune they are trained.
 
     \b
     Examples:
       spa-prune model.onnx --flops 0.5
       spa-prune model.onnx --flops 0.5 --calibrate samples.npz --html report.html
+      spa-prune model.onnx --flops 0.5 --data train.npz --finetune 5 --teacher
       spa-prune model.onnx --params 0.6 --exclude 'head.*' --round-to 8 --plan plan.json
       spa-prune model.onnx --ratio 0.3 --dry-run --json | jq .ratio
     """

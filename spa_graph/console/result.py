@@ -42,6 +42,7 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
     console.print(f"FLOPs and latency are for input {shapes(report['input_shapes'])}")
     _show_last_resort(console, report)
     _show_reconstruction(console, report)
+    _show_training(console, report)
     _show_proof(console, report.get("verification"))
     show_unsupported(console, report["frozen"])
 
@@ -60,7 +61,7 @@ def _show_reconstruction(console: Console, report: dict[str, Any]) -> None:
     """What calibration brought; or what it would cost."""
     calibration = report.get("calibration")
     if calibration is None:
-        if "calibration_estimate" in report:
+        if "calibration_estimate" in report and "finetune" not in report:
             console.print(
                 "the weights that are left were not refitted; --calibrate data-free would do it in "
                 f"about {duration(report['calibration_estimate'])}, real samples do it better"
@@ -82,6 +83,14 @@ def _show_reconstruction(console: Console, report: dict[str, Any]) -> None:
         f"refitted {refitted} of {len(layers)} layers: the outputs' error on held-out samples fell "
         f"from {found['before']:.2g} to {found['after']:.2g} of their variance"
     )
+
+
+def _show_training(console: Console, report: dict[str, Any]) -> None:
+    """How the loss went."""
+    losses = report.get("finetune", {}).get("losses")
+    if losses:
+        epochs = f"{len(losses)} epoch{'s' * (len(losses) > 1)}"
+        console.print(f"fine-tuned for {epochs}: loss {losses[0]:.4g} -> {losses[-1]:.4g}")
 
 
 def _show_proof(console: Console, proof: dict[str, Any] | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from spa_graph.coupling import rules as _rules  # noqa: F401  (registers every rule)
 from spa_graph.coupling import rules_aten as _rules_aten  # noqa: F401
 from spa_graph.coupling.exactness import Exactness
+from spa_graph.coupling.guide import Guide, keep_to, only_guided
 from spa_graph.coupling.positions import follow
-from spa_graph.coupling.registry import find_rule, freezing_reason
+from spa_graph.coupling.registry import find_rule
 from spa_graph.coupling.relations import Axis, Relations
 from spa_graph.coupling.rules.shape import copied_axes
 from spa_graph.coupling.scope import Block, Facts, Scope
@@ -76,6 +77,8 @@ class Coupling:
     channels: Channels
     exactness: Exactness
     groups: list[ChannelGroup]
+    guide: Axis | None = None
+    """The axis of the channels of the guide that the analysis kept to."""
 
     @property
     def count(self) -> int:
@@ -129,6 +132,7 @@ def analyze(
     *,
     only_exact: bool = False,
     within: Collection[Block] = (),
+    guide: Guide | None = None,
 ) -> Coupling:
     """Find the channel groups of a graph.
 
@@ -137,10 +141,12 @@ def analyze(
         exclude: parameters that must stay as they are, each with the reason.
         only_exact: keep only channels whose removal equals zeroing their weights.
         within: blocks that keep their number; what they are made of is pruned instead.
+        guide: the channels of another view of the network, which these must be unions of.
     """
     inseparable: set[Axis] = set()
     while True:
         relations, facts = _relate(graph, exclude or {}, within, inseparable)
+        axis = keep_to(relations, guide) if guide is not None else None
         channels = solve(relations, _reach_parameter(relations))
         tied = _tied_blocks(relations, facts, channels)
         if not tied:
@@ -149,19 +155,21 @@ def analyze(
     unused = _unused(relations, channels)
     if unused.any():
         channels = without(channels, unused)
+    if axis is not None:
+        channels = only_guided(channels, channels.of_element.get(relations.dim(axis), NOTHING))
     exactness = Exactness(graph, relations, facts, channels)
     if only_exact and not exactness.exact.all():
         channels = without(channels, ~exactness.exact)
         exactness = Exactness(graph, relations, facts, channels)
     groups = _groups(relations, channels, exactness, _least(relations, facts, channels))
-    return Coupling(graph, relations, facts, channels, exactness, groups)
+    return Coupling(graph, relations, facts, channels, exactness, groups, axis)
 
 
 def _relate(
     graph: Graph, exclude: Mapping[str, str], within: Collection[Block], inseparable: set[Axis]
 ) -> tuple[Relations, Facts]:
     """What the rules say of every operator, and what is frozen besides."""
-    relations, facts = Relations(graph), Facts(stored={*graph.parameters})
+    relations, facts = Relations(graph), Facts(stored={"", *graph.parameters})
     for operator in graph.operators:
         _apply_rule(operator, relations, facts)
     _freeze_but_experts(relations, facts)
@@ -218,9 +226,12 @@ def _unused(relations: Relations, channels: Channels) -> NDArray[np.bool_]:
 
 def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
     experts = {relations.dim(axis) for block, axis in facts.blocks if block == "experts"}
+    ranked = {*facts.ranked.values()}
     for axis, (operator, why) in facts.only_experts:
         if relations.dim(axis) not in experts:
             reason = f"{why}; only experts that one weight stacks can go"
+            if axis in ranked:
+                reason += ": one that is a module of its own would take its operators with it"
             relations.freeze((axis,), operator, reason)
     for axis, computed in facts.computed_with:
         relations.freeze((axis,), *computed)
@@ -229,22 +240,21 @@ def _freeze_but_experts(relations: Relations, facts: Facts) -> None:
 def _apply_rule(operator: Operator, relations: Relations, facts: Facts) -> None:
     graph = relations.graph
     outputs = [name for name in operator.outputs if name]
-    if facts.stored.issuperset(filter(None, operator.inputs)) and not operator.captures:
+    if facts.stored.issuperset(operator.inputs) and not operator.captures:
         facts.stored.update(outputs)
     known = all(map(graph.known.__contains__, outputs))
     if known:
-        wide = any(map(relations.is_wide, operator.inputs + operator.outputs))
+        wide = not relations.narrow.issuperset(operator.inputs + operator.outputs)
         if wide:
             _freeze_known(operator, relations, facts)
         if all(graph.known[name].nominal.dtype.kind in "iub" for name in outputs):
-            return _freeze_integers(operator, relations, facts) if wide else None  # no features
+            return _freeze_integers(operator, relations, facts)  # no features pass here
     elif not graph.known.keys().isdisjoint(operator.inputs):
         _freeze_sizes_used_as_numbers(operator, relations, facts)
     scope = Scope(operator, relations, facts)
-    rule = find_rule(operator.domain, operator.op_type)
-    reason = freezing_reason(operator.domain, operator.op_type)
+    rule, reason = find_rule(operator)
     if rule is None or reason:
-        if not known:  # else nothing to report: no features pass here
+        if not known:  # else there is nothing to report
             scope.freeze_all(reason or f"no rule for {operator.kind}")
     elif unshaped := _unshaped(operator, graph):
         scope.freeze_all(f"unknown shape of `{unshaped}` ({graph.unshaped[unshaped]})")
@@ -286,19 +296,21 @@ def _freeze_known(operator: Operator, relations: Relations, facts: Facts) -> Non
     rule says how that size comes about. So can an axis that repeats a value. Most of these values
     are single numbers, which have nothing to freeze.
     """
-    operands = relations.operands(operator)
+    why = (operator, "is computed from sizes and constants")
     for name in filter(None, operator.outputs):
-        if not relations.graph.known[name].uniform:
-            why = (operator, "is computed from sizes and constants")
-            axes = relations.value(name) or ()
-            free: Sequence[Axis] = ()
-            if operator.op_type == "Expand":
-                free = copied_axes(relations, operands[0] or (), axes)
-                facts.copies[name] = operator.inputs[0]
+        if relations.graph.known[name].uniform:
+            continue
+        if operator.op_type == "Expand":
+            axes, copied = relations.value(name) or (), relations.operand(operator, 0) or ()
+            free = {*copied_axes(relations, copied, axes)}
             relations.freeze([axis for axis in axes if axis not in free], *why)
-            if operator.op_type not in ("Shape", "Size"):
-                for operand in operands:
-                    relations.freeze(operand or (), *why)
+            facts.copies[name] = operator.inputs[0]
+        elif name not in relations.narrow:
+            relations.freeze(relations.value(name) or (), *why)
+        if operator.op_type not in ("Shape", "Size"):
+            for slot, operand in enumerate(operator.inputs):
+                if operand not in relations.narrow:
+                    relations.freeze(relations.operand(operator, slot) or (), *why)
 
 
 # Inputs that hold sizes: what they name may change, the rewriting puts the new sizes in.
@@ -399,18 +411,27 @@ IndexMatrices = dict[Axis, list[tuple[int, Ints]]]
 
 
 def _index_matrices(channels: Channels) -> IndexMatrices:
-    """Most Dims are one whole group, channel by channel; all of these share one array."""
+    """Most Dims are one whole group, channel by channel or in a pattern that other layers have too:
+    equal patterns share one array."""
     every = np.arange(max(map(len, channels.of_element.values()), default=0))[:, None]
-    group_of = {start: group for group, start in enumerate(channels.bounds.tolist())}
+    bounds = channels.bounds.tolist()
+    group_of = {start: group for group, start in enumerate(bounds)}
+    patterns: dict[tuple[int, bytes], Ints] = {}
     found: IndexMatrices = {}
     others: dict[Axis, Ints] = {}
     for dim, own in channels.of_element.items():
         start, size = int(own[0]), len(own)
-        group = group_of.get(start, -2)
-        if group_of.get(start + size) == group + 1 and (own[1:] - own[:-1] == 1).all():
+        group = group_of.get(start, -1)
+        if group_of.get(start + size) == group + 1 > 0 and (own[1:] - own[:-1] == 1).all():
             found[dim] = [(group, every[:size])]
-        else:
+        elif group < 0 or own.min() < start or own.max() >= bounds[group + 1]:
             others[dim] = own
+        else:
+            width, pattern = bounds[group + 1] - start, own - start
+            key = width, pattern.tobytes()
+            if key not in patterns:
+                patterns[key] = np.argsort(pattern, kind="stable").reshape(width, -1)
+            found[dim] = [(group, patterns[key])]
     if others:
         found |= _sorted_elements(others, channels.bounds)
     return found

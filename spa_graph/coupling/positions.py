@@ -22,7 +22,7 @@ _LEAST_BYTES = 4  # narrower integers may be too small for large numbers, and wr
 def follow(scope: Scope) -> None:
     """Pass on what an operator's inputs hold positions in, or freeze it; after the rule."""
     operator, held = scope.operator, scope.facts.positions
-    if held.keys().isdisjoint(operator.inputs) or operator.op_type in _READ_SIZES:
+    if not held or held.keys().isdisjoint(operator.inputs) or operator.op_type in _READ_SIZES:
         return
     ranked = {
         slot: held[name]

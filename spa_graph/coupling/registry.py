@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from spa_graph.coupling.scope import Scope
+from spa_graph.graph import Operator
 
 Rule = Callable[[Scope], None]
 MICROSOFT = "com.microsoft"
@@ -38,14 +39,13 @@ def freezes(op_types: str, reason: str, domain: str = "") -> None:
     _FREEZING.update(((domain, op_type), reason) for op_type in op_types.split())
 
 
-def freezing_reason(domain: str, op_type: str) -> str | None:
-    """Why an operator freezes whatever it touches; None if its rule decides."""
-    return _FREEZING.get((domain, op_type))
+def find_rule(operator: Operator) -> tuple[Rule | None, str | None]:
+    """An operator's rule, and why it freezes whatever the operator touches, if that is all it does.
 
-
-def find_rule(domain: str, op_type: str) -> Rule | None:
-    """The rule of an operator, or None: it will be frozen and reported."""
-    return _RULES.get((domain, op_type))
+    Without a rule the operator will be frozen and reported.
+    """
+    kind = operator.domain, operator.op_type
+    return _RULES.get(kind), _FREEZING.get(kind)
 
 
 def registered() -> list[tuple[str, str]]:

@@ -92,23 +92,28 @@ class Relations:
         self._why: dict[Axis, Why] = {}
         self._values: dict[str, Axes] = {}
         self._own_axes: dict[int, dict[int, Axes]] = {}  # by operator and slot
+        self.narrow = {name for name, shape in graph.shapes.items() if shape in ((), (ONE,))} | {""}
+        """Values of one element, which have nothing to freeze; and what is absent."""
         self.integers: set[str] = set()
         """Parameters that are integers or flags, of more than one element."""
         self._enter_parameters()
 
     def _enter_parameters(self) -> None:
-        places: dict[str, list[tuple[int, int]]] = {name: [] for name in self.graph.parameters}
+        parameters, shapes = self.graph.parameters, self.graph.shapes
+        places: dict[str, list[tuple[int, int]]] = {
+            name: [] for name, parameter in parameters.items() if not _is_setting(parameter)
+        }
         for operator in self.graph.operators:
             for slot, name in enumerate(operator.inputs):
                 if name in places:
                     places[name].append((operator.index, slot))
-        for name, parameter in self.graph.parameters.items():
-            shape = self.graph.shapes.get(name)
+        for name, own in places.items():
+            parameter, shape = parameters[name], shapes.get(name)
             if shape is None:
                 shape = tuple(Extent(size, size) for size in parameter.shape)
             if parameter.dtype.kind in "biu" and any(extent != ONE for extent in shape):
                 self.integers.add(name)
-            self._enter_uses(parameter, shape, places[name])
+            self._enter_uses(parameter, shape, own)
 
     def _enter_uses(
         self, parameter: Parameter, shape: Shape, places: Sequence[tuple[int, int]]
@@ -146,14 +151,10 @@ class Relations:
         self._parent += axes
         self.extents += shape
         if ONE in shape:
-            single = (axis for axis, extent in zip(axes, shape, strict=True) if extent == ONE)
-            self._why.update(dict.fromkeys(single, _SINGLE))
+            for axis, extent in zip(axes, shape, strict=True):
+                if extent == ONE:
+                    self._why[axis] = _SINGLE
         return axes
-
-    def is_wide(self, name: str) -> bool:
-        """Whether a value may have more than one element, as far as its shape is known."""
-        shape = self.graph.shapes.get(name, ())
-        return shape not in ((), (ONE,))
 
     def value(self, name: str) -> Axes | None:
         """The axes of a value, or None if its shape is unknown."""
@@ -247,6 +248,13 @@ class Relations:
         self.items.append(relation)
         if isinstance(relation, Product):
             self.factors.update(map(self.dim, relation.factors))
+
+
+def _is_setting(parameter: Parameter) -> bool:
+    """Whether a constant is one whole number (a size, a position): exports hold hundreds of them,
+    and nothing of them can go."""
+    dtype = parameter.dtype
+    return parameter.shape in ((), (1,)) and dtype.kind in "iu" and dtype.itemsize >= 4
 
 
 CUTTING = frozenset({"Slice", "Split"})

@@ -228,6 +228,8 @@ class Scope:
 
     def align(self, axes: Sequence[Axis], others: Sequence[Axis]) -> None:
         """Each axis is one index space with the other in its place."""
+        if not axes and not others:
+            return
         self._mentioned.update(axes, others)
         self._ties.append((axes, others))
         self.relations.same(axes, others, self.operator)
@@ -287,7 +289,8 @@ class Scope:
         """`whole` merges the factors, the last one running fastest. Dynamic factors are frozen."""
         self._mentioned.update((whole, *factors))
         extents = self.relations.extents
-        factors = [axis for axis in factors if extents[axis] != ONE]
+        if ONE in self.extents(factors):
+            factors = [axis for axis in factors if extents[axis] != ONE]
         if len(factors) == 1:
             self.same(whole, factors[0])
             return

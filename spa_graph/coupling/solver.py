@@ -17,7 +17,8 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,6 @@ from spa_graph.coupling.relations import (
 
 Ints = NDArray[np.int64]
 _ROUNDS = 4
-AnyRelation = TypeVar("AnyRelation", bound=Relation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,40 @@ class Channels:
 
 def solve(relations: Relations, reaches_parameter: set[Axis]) -> Channels:
     """Find the coupled channels; `reaches_parameter` are the Dims that a stored weight has."""
-    _unify_products(relations)
-    items = _distinct(relations.items, relations.dim)
+    items = _unify_products(relations)
     carrying = _settle(relations, items)
     reached = set(map(relations.dim, reaches_parameter))
     related = {relations.dim(axis) for item in items for axis in _axes(item)}
-    free = sorted(dim for dim in reached | related if not relations.why(dim))
-    return _Elements(relations, free).components(items, carrying, reached)
+    free = sorted(dim for dim in related if not relations.why(dim))
+    alone = [d for d in reached - related if not relations.why(d) and relations.extent(d).nominal]
+    numbered = _Elements(relations, free).components(items, carrying, reached)
+    return _with_lone(relations, alone, *numbered)
+
+
+def _with_lone(
+    relations: Relations, alone: list[Axis], channels: Channels, firsts: list[Axis]
+) -> Channels:
+    """Dims without relations are groups as they stand: they only get their numbers, in between.
+
+    Groups are numbered in the order of their first Dims, those of `channels` being `firsts`.
+    """
+    sizes = np.diff(channels.bounds).tolist()
+    related = enumerate(zip(firsts, sizes, strict=True))
+    groups = [(dim, size, number) for number, (dim, size) in related]
+    groups += [(dim, relations.extent(dim).nominal, -1) for dim in alone]
+    groups.sort(key=itemgetter(0))
+    shifts = np.zeros(len(firsts), np.int64)
+    of_element: dict[Axis, Ints] = {}
+    bounds = [0]
+    for dim, size, number in groups:
+        if number < 0:
+            of_element[dim] = np.arange(bounds[-1], bounds[-1] + size)
+        else:
+            shifts[number] = bounds[-1] - channels.bounds[number]
+        bounds.append(bounds[-1] + size)
+    moved = np.append(np.arange(int(channels.bounds[-1])) + np.repeat(shifts, sizes), -1)
+    of_element |= {dim: moved[own] for dim, own in channels.of_element.items()}
+    return Channels(dict(sorted(of_element.items())), np.array(bounds))
 
 
 def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
@@ -73,36 +100,37 @@ def without(channels: Channels, gone: NDArray[np.bool_]) -> Channels:
 # --- step 1 ----------------------------------------------------------------------------------
 
 
-def _unify_products(relations: Relations) -> None:
+def _unify_products(relations: Relations) -> list[Relation]:
     """Congruence: one index space, factored twice alike, gives the same factors; and back.
 
     `(batch x heads, d) -> (batch, heads, d)` and `(batch, heads x d) -> (batch x heads, d)` meet
-    in heads only through their common whole.
+    in heads only through their common whole. Returns the relations that are left as different.
     """
-    dim = relations.dim
-    products = [item for item in relations.items if isinstance(item, Product)]
-    apart = True
-    while apart:
-        products = _distinct(products, dim)
+    dim, items = relations.dim, relations.items
+    while True:
+        items = _distinct(items, dim)
         by_whole: dict[tuple[object, ...], Product] = {}
         by_factors: dict[tuple[Axis, ...], Product] = {}
         pairs: list[tuple[Axis, Axis]] = []
-        for item in products:
-            sizes = tuple(map(relations.extent, item.factors))
+        for item in items:
+            if not isinstance(item, Product):
+                continue
+            sizes = tuple(map(relations.extents.__getitem__, item.factors))
             first = by_whole.setdefault((dim(item.whole), sizes), item)
             if first is not item:
                 pairs += zip(first.factors, item.factors, strict=True)
             first = by_factors.setdefault(tuple(map(dim, item.factors)), item)
             if first is not item:
                 pairs.append((first.whole, item.whole))
-        apart = any(dim(a) != dim(b) for a, b in pairs)
+        if all(dim(a) == dim(b) for a, b in pairs):
+            return items
         for a, b in pairs:
             relations.same((a,), (b,), "reshape")
 
 
-def _distinct(items: list[AnyRelation], dim: Callable[[Axis], Axis]) -> list[AnyRelation]:
+def _distinct(items: list[Relation], dim: Callable[[Axis], Axis]) -> list[Relation]:
     """One of those that relate the same Dims in the same way: a network repeats itself."""
-    found: dict[object, AnyRelation] = {}
+    found: dict[object, Relation] = {}
     for item in items:
         key: tuple[object, ...] = (id(item),)
         if isinstance(item, Segment):
@@ -261,7 +289,8 @@ class _Elements:
 
     def components(
         self, items: list[Relation], carrying: dict[int, Axis], reaches_parameter: set[Axis]
-    ) -> Channels:
+    ) -> tuple[Channels, list[Axis]]:
+        """The coupled channels, and the first Dim of each group."""
         for position, item in enumerate(items):
             self._connect(item, carrying.get(position))
         if self.runs:
@@ -284,15 +313,15 @@ class _Elements:
         if isinstance(item, Segment):
             self._tie_run(item)
         elif isinstance(item, IndexMap):
-            taken = item.index >= 0
-            self._freeze(item.out, np.flatnonzero(~taken))
-            self._tie(item.out, np.flatnonzero(taken), item.source, item.index[taken])
+            if self._at(item.out) is not None or self._at(item.source) is not None:
+                taken = item.index >= 0
+                self._freeze(item.out, np.flatnonzero(~taken))
+                self._tie(item.out, np.flatnonzero(taken), item.index[taken], item.source)
         elif carrier is not None:
             sizes = [self._size(axis) for axis in item.factors]
             at = item.factors.index(carrier)
-            inner = math.prod(sizes[at + 1 :])
-            every = np.arange(self._size(item.whole))
-            self._tie(item.whole, every, carrier, every // inner % sizes[at])
+            outer, inner = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
+            self._tie(item.whole, *_digits(outer, sizes[at], inner), carrier)
         elif self._at(item.whole) is not None:
             self._freeze(item.whole, np.arange(self._size(item.whole)))
 
@@ -305,7 +334,7 @@ class _Elements:
         elif part is not None:
             self.frozen[part : part + size] = True
 
-    def _tie(self, first: Axis, first_index: Ints, second: Axis, second_index: Ints) -> None:
+    def _tie(self, first: Axis, first_index: Ints, second_index: Ints, second: Axis) -> None:
         a, b = self._at(first), self._at(second)
         if a is not None and b is not None:
             self.edges.append((a + first_index, b + second_index))
@@ -319,7 +348,7 @@ class _Elements:
         if start is not None:
             self.frozen[start + index] = True
 
-    def _number(self, labels: Ints, alive: NDArray[np.bool_]) -> Channels:
+    def _number(self, labels: Ints, alive: NDArray[np.bool_]) -> tuple[Channels, list[Axis]]:
         """Number the living components, those of the same signature next to each other.
 
         Sums of the same random weights in the same order are equal, others are not.
@@ -333,14 +362,23 @@ class _Elements:
         numbers: dict[float, int] = {}
         of_run = [numbers.setdefault(total, len(numbers)) for total in sums[runs].tolist()]
         group = np.repeat(np.array(of_run, np.int64), np.diff(runs, append=len(living)))
+        ordered = living[np.argsort(group, kind="stable")]
         channel = np.full(len(labels), -1, np.int64)
-        channel[living[np.argsort(group, kind="stable")]] = np.arange(len(living))
+        channel[ordered] = np.arange(len(living))
         bounds = np.append(0, np.cumsum(np.bincount(group, minlength=len(numbers))))
+        firsts = np.searchsorted(self.starts, ordered[bounds[:-1]], side="right") - 1
         channel = channel[labels]
         last = np.maximum.reduceat(channel, self.starts) if self.dims else self.starts
         ranges = zip(self.dims, self.starts.tolist(), self.sizes.tolist(), last >= 0, strict=True)
         of_element = {dim: channel[at : at + size] for dim, at, size, free in ranges if free}
-        return Channels(of_element, bounds)
+        return Channels(of_element, bounds), [self.dims[first] for first in firsts.tolist()]
+
+
+@lru_cache(maxsize=64)  # layers repeat
+def _digits(outer: int, size: int, inner: int) -> tuple[Ints, Ints]:
+    """Every element of a merged axis, and which of the `size` elements of one factor is in it."""
+    digit = np.tile(np.repeat(np.arange(size), inner), outer)
+    return np.arange(len(digit)), digit
 
 
 def _expanded(runs: Ints) -> tuple[Ints, Ints]:
@@ -363,7 +401,9 @@ def _components(count: int, edges: list[tuple[Ints, Ints]]) -> Ints:
         return labels
     a, b = (np.concatenate(ends) for ends in zip(*edges, strict=True))
     for _ in range(_ROUNDS):
-        np.minimum.at(labels, np.maximum(a, b), np.minimum(a, b))
+        later = np.maximum(a, b)
+        a, b = np.minimum(a, b, out=a), later
+        np.minimum.at(labels, b, a)
         while not np.array_equal(further := labels[labels], labels):
             labels = further
         a, b = labels[a], labels[b]

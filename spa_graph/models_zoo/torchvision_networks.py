@@ -72,8 +72,6 @@ def _row(models: Any, name: str) -> Entry:
         note = ""
         if name.startswith("mvit"):
             first, note = first[::-1], "TorchScript writes a Loop over a list, which stays frozen"
-        if name == "mvit_v2_s":
-            note += "; at a batch of two its features alone need 5.7 times the file"
         return Entry(
             "torchvision",
             name,

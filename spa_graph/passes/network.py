@@ -9,6 +9,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
+from spa_graph.coupling.guide import Guide
 from spa_graph.coupling.structures import Structure, structures
 from spa_graph.edits import Edits
 from spa_graph.errors import BudgetError, OptionError
@@ -77,14 +78,20 @@ class Pruned(PrunedGraph):
     model: ir.Model
 
 
-def prepare(original: ir.Model, options: Options, timer: Timer) -> Analysis:
-    """Canonicalise and analyse a model; the original isn't changed."""
+def prepare(
+    original: ir.Model, options: Options, timer: Timer, guide: Guide | None = None
+) -> Analysis:
+    """Canonicalise and analyse a model; the original isn't changed.
+
+    Args:
+        guide: the channels of another view of the network, to keep to.
+    """
     with timer.step("read"):
         model = original.clone()
         model.meta.update(original.meta)
         graph, changed = canonicalize(model, options.input_shapes)
     with timer.step("analyze"):
-        coupling, excluded = relate(graph, options)
+        coupling, excluded = relate(graph, options, guide)
         cost = CostModel(coupling)
     return Analysis(
         original=original,
@@ -96,10 +103,14 @@ def prepare(original: ir.Model, options: Options, timer: Timer) -> Analysis:
     )
 
 
-def relate(graph: Graph, options: Options) -> tuple[Coupling, dict[str, str]]:
+def relate(
+    graph: Graph, options: Options, guide: Guide | None = None
+) -> tuple[Coupling, dict[str, str]]:
     """The coupled channels, and the weights that are excluded, each with the reason."""
     excluded = _excluded(graph, options.exclude)
-    coupling = analyze(graph, excluded, only_exact=options.exact, within=options.within)
+    coupling = analyze(
+        graph, excluded, only_exact=options.exact, within=options.within, guide=guide
+    )
     return coupling, excluded
 
 

@@ -71,6 +71,9 @@ class Options:
     memory_limit: int = 4 << 30
     data: Any = None
     loss: Any = None
+    finetune: int | None = None
+    learning_rate: float = 1e-3
+    teacher: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):  # one pattern, not its letters
@@ -90,10 +93,23 @@ class Options:
             for each in chosen if name == "scope" else (chosen,):
                 if each not in allowed and each is not None:
                     raise OptionError(f"--{name} {each}: choose among {', '.join(allowed)}")
+        self._check_finetuning()
         if (self.data is None) != (self.loss is None):
             there, lacks = ("loss", "data") if self.data is None else ("data", "loss")
             raise OptionError(f"--{there} needs --{lacks}: gradients are those of a loss over data")
         self._check_calibration()
+
+    def _check_finetuning(self) -> None:
+        if self.finetune is None:
+            if self.teacher:
+                raise OptionError("--teacher needs --finetune: it teaches while the network trains")
+            return
+        if self.finetune < 1 or not self.learning_rate > 0:
+            raise OptionError("--finetune must be at least 1 epoch, and --learning-rate positive")
+        if self.data is None:
+            raise OptionError("--finetune needs --data: samples with targets to train on")
+        if self.loss is None:
+            object.__setattr__(self, "loss", "cross-entropy")
 
     def _check_calibration(self) -> None:
         if self.samples is not None and self.samples < 1:

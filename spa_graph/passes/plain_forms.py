@@ -5,7 +5,9 @@
 * A list of parts that are taken out by constant positions becomes a Split: PyTorch's exporter
   writes `split` and `chunk` so before it optimises.
 * Zeros as initial state of a recurrent layer are left out: they are the default. Layers whose
-  states are cut out of one tensor of zeros would be tied in their hidden sizes.
+  states are cut out of one tensor of zeros would be tied in their hidden sizes. So are computed
+  biases of zeros, as PyTorch's exporter writes them before it optimises: a weight of which they
+  take the shape would have another reader, and its layer no bias to refit.
 
 Each is found in a graph, and rewritten in the model that the graph was read from.
 """
@@ -192,21 +194,26 @@ def _use_splits(model: ir.Model, graph: Graph, lists: list[Parts]) -> None:
         become_split(model, node, operator.attributes.get("axis", 0), sizes, takers)
 
 
-# --- initial states of zero -------------------------------------------------------------------
+# --- optional inputs of zeros -----------------------------------------------------------------
 
 STATE_SLOTS = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
+BIAS_SLOTS = {"Conv": (2,), "ConvTranspose": (2,)}
 
 
-def _find_zero_states(graph: Graph) -> list[Input]:
-    """Initial states that are zero whatever the sizes are."""
-    return [
-        (operator, slot)
-        for operator in graph.operators
-        for slot in STATE_SLOTS.get(operator.op_type, ())
-        if not operator.domain and slot < len(operator.inputs)
-        for known in [graph.known.get(operator.inputs[slot])]
-        if known is not None and known.uniform and not known.nominal.any()
-    ]
+def _find_zeros(slots: Mapping[str, tuple[int, ...]]) -> Callable[[Graph], list[Input]]:
+    """Finds optional inputs that are computed, and zero whatever the sizes are."""
+
+    def find(graph: Graph) -> list[Input]:
+        return [
+            (operator, slot)
+            for operator in graph.operators
+            for slot in slots.get(operator.op_type, ())
+            if not operator.domain and slot < len(operator.inputs)
+            for known in [graph.known.get(operator.inputs[slot])]
+            if known is not None and known.uniform and not known.nominal.any()
+        ]
+
+    return find
 
 
 def _leave_out(model: ir.Model, graph: Graph, inputs: list[Input]) -> None:
@@ -225,6 +232,7 @@ def _leave_out(model: ir.Model, graph: Graph, inputs: list[Input]) -> None:
 STEPS: tuple[tuple[Callable[[Graph], Any], Callable[[ir.Model, Graph, Any], None], str], ...] = (
     (_find_lists, _use_splits, "lists of parts became Split"),
     (_find_lookups, _use_reshapes, "look-ups of all elements in order became Reshape"),
-    (_find_zero_states, _leave_out, "initial states of zeros were left out"),
+    (_find_zeros(STATE_SLOTS), _leave_out, "initial states of zeros were left out"),
+    (_find_zeros(BIAS_SLOTS), _leave_out, "computed biases of zeros were left out"),
 )
 """What to look for, how to rewrite it, and what to call that."""

@@ -22,11 +22,12 @@ from spa_graph.errors import ModelError, VerificationError
 from spa_graph.frontends.onnx import checker, files, masking
 from spa_graph.graph import Graph
 from spa_graph.passes.decisions import ROUNDING, find_decisions, tipped
+from spa_graph.passes.frugal import Network, divides
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Timer
 from spa_graph.runtime import heap
 from spa_graph.runtime.inputs import random_inputs
-from spa_graph.runtime.sessions import Feeds, Session, open_session, run
+from spa_graph.runtime.sessions import Feeds
 from spa_graph.runtime.verify import Agreement, Array, compare, varies
 
 AnyArray = TypeVar("AnyArray", Array, Array | None)
@@ -78,22 +79,32 @@ class _HiddenError(VerificationError):
     """Outputs differ behind a tipped decision, and so may be right or wrong."""
 
 
-def _prove(analysis: Analysis, pruned: Pruned, draft: Path, masked: Path, seed: int) -> Agreement:
-    """Compare both networks on random input; another seed, another input."""
+def _prove(
+    analysis: Analysis, pruned: Pruned, draft: Path, masked: Path, seed: int, *, apart: bool = True
+) -> Agreement:
+    """Compare both networks on random input; another seed, another input.
+
+    Args:
+        apart: whether the reference may be run for each element of a batch by itself, where it
+            would need too much memory for all. If the pruned network's outputs for the batch are
+            these, it does what the reference does; if not, that may be the batch's doing.
+    """
     names = [value.name or "" for value in pruned.model.graph.outputs]
-    feeds, want, rejected = _reference(masked, analysis.graph, seed)
+    feeds, want, rejected = _reference(masked, analysis.graph, seed, apart)
     for sample in rejected:
         _check_that_it_is_rejected(analysis, masked.parent, sample, seed)
     with files.openable(draft) as written, _as_proof():
-        got = _run_plain(written, feeds)
+        got = _run_plain(written, pruned.graph, feeds)
     if analysis.changed:
         _check_canonical(analysis, names, feeds, masked.parent)
     runs = _Runs(analysis, pruned, draft, masked, feeds)
     try:
         found = _worst(names, got, want)
     except VerificationError as error:
+        if apart and any(divides(analysis.graph, each) for each in feeds):
+            return _prove(analysis, pruned, draft, masked, seed, apart=False)
         try:
-            return _worst(names, got, want, _noise(masked, feeds, want))
+            return _worst(names, got, want, _noise(masked, analysis.graph, feeds, want))
         except VerificationError:
             explained = _compare_grounds(runs, error)
             if explained is None:
@@ -136,12 +147,12 @@ def _severity(agreement: Agreement) -> tuple[float, bool]:
 
 
 def _noise(
-    masked: Path, feeds: Sequence[Feeds], want: Sequence[list[Array]]
+    masked: Path, graph: Graph, feeds: Sequence[Feeds], want: Sequence[list[Array]]
 ) -> list[list[Array | None]]:
     """What rounding alone changes in the reference: its inputs moved by one unit, and fused."""
     generator = np.random.default_rng(0)
     moved = [{name: _rounded(value, generator) for name, value in each.items()} for each in feeds]
-    others = _run_plain(masked, moved), _run_plain(masked, feeds, plain=False)
+    others = _run_plain(masked, graph, moved), _run_plain(masked, graph, feeds, plain=False)
     return [
         [_largest_difference(first, *rest) for first, *rest in zip(*outputs, strict=True)]
         for outputs in zip(want, *others, strict=True)
@@ -171,7 +182,7 @@ def _check_canonical(
         path = folder / f"form{number}.onnx"
         files.write(model, path)
         with files.openable(path) as opened:
-            outputs.append(_run_plain(opened, feeds))
+            outputs.append(_run_plain(opened, analysis.graph, feeds))
     _worst(names, outputs[0], outputs[1])
 
 
@@ -209,12 +220,12 @@ def _compare_grounds(
     asked = dict.fromkeys(name for d in decisions for name in (*d.grounds, *d.outcomes))
     names = [*outputs, *(name for name in asked if name not in outputs)]
     with files.openable(runs.draft, names[len(outputs) :]) as opened, _as_proof():
-        got = _run_plain(opened, runs.feeds)
+        got = _run_plain(opened, runs.pruned.graph, runs.feeds)
     noise: Sequence[list[Array | None]] = [[None] * len(names) for _ in runs.feeds]
     with files.openable(runs.masked, names[len(outputs) :]) as opened:
-        want = _run_plain(opened, runs.feeds)
+        want = _run_plain(opened, graph, runs.feeds)
         if noisy or error is not None:
-            noise = _noise(opened, runs.feeds, want)
+            noise = _noise(opened, graph, runs.feeds, want)
     grounds = {*outputs, *(name for decision in decisions for name in decision.grounds)}
     found = []
     for first, second, moved in zip(got, want, noise, strict=True):
@@ -268,7 +279,7 @@ def _check_file(draft: Path, original: ir.Model) -> None:
 
 
 def _reference(
-    masked: Path, graph: Graph, seed: int
+    masked: Path, graph: Graph, seed: int, apart: bool
 ) -> tuple[list[Feeds], list[list[Array]], list[int]]:
     """Inputs on which the reference network's outputs vary, if there are any, and the outputs.
 
@@ -278,14 +289,14 @@ def _reference(
     The largest inputs come first: weights are mapped, and stay in memory once they were read, so
     the large features of first layers don't stand beside all weights then.
     """
-    session = open_session(masked, plain=True)
+    network = Network(masked, graph, masked.parent, apart=apart)
     feeds: list[Feeds] = []
     want: list[list[Array]] = []
     rejected: list[int] = []
     sizes = [sum(map(math.prod, shapes.values())) for shapes in graph.samples]
     for sample in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
         try:
-            given, found = _informative(session, graph, sample, seed)
+            given, found = _informative(network, graph, sample, seed)
         except ModelError:
             rejected.append(sample)
             continue
@@ -295,7 +306,7 @@ def _reference(
 
 
 def _informative(
-    session: Session, graph: Graph, sample: int, seed: int
+    network: Network, graph: Graph, sample: int, seed: int
 ) -> tuple[Feeds, list[Array]]:
     """The first input that all outputs vary on, else that most do; some networks refuse others.
 
@@ -306,7 +317,7 @@ def _informative(
     for scale in SCALES:
         given = random_inputs(graph, sample=sample, seed=seed, scale=scale)
         try:
-            found = run(session, given)
+            found = network.run(given)
         except ModelError as error:
             failure = failure or error
             continue
@@ -329,7 +340,7 @@ def _check_that_it_is_rejected(analysis: Analysis, folder: Path, sample: int, se
     files.write(analysis.original, path)
     try:
         with files.openable(path) as opened:
-            _informative(open_session(opened, plain=True), analysis.graph, sample, seed)
+            _informative(Network(opened, analysis.graph, folder), analysis.graph, sample, seed)
     except ModelError as error:
         if sample == 0:
             raise ModelError(
@@ -346,10 +357,12 @@ def _check_that_it_is_rejected(analysis: Analysis, folder: Path, sample: int, se
     )
 
 
-def _run_plain(path: Path, feeds: Sequence[Feeds], *, plain: bool = True) -> list[list[Array]]:
+def _run_plain(
+    path: Path, graph: Graph, feeds: Sequence[Feeds], *, plain: bool = True
+) -> list[list[Array]]:
     """The outputs of one network for several inputs; it is closed before another is opened."""
-    session = open_session(path, plain=plain)
-    return [run(session, each) for each in feeds]
+    network = Network(path, graph, path.parent, plain=plain)
+    return list(map(network.run, feeds))
 
 
 def _check_interface(before: ir.Model, after: ir.Model) -> None:

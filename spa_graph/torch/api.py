@@ -14,6 +14,7 @@ from spa_graph.frontends.torch.editor import slice_parameters
 from spa_graph.frontends.torch.reader import named_state
 from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
+from spa_graph.passes.pipeline import chosen_criterion
 from spa_graph.plan import Plan, kept_channels
 from spa_graph.torch.options import ReturnType, check_return_type, in_python, make_options
 from spa_graph.torch.pipeline import (
@@ -26,6 +27,7 @@ from spa_graph.torch.pipeline import (
     prepare,
     warn_about_graph,
 )
+from spa_graph.torch.twin import twin
 
 _RECORD = "_spa_record"
 
@@ -85,7 +87,10 @@ def prune(
             of channels everywhere); `criterion`, `exclude` (patterns of parameter or module
             names), `round_to`, `min_channels`, `scope`, `seed`, `exact`, `attention`, `groups`,
             `aggregate`, `normalize`. With `data` and `loss` (see `torch.objective`) also criteria
-            that need gradients, of the first `samples` (512) samples.
+            that need gradients, of the first `samples` (512) samples. With `calibrate` (a loader,
+            tensors, or whatever `spa_graph.prune` takes; targets are left out) the weights that are
+            left are refitted, on an ONNX export in memory; then also `reconstruct`, `allocation`,
+            `preprocess`, `memory_limit`. Layers without a bias may get one.
 
     Raises:
         BudgetError: the budget can't be met.
@@ -98,9 +103,14 @@ def prune(
         chosen = make_options(options, budget=True)
         even = return_type in (None, "module")
         analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=even)
-        kept = choose_channels(analysis, chosen, timer)
-        outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
-        return _give(analysis, pruned, outcome, chosen, return_type, timer)
+        with twin(analysis, chosen, timer) as calibrated:
+            if calibrated is None or chosen_criterion(chosen).needs_gradients:
+                kept = choose_channels(analysis, chosen, timer)
+            else:
+                kept = calibrated.choose()
+            outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
+            told = None if calibrated is None else calibrated.refit(outcome, kept, pruned.plan)
+        return _give(analysis, pruned, outcome, chosen, return_type, timer, told)
 
 
 def apply_plan(
@@ -110,11 +120,13 @@ def apply_plan(
     *,
     return_type: ReturnType | None = None,
     dynamic_shapes: Any = None,
+    partial: bool = False,
 ) -> Any:
     """Prune a module by a plan that was made before, here or on an ONNX export.
 
     A plan that was made by `prune` for a module of this class also tells the attributes to change:
-    then it is applied as it is. Else, or to have it proven again, give `example_inputs`.
+    then it is applied as it is. Else, or to have it proven again, give `example_inputs`; then a
+    `partial` plan may leave weights out, whose losses follow from the others'.
 
     Raises:
         OptionError: the plan doesn't fit the module.
@@ -132,7 +144,7 @@ def apply_plan(
         }
         chosen = make_options(blocks, budget=False)
         analysis = prepare(model, example_inputs, chosen, dynamic_shapes, timer, even=False)
-        kept = kept_channels(analysis.coupling, plan)
+        kept = kept_channels(analysis.coupling, plan, partial=partial)
         outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
         return _give(analysis, pruned, outcome, chosen, return_type, timer)
 
@@ -205,6 +217,7 @@ def _give(
     options: Options,
     return_type: str | None,
     timer: Timer,
+    calibration: dict[str, Any] | None = None,
 ) -> Any:
     """The result in the form that was asked for; it remembers its plan."""
     if outcome.why_graph and return_type is None:
@@ -212,6 +225,8 @@ def _give(
     if outcome.attributes is not None:
         pruned.plan.model["attributes"] = outcome.attributes
     data = make_report(analysis, pruned, outcome, options, timer)
+    if calibration is not None:
+        data["calibration"] = calibration
     call = analysis.traced.calls[0]
     if return_type == "exported":
         program = torch.export.export(outcome.module, call.args, call.kwargs, strict=False)

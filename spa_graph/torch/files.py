@@ -19,6 +19,7 @@ from torch import nn
 from spa_graph.errors import OptionError
 from spa_graph.plan import Plan
 from spa_graph.torch.api import apply_plan, record_of
+from spa_graph.torch.biases import add_zero_biases
 
 FORMAT = "spa-torch/1"
 
@@ -57,6 +58,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Any:
         small = apply_plan(model, plan, (args, kwargs), return_type="graph")
     else:
         small = apply_plan(model, plan)
+    add_zero_biases(small, plan.model.get("biases", ()))
     try:
         small.load_state_dict(data["state"])
     except RuntimeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,6 +29,7 @@ def finetune(
     rank: int = 8,
     teacher: nn.Module | Teacher | None = None,
     amp: torch.dtype | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Train a module in place: AdamW, with a rate that falls to zero along a cosine.
 
@@ -43,6 +44,7 @@ def finetune(
         rank: of LoRA's additions.
         teacher: the unpruned module, or a `Teacher` with options.
         amp: the type for automatic mixed precision, torch.bfloat16 or torch.float16.
+        progress: called after each epoch with how many are done, and the loss of this one.
 
     Returns:
         The mean loss of each epoch, with what the teacher adds.
@@ -63,7 +65,12 @@ def finetune(
         loop = _Loop(
             model, objective, taught, amp, optim.AdamW(parameters, lr, weight_decay=weight_decay)
         )
-        return [loop.epoch(loader, number / epochs, epochs) for number in range(epochs)]
+        losses = []
+        for number in range(epochs):
+            losses.append(loop.epoch(loader, number / epochs, epochs))
+            if progress:
+                progress(number + 1, losses[-1])
+        return losses
 
 
 class _Loop:

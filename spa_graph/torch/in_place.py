@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from spa_graph.frontends.torch.tracing import check_module
 from spa_graph.plan import Plan
 from spa_graph.torch.api import check_shapes, cut, record_of
+from spa_graph.torch.biases import new_biases
 from spa_graph.torch.optimizers import put_states, replace_parameters, sliced_states
 
 
@@ -56,4 +57,5 @@ def follow(optimizer: Optimizer, model: nn.Module, pruned: nn.Module) -> None:
     after = dict(pruned.named_parameters(remove_duplicate=False))
     before = model.named_parameters(remove_duplicate=False)
     new: dict[Tensor, Tensor] = {tensor: after[name] for name, tensor in before if name in after}
-    replace_parameters(optimizer, states, new)
+    added: dict[Tensor, Tensor] = {after[name]: bias for name, bias in new_biases(pruned, step)}
+    replace_parameters(optimizer, states, new, added)

@@ -85,6 +85,11 @@ class Objective:
 
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         if not is_pair(batch):
+            if self.loss in LOSSES.values():
+                raise OptionError(
+                    f"a loss that is named takes batches of (inputs, targets), not a "
+                    f"{type(batch).__name__}: give such pairs, or a function loss(model, batch)"
+                )
             return self.loss(model, batch)
         return self.loss(outputs(model, batch), batch[1])
 

@@ -57,9 +57,17 @@ def batches(data: Any, graph: Graph) -> Any:
     Raises:
         OptionError: it can't be read, or an array is missing or doesn't fit.
     """
-    if isinstance(data, str | os.PathLike):
-        data = _read(Path(data))
-    return list(_cut(data, graph)) if isinstance(data, Mapping) else data
+    given = in_memory(data)
+    return list(cut(given, graph)) if isinstance(given, Mapping) else given
+
+
+def in_memory(data: Any) -> Any:
+    """The arrays of a file by name; other data as it is.
+
+    Raises:
+        OptionError: the file can't be read.
+    """
+    return _read(Path(data)) if isinstance(data, str | os.PathLike) else data
 
 
 def _read(path: Path) -> Arrays:
@@ -74,7 +82,14 @@ def _read(path: Path) -> Arrays:
         ) from error
 
 
-def _cut(arrays: Arrays, graph: Graph) -> Iterator[tuple[dict[str, Any], Any]]:
+def cut(
+    arrays: Arrays, graph: Graph, order: NDArray[np.int64] | None = None
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Arrays as batches; `order` is that of the samples.
+
+    Raises:
+        OptionError: an array is missing or doesn't fit.
+    """
     missing = [name for name in graph.inputs if name not in arrays]
     others = [name for name in arrays if name not in graph.inputs]
     if missing or len(others) != 1:
@@ -86,8 +101,9 @@ def _cut(arrays: Arrays, graph: Graph) -> Iterator[tuple[dict[str, Any], Any]]:
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items()))
         raise OptionError(f"the arrays of --data have different numbers of samples: {listed}")
-    for start in range(0, sizes[others[0]], BATCH):
-        own = slice(start, start + BATCH)
+    order = np.arange(sizes[others[0]]) if order is None else order
+    for start in range(0, len(order), BATCH):
+        own = order[start : start + BATCH]
         given = {
             name: _tensor(arrays[name][own].astype(graph.dtypes.get(name, np.float32)))
             for name in graph.inputs

@@ -66,8 +66,18 @@ def put_states(optimizer: Optimizer, states: States) -> None:
     optimizer.state.update(states)
 
 
-def replace_parameters(optimizer: Optimizer, states: States, new: Mapping[Tensor, Tensor]) -> None:
-    """Put other parameters in the place of an optimizer's, with what it remembers of them."""
+def replace_parameters(
+    optimizer: Optimizer,
+    states: States,
+    new: Mapping[Tensor, Tensor],
+    beside: Mapping[Tensor, Tensor],
+) -> None:
+    """Put other parameters in the place of an optimizer's, with what it remembers of them.
+
+    Args:
+        beside: by a new parameter, one that is trained with it from now on.
+    """
     for group in optimizer.param_groups:
         group["params"] = [new.get(each, each) for each in group["params"]]
+        group["params"] += [beside[each] for each in group["params"] if each in beside]
     put_states(optimizer, {new.get(each, each): state for each, state in states.items()})

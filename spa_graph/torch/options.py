@@ -18,6 +18,7 @@ ReturnType = Literal["module", "graph", "exported"]
 FIELDS = (
     "flops", "params", "ratio", "criterion", "aggregate", "normalize", "seed", "min_channels",
     "round_to", "exclude", "exact", "scope", "attention", "groups", "data", "loss", "samples",
+    "calibrate", "preprocess", "reconstruct", "allocation", "memory_limit",
 )  # fmt: skip
 
 
@@ -34,10 +35,16 @@ def make_options(given: dict[str, Any], *, budget: bool) -> Options:
     if not isinstance(exclude, str):
         given = given | {"exclude": tuple(exclude)}
     options = Options(**given)
-    if chosen_criterion(options).needs_data:
+    criterion = chosen_criterion(options)
+    if criterion.needs_data and options.calibrate is None:
         raise OptionError(
-            f"criterion {options.criterion} needs calibration data, which modules can't be given "
-            "yet: export to ONNX and use spa_graph.prune(..., calibrate=...)"
+            f"criterion {options.criterion} needs calibration data: add calibrate=loader, or "
+            'calibrate="data-free"'
+        )
+    if criterion.needs_gradients and options.allocation == "distortion":
+        raise OptionError(
+            f"allocation distortion can't be had with criterion {criterion.name}, whose gradients "
+            "are the module's: leave it out, or use a criterion that needs none"
         )
     if budget and options.budget is None and options.ratio is None:
         raise OptionError("give a budget: flops, params or ratio")

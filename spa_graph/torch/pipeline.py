@@ -155,6 +155,8 @@ def rewrite(
         check_sizes(traced, smaller, edits.expected)
         after = CostModel(analyze(_recounted(smaller, metas, analysis, edits.expected)))
     plan = plan_of(coupling, kept, options)
+    tied = {name: names for name in plan.kept if len(names := reading.tied.get(name, ())) > 1}
+    plan.model |= {"tied": tied} if tied else {}
     pruned = PrunedGraph(graph=after.coupling.graph, kept=kept, edits=edits, plan=plan, after=after)
     return pruned, smaller
 

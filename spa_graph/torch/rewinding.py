@@ -15,10 +15,13 @@ from spa_graph.errors import OptionError
 from spa_graph.frontends.torch.editor import sliced
 from spa_graph.frontends.torch.reader import named_state, tied_names
 from spa_graph.torch.api import plan_of
+from spa_graph.torch.biases import bias_of
 
 
 def rewind(pruned: nn.Module, early: Mapping[str, Tensor]) -> None:
     """Give the channels that stayed the weights of a saved state, in place.
+
+    Biases that a refit added were not there then: they become zero.
 
     Args:
         pruned: a result of `prune`, or a module that was pruned in place, in one step or several.
@@ -37,7 +40,11 @@ def rewind(pruned: nn.Module, early: Mapping[str, Tensor]) -> None:
         for name in names
     }
     new: dict[Tensor, Tensor] = {}
+    added = {bias_of(name) for name in plan.model.get("biases", ())}
     for name in pruned.state_dict().keys() & state.keys():
+        if name not in early and name in added:
+            new[state[name]] = torch.zeros_like(state[name])
+            continue
         if name not in early:
             if isinstance(pruned, torch.fx.GraphModule) and not isinstance(
                 state[name], nn.Parameter

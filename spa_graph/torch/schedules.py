@@ -106,7 +106,16 @@ class Schedule:
         self.ratios = ratios(options.pop(self._quantity), steps, ramp)
         self.model, self.optimizer, self.done = model, optimizer, 0
         self._inputs, self._options = example_inputs, options
-        needs_data = ("criterion", "data", "loss")  # for the trial, weights are enough
+        if options.get("reconstruct") not in (None, "none"):
+            raise OptionError(
+                "a schedule prunes amid training, which refits the weights: leave out reconstruct"
+            )
+        if options.get("calibrate") is not None:
+            options["reconstruct"] = "none"
+        # for the trial, weights are enough
+        needs_data = (
+            "criterion", "data", "loss", "calibrate", "reconstruct", "allocation", "preprocess"
+        )  # fmt: skip
         cheap = {key: value for key, value in options.items() if key not in needs_data}
         trial = self._pruned(self.ratios[-1], cheap)
         self._whole = self._left = report_of(trial)["before"][self._quantity]

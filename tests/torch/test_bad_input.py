@@ -57,6 +57,7 @@ BAD: list[tuple[Any, Any, dict[str, Any], type[SpaError], str]] = [
     (Residual(), IMAGE[:, :2], {}, ModelError, r"fails on the example inputs.*\[2, 2, 8, 8\]"),
     (Residual(), (IMAGE, IMAGE), {}, ModelError, "example inputs don't fit Residual.forward: too"),
     (Residual(), {"y": IMAGE}, {}, ModelError, "example inputs don't fit.*'x'"),
+    (Residual(), IMAGE[:0], {}, ModelError, "example inputs are empty: give at least one sample"),
     (Branches(), torch.ones(2, 4), {}, ModelError, r"can't trace Branches at .*test_bad_input.py:"),
     (nn.LazyLinear(3), torch.ones(2, 4), {}, ModelError, "has no shape yet: run the module once"),
     (Nothing(), torch.ones(2, 4), {}, ModelError, "no prunable channel"),
@@ -65,7 +66,13 @@ BAD: list[tuple[Any, Any, dict[str, Any], type[SpaError], str]] = [
     (Residual(), IMAGE, {"flops": 1e-5}, BudgetError, "can't be reached: the smallest possible"),
     (Residual(), IMAGE, {"criteria": "l1"}, OptionError, "unknown option `criteria`"),
     (Residual(), IMAGE, {"criterion": "best"}, OptionError, "unknown criterion `best`"),
-    (Residual(), IMAGE, {"criterion": "wanda"}, OptionError, "modules can't be given"),
+    (
+        Residual(),
+        IMAGE,
+        {"criterion": "wanda"},
+        OptionError,
+        "wanda needs calibration data: add calibrate=loader",
+    ),
 ]
 
 

@@ -114,6 +114,11 @@ def test_so_many_samples_are_looked_at_as_are_asked_for() -> None:
 BAD: list[tuple[dict[str, Any], type[SpaError], str]] = [
     ({"data": []}, OptionError, "data yields no batch"),
     ({"data": iter(())}, OptionError, "data yields no batch"),
+    (
+        {"data": [torch.zeros(2, 3)], "loss": "mse"},
+        OptionError,
+        "named takes batches of .inputs, targets., not a Tensor",
+    ),
     ({"data": 3}, OptionError, "data must yield batches.*a int doesn't"),
     ({"data": torch.zeros(4, 3, 8, 8)}, OptionError, "data must yield batches.*a Tensor doesn't"),
     ({"data": None}, OptionError, "^loss needs data"),

@@ -110,7 +110,7 @@ def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
         axes = axes[surplus:]
     out = out[-surplus:] if surplus < 0 else out
     extents = scope.extents(axes)
-    if ONE in extents:
+    if ONE in extents and extents != scope.extents(out):
         pairs = zip(out, axes, extents, strict=True)
         tied = [(o, a) for o, a, size in pairs if size != ONE or scope.extent(o) == ONE]
         out, axes = zip(*tied, strict=True) if tied else ((), ())

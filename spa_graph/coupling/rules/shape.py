@@ -8,7 +8,7 @@ against several their common refinement.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 
 import numpy as np
@@ -43,6 +43,7 @@ def regroup(scope: Scope, source: Axes, out: Axes) -> None:
     if lined_up is None:
         return scope.freeze((*source, *out), "reshapes a tensor that is empty or of unknown size")
     equal, blocks, left_over = lined_up
+    scope.free(source + out)  # below, or of a single element
     scope.align([source[i] for i, _ in equal], [out[j] for _, j in equal])
     for left, right in blocks:
         _relate_block(scope, [source[i] for i in left], [out[j] for j in right])
@@ -91,32 +92,30 @@ def _relate_block(scope: Scope, left: list[Axis], right: list[Axis]) -> None:
         whole, factors = (left[0], right) if len(left) == 1 else (right[0], left)
         scope.product(whole, factors)
         return
-    cuts = _common_cuts(scope.extents(left), scope.extents(right))
-    if cuts is None:
+    refined = _common_refinement(scope.extents(left), scope.extents(right))
+    if refined is None:
         scope.freeze((*left, *right), "reshapes to sizes that do not line up")
         return
+    cuts, runs = refined
     factors = [scope.new_axis(cut, f"factor {i}") for i, cut in enumerate(cuts)]
-    for side in (left, right):
-        position = 0
-        for axis in side:
-            start, covered = position, ONE
-            while covered != scope.extent(axis):
-                covered = covered * cuts[position]
-                position += 1
-            scope.product(axis, factors[start:position])
+    for axis, run in zip(left + right, runs, strict=True):
+        scope.product(axis, factors[run])
 
 
 @lru_cache(maxsize=1024)
-def _common_cuts(*sides: Shape) -> list[Extent] | None:
-    """Sizes of the factors into which the axes of all sides can be cut, or None."""
-    reached = {total for side in sides for total in accumulate(side, mul)}
-    cuts, before = [], ONE
-    for total in sorted(reached):
-        if not before.divides(total):
+def _common_refinement(*sides: Shape) -> tuple[list[Extent], list[slice]] | None:
+    """Sizes of the factors into which the axes of all sides can be cut, and which of them each axis
+    is made of; or None."""
+    totals = [list(accumulate(side, mul)) for side in sides]
+    reached = sorted({total for side in totals for total in side})
+    cuts = []
+    for before, total in pairwise((ONE, *reached)):
+        if not before.divides(total) or before == total:
             return None
         cuts.append(before.into(total))
-        before = total
-    return None if ONE in cuts else cuts
+    place = {total: position for position, total in enumerate((ONE, *reached))}
+    ends = [pairwise((ONE, *side)) for side in totals]
+    return cuts, [slice(place[start], place[stop]) for side in ends for start, stop in side]
 
 
 @rule("Transpose")

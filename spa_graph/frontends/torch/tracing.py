@@ -45,11 +45,13 @@ class Traced:
 
     module: runs like the original; its nodes are ATen operators, its state is the original's.
     calls: what it was traced with, and a call at the other sizes if some are free.
+    program: what torch.export gave; None for a graph that was changed since.
     """
 
     module: fx.GraphModule
     sizes: Sizes
     calls: list[Call]
+    program: Any = None
 
     def flat(self, call: Call) -> list[Any]:
         """What the graph's placeholders take in a call."""
@@ -71,6 +73,8 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
     if dynamic_shapes is not None:
         return _traced(_export(model, call, dynamic_shapes), call, batched=False)
     batch = batch_size(call)
+    if batch == 0:
+        raise ModelError("the example inputs are empty: give at least one sample")
     if batch is not None:
         wider = call if batch > 1 else resized(call, 2)  # export takes a size of 1 for a constant
         try:
@@ -171,7 +175,7 @@ def _traced(program: Any, call: Call, *, batched: bool) -> Traced:
         warnings.simplefilter("ignore")
         module = program.module(check_guards=False)
     sizes = choose_sizes(module, program.range_constraints, batched=batched)
-    traced = Traced(module, sizes, [call])
+    traced = Traced(module, sizes, [call], program)
     if sizes.dynamic:
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         shapes = [_other_shape(node.meta.get("val"), sizes) for node in placeholders]

@@ -21,6 +21,7 @@ from spa_graph.passes.cost import CostModel
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Repair, repair
+from spa_graph.passes.reconstruct.sites import Adapt, anything
 from spa_graph.passes.reconstruct.sweep import sweep
 from spa_graph.passes.statistics.distortion import Outputs, alignment, distortion
 from spa_graph.passes.statistics.padding import blanked
@@ -54,16 +55,18 @@ def reconstruct(
     options: Options,
     folder: Path,
     progress: StepProgress | None = None,
+    adapt: Adapt = anything,
 ) -> Reconstruction:
     """Refit the pruned network's weights; they stay as they are if that doesn't help.
 
     Args:
         folder: for files that are needed meanwhile.
+        adapt: what may change.
     """
     sliced = pruned.model.clone()
     sliced.meta.update(pruned.model.meta)
     method = sweep if options.method == "obspa" else repair
-    layers = method(analysis, pruned, calibrated, options, folder, progress)
+    layers = method(analysis, pruned, calibrated, options, folder, progress, adapt)
     want = _outputs(analysis.model, calibrated, folder)
 
     def judge(model: ir.Model) -> tuple[float, float]:

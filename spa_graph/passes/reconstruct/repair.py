@@ -24,7 +24,14 @@ from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Method, Options, StepProgress
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
 from spa_graph.passes.reconstruct.regression import GramRegression, Outcome, RowRegression
-from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, set_weight
+from spa_graph.passes.reconstruct.sites import (
+    Adapt,
+    Site,
+    add_to_bias,
+    anything,
+    find_sites,
+    set_weight,
+)
 from spa_graph.passes.statistics.layers import Ints, Layer, pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
 from spa_graph.passes.statistics.runner import Runner
@@ -64,13 +71,14 @@ def repair(
     options: Options,
     folder: Path,
     progress: StepProgress | None = None,
+    adapt: Adapt = anything,
 ) -> list[Repair]:
     """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
     limit = options.memory_limit // 4
     dense = Runner(analysis.model, calibrated.batches, limit, folder)
     small = Runner(pruned.model, calibrated.batches, limit, folder)
     walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), places_in(calibrated))
-    sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
+    sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
     if options.params is not None:
         sites = [site.without_new_bias() for site in sites]  # it would cost parameters
     done: list[Repair] = []

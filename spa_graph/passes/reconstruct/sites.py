@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,7 +106,18 @@ class Site:
         return rows.reshape(len(positions), self.pruned.groups, -1).transpose(1, 0, 2)
 
 
-def find_sites(coupling: Coupling, model: ir.Model, graph: Graph, kept: Kept) -> list[Site]:
+Adapt = Callable[[Site], Site | None]
+"""Tells what of a site may change; None if nothing."""
+
+
+def anything(site: Site) -> Site:
+    """All that is found may change."""
+    return site
+
+
+def find_sites(
+    coupling: Coupling, model: ir.Model, graph: Graph, kept: Kept, adapt: Adapt = anything
+) -> list[Site]:
     """The sites of a pruned network, in the order in which it computes them.
 
     Args:
@@ -124,7 +135,8 @@ def find_sites(coupling: Coupling, model: ir.Model, graph: Graph, kept: Kept) ->
             by_weight.setdefault(id(value), []).append((layer, twin))
     readers = graph.uses()
     found = (_site(coupling, graph, kept, uses, nodes, readers) for uses in by_weight.values())
-    return [site for site in found if site is not None]
+    adapted = (adapt(site) for site in found if site is not None)
+    return [site for site in adapted if site is not None]
 
 
 def _site(

@@ -24,7 +24,7 @@ from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Places, Repair, places_in, stages
-from spa_graph.passes.reconstruct.sites import Site, find_sites, set_weight
+from spa_graph.passes.reconstruct.sites import Adapt, Site, anything, find_sites, set_weight
 from spa_graph.passes.statistics.layers import Layer, pick, positions_wanted
 from spa_graph.passes.statistics.moments import Floats
 from spa_graph.passes.statistics.runner import Runner
@@ -59,6 +59,7 @@ def sweep(
     options: Options,
     folder: Path,
     progress: StepProgress | None = None,
+    adapt: Adapt = anything,
 ) -> list[Repair]:
     """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
     model = analysis.model.clone()
@@ -66,7 +67,7 @@ def sweep(
     nodes = operator_nodes(model, analysis.graph)
     walk = Runner(model, calibrated.batches, options.memory_limit // 2, folder)
     fitting, places = len(calibrated.fitting), places_in(calibrated)
-    sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept)
+    sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
     sites = [site for site in sites if not site.shared]
     done: list[Repair] = []
     for stage in stages(sites, walk, lambda site: [nodes[site.layers[0].operator.index]]):

@@ -60,10 +60,25 @@ class Store:
 
 
 class Runner:
-    """One network on its way through calibration data."""
+    """One network on its way through calibration data.
 
-    def __init__(self, model: ir.Model, batches: Iterable[Feeds], limit: int, folder: Path) -> None:
+    Args:
+        limit: bytes of features that are kept in memory between pieces.
+        folder: where others are kept.
+        plain: see `open_session`.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        batches: Iterable[Feeds],
+        limit: int,
+        folder: Path,
+        *,
+        plain: bool = False,
+    ) -> None:
         self.model = model
+        self._plain = plain
         self.batches = 0
         self._todo = [node for node in model.graph if node.op_type != "Constant"]
         self._outputs = {value.name for value in model.graph.outputs}
@@ -108,7 +123,7 @@ class Runner:
         names = list(dict.fromkeys(str(value.name) for value in used))
         first = {name: self.store.get(name, 0) for name in names}
         kinds = {name: (array.dtype, array.ndim) for name, array in first.items()}
-        session = open_session(piece(self.model, nodes, kinds, outputs))
+        session = open_session(piece(self.model, nodes, kinds, outputs), plain=self._plain)
         for batch in range(self.batches):
             feeds = {name: np.asarray(self.store.get(name, batch)) for name in names}
             for name, array in zip(outputs, run(session, feeds), strict=True):

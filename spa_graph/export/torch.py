@@ -1,0 +1,75 @@
+"""The smaller PyTorch module by a plan that was made on an ONNX export, whatever its weights are
+called there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spa_graph.errors import OptionError
+from spa_graph.export.agreement import check_agreement
+from spa_graph.export.stored import Array, StoredWeights
+from spa_graph.plan import Plan
+
+
+def to_torch(
+    model: Any,
+    original: object,
+    pruned: object,
+    plan: Plan | str | os.PathLike[str],
+    example_inputs: Any,
+) -> Any:
+    """The smaller module, with the pruned ONNX model's weights.
+
+    Where the export has the module's names for its weights, `spa_graph.torch.apply_plan` does it;
+    here names don't matter, as in TorchScript's exports.
+
+    Args:
+        model: the whole `nn.Module`, in the mode in which it was exported; it isn't changed.
+        original: its ONNX export (a path or a model in memory).
+        pruned: the pruned ONNX model.
+        plan: what was kept; `result.plan`, or the file that `--plan` wrote.
+        example_inputs: as of `spa_graph.torch.prune`.
+
+    Raises:
+        OptionError: the plan is for another network, or cuts what can't be cut in the module.
+        VerificationError: the result doesn't compute what the pruned ONNX model does.
+    """
+    import torch
+
+    import spa_graph.torch as spa
+
+    stored = StoredWeights(original, pruned, plan)
+    state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+    found = {
+        name: match
+        for name, array in state.items()
+        if array.size > 1 and (match := stored.find(array)) is not None
+    }
+    if not found:
+        raise OptionError("none of the module's weights is stored in the ONNX model")
+    kept = {
+        name: {axis: index for axis, index in enumerate(match.kept) if index is not None}
+        for name, match in found.items()
+    }
+    told = stored.plan.model
+    blocks = {key: told[key] for key in told.keys() & {"attention", "groups"}}
+    listed = Plan(blocks, {name: axes for name, axes in kept.items() if axes})
+    small = spa.apply_plan(model, listed, example_inputs, partial=True)
+    left = small.state_dict()
+    with torch.no_grad():
+        for name, match in found.items():
+            if name in left and tuple(left[name].shape) == match.after.shape:
+                left[name].copy_(torch.from_numpy(np.array(match.after)))
+
+    def compute(feeds: dict[str, Array]) -> Sequence[Array]:
+        with torch.no_grad():
+            results = small(*map(torch.from_numpy, feeds.values()))
+        each = results if isinstance(results, tuple | list) else [results]
+        return [value.numpy() for value in each]
+
+    check_agreement(stored.after, compute, "PyTorch")
+    return small
