@@ -58,7 +58,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         try:
             cli.main()
         except SystemExit as stop:
-            code = stop.code
+            code = stop.code or 0  # None is success
         else:
             code = 0
         assert isinstance(code, int), code

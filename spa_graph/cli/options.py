@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from spa_graph.cli.parameters import Bytes, InputShape, RoundTo, Scope
+from spa_graph.cli.parameters import Bytes, InputShape, Model, RoundTo, Scope
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 from spa_graph.passes.options import METHODS
 
@@ -24,7 +24,7 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-model = click.argument("model", type=click.Path(path_type=Path))
+model = click.argument("model", type=Model())
 input_shape_option = click.option(
     "--input-shape", "input_shapes", multiple=True, type=InputShape(),
     help="Sizes for an input with dynamic axes, where the guess does not fit.",

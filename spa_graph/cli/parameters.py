@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
 import click
 
 from spa_graph.coupling.structures import KINDS
+from spa_graph.frontends.convert import convert, format_of
 from spa_graph.passes.importance import CRITERIA
+
+
+class Model(click.Path):
+    """An ONNX file; one of another framework is converted to NAME.onnx beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        kind = format_of(path)
+        if kind is None:
+            return path
+        target = path.with_name(f"{path.stem if path.is_file() else path.resolve().name}.onnx")
+        convert(path, kind, target)
+        click.echo(f"converted the {kind.name} {path} to {target}", err=True)
+        return target
 
 
 class InputShape(click.ParamType[Any]):

@@ -76,9 +76,17 @@ def run(session: ort.InferenceSession, feeds: Feeds) -> list[NDArray[Any]]:
         ModelError: the network can't be run on these inputs.
     """
     try:
-        return [np.asarray(output) for output in session.run(None, dict(feeds))]
+        return [_as_array(output) for output in session.run(None, dict(feeds))]
     except Exception as error:
         raise ModelError(f"ONNX Runtime failed on the network: {_short(error)}") from error
+
+
+def _as_array(output: Any) -> NDArray[Any]:
+    """What a network gives as maps (scikit-learn's ZipMap: class -> probability) is a row each."""
+    if isinstance(output, list) and output and isinstance(output[0], dict):
+        rows = [[entry[key] for key in sorted(entry)] for entry in output]
+        return np.array(rows, np.float32)
+    return np.asarray(output)
 
 
 def _short(error: Exception) -> str:

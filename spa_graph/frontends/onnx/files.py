@@ -73,10 +73,48 @@ def from_message(message: onnx.ModelProto) -> ir.Model:
                     f"operator {node.op_type} `{node.name or node.output[0]}` reads `{name}`, "
                     "which nothing defines; the model is broken: export it again"
                 )
+    message, maps = _without_maps(message)
     try:
-        return ir.from_proto(message)
+        model = ir.from_proto(message)
     except ir.serde.SerdeError as error:
         raise ModelError(f"the model is not valid ONNX: {root_cause(error)}") from error
+    model.meta["maps"] = maps
+    return model
+
+
+def to_message(model: ir.Model) -> onnx.ModelProto:
+    """The message of a model, the other way of `from_message`."""
+    message = ir.to_proto(model)
+    _put_maps(message, model)
+    return message
+
+
+def _without_maps(
+    message: onnx.ModelProto,
+) -> tuple[onnx.ModelProto, dict[str, onnx.TypeProto]]:
+    """A message without types that onnx_ir lacks, and these types by the values that have them.
+
+    They are maps, the outputs of scikit-learn's classifiers: sequences of class -> probability.
+    """
+
+    def holding(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+        values = (*graph.output, *graph.value_info)
+        return [v for v in values if v.type.sequence_type.elem_type.HasField("map_type")]
+
+    if not holding(message.graph):
+        return message, {}
+    copy = onnx.ModelProto.FromString(message.SerializeToString())
+    maps = {value.name: value.type for value in holding(message.graph)}
+    for value in holding(copy.graph):
+        value.ClearField("type")
+    return copy, maps
+
+
+def _put_maps(message: onnx.ModelProto, model: ir.Model) -> None:
+    maps = model.meta.get("maps") or {}
+    for value in (*message.graph.output, *message.graph.value_info):
+        if value.name in maps:
+            value.type.CopyFrom(maps[value.name])
 
 
 def _sparse_tensors(graph: onnx.GraphProto) -> Iterator[str]:
@@ -137,6 +175,10 @@ def write(model: ir.Model, path: Path) -> None:
             if model.meta.get("external_data") or size > INLINE_LIMIT:
                 data = path.name + ".data"
                 ir.save(model, path, external_data=data, size_threshold_bytes=MAPPED_FROM - 1)
+                if model.meta.get("maps"):
+                    message = onnx.load(path, load_external_data=False)
+                    _put_maps(message, model)
+                    path.write_bytes(message.SerializeToString())
             else:
                 _write_inline(model, path)
     except OSError as error:
@@ -274,7 +316,7 @@ def _write_inline(model: ir.Model, path: Path) -> None:
     try:
         for value, tensor in zip(main, weights, strict=True):
             value.const_value = _placeholder(value.name, tensor)
-        message = ir.to_proto(model)
+        message = to_message(model)
     finally:
         for value, tensor in zip(main, weights, strict=True):
             value.const_value = tensor

@@ -28,7 +28,7 @@ def take(model: object) -> tuple[ir.Model, Callable[[ir.Model], Any]]:
     if isinstance(model, ir.Model):
         return model, _as_it_is
     if isinstance(model, onnx.ModelProto):
-        return files.from_message(model), ir.to_proto
+        return files.from_message(model), files.to_message
     surgeon = sys.modules.get("onnx_graphsurgeon")  # not imported: it can't be one of its graphs
     if surgeon is not None and isinstance(model, surgeon.Graph):
         return files.from_message(surgeon.export_onnx(model)), _to_surgeon
@@ -52,4 +52,4 @@ def _as_it_is(model: ir.Model) -> ir.Model:
 def _to_surgeon(model: ir.Model) -> Any:
     import onnx_graphsurgeon as gs
 
-    return gs.import_onnx(ir.to_proto(model))
+    return gs.import_onnx(files.to_message(model))

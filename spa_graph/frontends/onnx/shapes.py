@@ -49,6 +49,12 @@ FEW = 16
 # Their scales are floats, and decide about the output's shape.
 _FLOAT_SETTINGS = frozenset({"Resize", "Upsample"})
 
+MACHINE_LEARNING = "ai.onnx.ml"
+# Those of its operators that onnx infers nothing for: element by element; None: type of the input.
+_SCALING = {
+    "Scaler": onnx.TensorProto.FLOAT, "Normalizer": onnx.TensorProto.FLOAT, "Imputer": None,
+}  # fmt: skip
+
 Types = dict[str, onnx.TypeProto]
 
 
@@ -372,6 +378,8 @@ def _infer_types(
     try:
         if proto.domain in ("", "ai.onnx") and proto.op_type not in contrib.IN_ONNX_DOMAIN:
             found = _standard_types(probe, node, proto, opsets, imports, constants)
+        elif proto.domain == MACHINE_LEARNING:
+            found = _machine_learning_types(probe, proto, opsets, imports)
         else:
             found = _contrib_types(probe, node, proto, imports)
     except (
@@ -408,6 +416,22 @@ def _standard_types(
     if proto.op_type == "Dropout":  # before opset 10, onnx says nothing about the mask's shape
         for name in proto.output[1:]:
             found[name].tensor_type.shape.CopyFrom(types[proto.input[0]].tensor_type.shape)
+    return found
+
+
+def _machine_learning_types(
+    probe: Probe,
+    proto: onnx.NodeProto,
+    opsets: Mapping[str, int],
+    imports: list[onnx.OperatorSetIdProto],
+) -> Types:
+    """Types of the operators that scikit-learn's exporter writes; onnx infers most of them."""
+    schema = onnx.defs.get_schema(proto.op_type, opsets[proto.domain], proto.domain)
+    types = {name: probe.types[name] for name in proto.input if name}
+    if proto.op_type in _SCALING:
+        element = _SCALING[proto.op_type] or types[proto.input[0]].tensor_type.elem_type
+        return {proto.output[0]: _as_type(types[proto.input[0]], element)}
+    found: Types = onnx.shape_inference.infer_node_outputs(schema, proto, types, {}, None, imports)
     return found
 
 

@@ -1,0 +1,1 @@
+"""Networks exported by other frameworks, and what pruning makes of them."""

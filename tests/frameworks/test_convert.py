@@ -1,0 +1,93 @@
+"""Files of other frameworks as input of the command; converted where the exporter is there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.conftest import Command, assert_refused
+from tests.models import outputs, random_feeds
+
+PIP = "pip install 'spa-prune[{}]'"
+
+
+def a_file(folder: Path, name: str) -> Path:
+    if name == "net":
+        (folder / name).mkdir()
+        (folder / name / "saved_model.pb").write_bytes(b"x")
+    else:
+        (folder / name).write_bytes(b"x")
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("net.keras", "tensorflow"), ("net", "tensorflow"), ("net.tflite", "tensorflow"),
+     ("net.pt2", "torch")],
+)  # fmt: skip
+def test_without_the_exporter(
+    name: str, extra: str, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    path = a_file(tmp_path, name)
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says=PIP.format(extra))
+
+
+def test_a_converted_file_is_not_replaced(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
+    path = a_file(tmp_path, "net.tflite")
+    (tmp_path / "net.onnx").write_bytes(b"mine")
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says="net.onnx, which exists")
+
+
+def test_a_torch_export_file(tmp_path: Path, process: Command) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 16), torch.nn.Linear(16, 4)
+    ).eval()
+    x = torch.randn(2, 8)
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=shapes), tmp_path / "net.pt2")
+    ran = process("net.pt2", "--flops", 0.5, "--latency-seconds", 0)
+    assert ran.code == 0, ran.err
+    assert "converted the torch.export file net.pt2 to net.onnx" in ran.err
+    converted = onnx.load(tmp_path / "net.onnx")
+    name = converted.graph.input[0].name
+    with torch.no_grad():
+        want = model(x).numpy()
+    assert abs(outputs(converted, {name: x.numpy()})[0] - want).max() < 1e-5
+    pruned = onnx.load(tmp_path / "net.pruned.onnx")
+    assert outputs(pruned, random_feeds(pruned, dynamic=3))[0].shape == (3, 4)
+
+
+@pytest.mark.parametrize("form", ["keras", "saved_model", "tflite"])
+def test_files_of_tensorflow(form: str, tmp_path: Path, process: Command) -> None:
+    pytest.importorskip("tf2onnx")
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    # the exact one, by Erfc; that of TFLite is one operator, which tf2onnx doesn't know
+    activation = "tanh" if form == "tflite" else "gelu"
+    x = keras.layers.Dense(32, activation=activation)(inputs)
+    x = keras.layers.Dense(16, activation="relu")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    name = {"keras": "net.keras", "saved_model": "net", "tflite": "net.tflite"}[form]
+    if form == "keras":
+        model.save(tmp_path / name)
+    else:
+        kind = {"format": "tf_saved_model"} if form == "saved_model" else {"format": "litert"}
+        model.export(tmp_path / name, verbose=False, **kind)
+    ran = process(name, "--flops", 0.5, "--latency-seconds", 0)
+    assert ran.code == 0, ran.err
+    converted, pruned = (onnx.load(tmp_path / f"net{end}.onnx") for end in ("", ".pruned"))
+    feeds = random_feeds(converted)
+    want = model(next(iter(feeds.values()))).numpy()
+    assert abs(outputs(converted, feeds)[0] - want).max() < 1e-5
+    assert outputs(pruned, feeds)[0].shape == want.shape
