@@ -354,7 +354,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run what is missing; the page is written after every cell."""
+    """Run what is missing; the page is written after every cell, and if there is none."""
     arguments = parse()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -363,9 +363,14 @@ def main() -> None:
         missing = [cell for cell in wanted(arguments, name) if cell not in grid.known]
         for result in run(NETWORKS[name], folder, missing, arguments.samples):
             grid.add(result)
-            names = dict.fromkeys(each.cell.network for each in grid.results)
-            dense = {n: dense_score(n, NETWORKS[n].fetch(folder)) for n in names}
-            arguments.page.write_text(page(grid.results, dense))
+            _write(grid.results, folder, arguments.page)
+    _write(grid.results, folder, arguments.page)
+
+
+def _write(results: Sequence[Result], folder: Path, path: Path) -> None:
+    names = dict.fromkeys(each.cell.network for each in results)
+    dense = {n: dense_score(n, NETWORKS[n].fetch(folder)) for n in names}
+    path.write_text(page(results, dense))
 
 
 if __name__ == "__main__":
