@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-import spa_graph  # noqa: E402
-from spa_graph import export  # noqa: E402
-from spa_graph.errors import VerificationError  # noqa: E402
+import spa_graph
+from spa_graph import export
+from spa_graph.errors import VerificationError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx about itself
 
