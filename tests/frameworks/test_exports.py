@@ -21,13 +21,12 @@ FIXTURES = sorted(path.stem for path in FOLDER.glob("*.onnx"))
 HALF = 0.5
 
 
-def interface(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """Inputs, outputs and opsets, byte for byte; MXNet lists weights as inputs, too."""
+def interface(model: onnx.ModelProto) -> tuple[list[bytes], list[bytes], dict[str, int]]:
+    """Inputs and outputs byte for byte, and opsets; MXNet lists weights as inputs, too."""
     graph, weights = model.graph, {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
-    parts = (inputs, graph.output, model.opset_import)
-    first, second, third = ([each.SerializeToString() for each in part] for part in parts)
-    return first, second, third
+    first, second = ([each.SerializeToString() for each in part] for part in (inputs, graph.output))
+    return first, second, {each.domain: each.version for each in model.opset_import}
 
 
 def transposes(model: onnx.ModelProto) -> int:
