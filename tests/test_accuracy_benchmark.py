@@ -5,11 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+import onnx
 import pytest
 
-from benchmarks import accuracy
+from benchmarks import accuracy, reconstruct_time
 from benchmarks.accuracy import OURS, Cell, Result, at_flops, page, wanted
 from benchmarks.grid import Grid
+from tests.models import CHAIN, network
 
 GRID = Namespace(
     tools=[OURS],
@@ -67,3 +69,12 @@ def test_results_are_read_back_and_shown_as_mean_and_span(tmp_path: Path) -> Non
     text = page(again.results, {"svhn": 0.858})
     assert "| spa-prune | obspa | ls | inputs | 0.850 (0.800 to 0.900) |" in text
     assert "| onnxsim | l2 | none | none | no way |" in text
+
+
+def test_the_time_of_a_reconstruction_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "chain.onnx"
+    onnx.save(network(CHAIN), path)
+    result, seconds, before = reconstruct_time.measure(path, 64, 0.5)
+    assert result.layers
+    assert seconds > 0
+    assert 0.01 < before <= reconstruct_time.peak()
