@@ -1,7 +1,9 @@
 """scikit-learn's multi-layer perceptrons, trained on its digits, by skl2onnx.
 
-pip install -r benchmarks/frameworks/requirements-sklearn.txt
-python benchmarks/frameworks/export_sklearn.py FOLDER
+    pip install -r benchmarks/frameworks/requirements-sklearn.txt
+    python benchmarks/frameworks/export_sklearn.py FOLDER
+
+Classes come as numbers or, by `zipmap`, as scikit-learn's own maps.
 """
 
 from __future__ import annotations

@@ -45,10 +45,6 @@ class Sizes:
         sizes: Floats = (base if counts.ndim == 1 else base[:, None]) + matrix @ counts
         return sizes
 
-    def groups(self, row: int) -> list[int]:
-        """The groups that run through a row's Dim."""
-        return [group for own, group, _ in self._terms if own == row]
-
     def row(self, axis: Axis) -> int:
         """The row of an axis that some channels run through; it is made if it isn't there."""
         dim = self._coupling.relations.dim(axis)

@@ -1,6 +1,8 @@
 """Keras files, SavedModel folders and TFLite files -> ONNX, by tf2onnx.
 
-python -m spa_graph.frontends.convert.tensorflow SOURCE TARGET
+    python -m spa_graph.frontends.convert.tensorflow SOURCE TARGET
+
+The format is told by the name of the file; a folder is a SavedModel.
 """
 
 from __future__ import annotations

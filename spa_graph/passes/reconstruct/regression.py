@@ -31,8 +31,8 @@ LEAST = 1e-3
 """Inputs that vary less than this share of the mean are damped as if they didn't."""
 
 
-def lowest(trial: Callable[[float], Trial]) -> tuple[float, Trial]:
-    """The damping whose trial leaves the lowest error; each costs a factorisation per fold.
+def _lowest(trial: Callable[[float], Trial]) -> tuple[float, Trial]:
+    """The damping whose trial leaves the lowest error; each costs a factorisation.
 
     The error falls, then rises as the damping grows: walk downhill from the middle.
     """
@@ -72,7 +72,7 @@ class GramRegression:
         def trial(damping: float) -> Trial:
             return held.trial(*self._fit(fitting, damping), gap)
 
-        damping, found = lowest(trial)
+        damping, found = _lowest(trial)
         if not found.helps:
             return found.nothing
         matrix, bias = self._fit(fitting.plus(held), damping)
@@ -176,7 +176,7 @@ class RowRegression:
         centre, gap = self._means(x, r)
         cross = (held - centre) @ (x - centre).T
         solution = self._solver(x - centre, r - gap)
-        damping, found = lowest(lambda tried: _compared(missing, gap + cross @ solution(tried)))
+        damping, found = _lowest(lambda tried: _compared(missing, gap + cross @ solution(tried)))
         if not found.helps:
             return found.nothing
         x, r = np.concatenate([x, held]), np.concatenate([r, missing])
