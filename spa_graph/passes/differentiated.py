@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from spa_graph.errors import OptionError
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Options
 from spa_graph.passes.pipeline import NetworkWithout
-
-ENGINE = "spa_graph.torch.onnx_gradients"
-"""Named, not imported: nothing else on the way of an ONNX network needs torch."""
+from spa_graph.passes.torch_engine import torch_engine
 
 
 def differentiable(analysis: Analysis, options: Options) -> NetworkWithout:
@@ -20,13 +15,6 @@ def differentiable(analysis: Analysis, options: Options) -> NetworkWithout:
         OptionError: torch isn't installed, or the data doesn't fit.
         ModelError: the network has an operator that torch doesn't run.
     """
-    try:
-        engine = import_module(ENGINE)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise OptionError(
-            f"criterion `{options.criterion_name}` needs torch for its gradients: "
-            "pip install 'spa-prune[torch]'"
-        ) from error
+    needed = f"criterion `{options.criterion_name}` needs torch for its gradients"
+    engine = torch_engine("onnx_gradients", needed)
     return engine.network(analysis, options)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 
-from spa_graph.errors import OptionError
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
-
-ENGINE = "spa_graph.torch.onnx_finetuning"
-"""Named, not imported: nothing else on the way of an ONNX network needs torch."""
-
+from spa_graph.passes.torch_engine import torch_engine
 
 Finetune = Callable[[Analysis, Pruned, Options, StepProgress], list[float]]
 """Trains a pruned network in place; the mean loss of each epoch."""
@@ -23,13 +18,6 @@ def finetuner() -> Finetune:
     Raises:
         OptionError: torch isn't installed.
     """
-    try:
-        engine = import_module(ENGINE)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise OptionError(
-            "--finetune trains the network in torch: pip install 'spa-prune[torch]'"
-        ) from error
+    engine = torch_engine("onnx_finetuning", "--finetune trains the network in torch")
     found: Finetune = engine.finetune_onnx
     return found
