@@ -28,11 +28,10 @@ from olive.search.search_parameter import Categorical
 
 import spa_graph
 from spa_graph.passes.importance import CRITERIA
-from spa_graph.passes.options import CHOICES, Options
+from spa_graph.passes.options import BUDGETS, CHOICES, Options
 
 FLOPS = (0.9, 0.8, 0.65, 0.5)
 """The shares of the FLOPs that a search tries."""
-OTHER_BUDGETS = ("params", "memory", "latency", "ratio")
 _PASSED_ON: dict[str, tuple[Any, str]] = {
     "params": (float | None, "Keep at most this share of the parameters."),
     "memory": (float | None, "Keep at most this share of the memory."),
@@ -97,7 +96,7 @@ def _options(config: Any) -> dict[str, Any]:
         for name, value in given.items()
         if value is not None
     }
-    return chosen if chosen.keys() & set(OTHER_BUDGETS) else chosen | {"flops": config.flops}
+    return chosen if chosen.keys() & set(BUDGETS) else chosen | {"flops": config.flops}
 
 
 def package_config() -> dict[str, Any]:

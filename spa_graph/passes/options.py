@@ -36,7 +36,9 @@ class StepProgress(Protocol):
 Method = Literal["none", "bias", "bn", "ls", "obspa"]
 """How the weights that are left are refitted, see `passes/reconstruct`."""
 METHODS: tuple[Method, ...] = get_args(Method)
+KEPT: tuple[Quantity, ...] = get_args(Quantity)
 BUDGETS = ("flops", "params", "ratio", "memory", "latency")
+"""At most one is given: the share that is kept of a quantity, or the ratio that goes everywhere."""
 LEAST_MEMORY = 64 << 20
 CHOICES: dict[str, tuple[str, ...]] = {
     "scope": KINDS,
@@ -161,8 +163,7 @@ class Options:
         Without a measured allocation, which is for the last step.
         """
         ratio = None if self.ratio is None else 1 - (1 - self.ratio) ** share
-        shares = ("flops", "params", "memory", "latency")
-        given = {name: v for name in shares if (v := getattr(self, name)) is not None}
+        given = {name: v for name in KEPT if (v := getattr(self, name)) is not None}
         kept = {name: float(value) ** share for name, value in given.items()}
         return replace(self, **kept, ratio=ratio, allocation="global")
 
@@ -179,8 +180,7 @@ class Options:
     @property
     def budget(self) -> Budget | None:
         """The budget on the whole network, or None for a uniform ratio."""
-        quantities: tuple[Quantity, ...] = ("flops", "params", "memory", "latency")
-        for quantity in quantities:
+        for quantity in KEPT:
             kept = getattr(self, quantity)
             if isinstance(kept, Real):
                 return Budget(quantity, float(kept))
