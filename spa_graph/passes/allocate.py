@@ -132,9 +132,10 @@ def allocate_by_distortion(
     """
 
     def choose(ladder: _Ladder, model: Costs, budget: Budget) -> Counts:
-        counts, price = _descend(ladder, model, budget, curves)
+        descent = _Descent(ladder, model, budget, curves)
+        counts, price = descent.from_whole()
         if budget.quantity == "latency":
-            counts = _settle(ladder, model, budget, curves, counts, price)
+            counts = descent.settled(counts, price)
         return _fill(ladder, model, budget, counts)
 
     return _within(coupling, model, scores, budget, limits, whole, choose)
@@ -313,108 +314,101 @@ PRICES = 8
 SWEEPS = 4
 
 
-def _descend(
-    ladder: _Ladder, model: Costs, budget: Budget, curves: Sequence[NDArray[np.float64]]
-) -> tuple[Counts, float]:
-    """From the whole network down to the budget, along the cheapest losses; with the last price.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Descent:
+    """Counts that lose little within a budget, where each group has a curve of what it loses."""
 
-    What a step saves shrinks as other groups shrink, so its price only rises: a price that is out
-    of date is a lower bound, and is computed anew when its turn comes.
-    """
-    counts = ladder.full.copy()
-    cost = model.cost(budget.quantity, counts)
-    limit = budget.ratio * cost
+    ladder: _Ladder
+    model: Costs
+    budget: Budget
+    curves: Sequence[NDArray[np.float64]]
 
-    def offer(group: int) -> tuple[float, int, int, int] | None:
-        """(price, group, count, when it was computed) of the group's best step."""
-        now, curve = int(counts[group]), curves[group]
-        lower = np.array(ladder.lower(group, now), np.int64)
-        if not len(lower):
-            return None
-        saved = cost - model.costs(budget.quantity, _trials(counts, group, lower))
-        with np.errstate(invalid="ignore"):  # between two losses without bound
-            lost = curve[len(curve) - 1 - lower] - curve[len(curve) - 1 - now]
-        prices = np.where(saved > 0, lost / np.where(saved > 0, saved, 1), np.inf)
-        prices[np.isnan(prices)] = np.inf
-        best = int(np.argmin(prices))
-        return (float(prices[best]), group, int(lower[best]), steps) if saved[best] > 0 else None
+    def from_whole(self) -> tuple[Counts, float]:
+        """From the whole network down to the budget, along the cheapest losses; with the last
+        price.
 
-    steps = 0
-    last = 0.0
-    waiting = [found for group in range(len(counts)) if (found := offer(group))]
-    heapq.heapify(waiting)
-    while cost > limit and waiting:
-        price, group, count, computed = heapq.heappop(waiting)
-        if computed == steps:
-            counts[group] = count
-            cost = model.cost(budget.quantity, counts)
-            steps += 1
-            last = price
-        renewed = offer(group)
-        if renewed is not None:
-            heapq.heappush(waiting, renewed)
-    return counts, last
+        What a step saves shrinks as other groups shrink, so its price only rises: a price that is
+        out of date is a lower bound, and is computed anew when its turn comes.
+        """
+        counts = self.ladder.full.copy()
+        cost = self.model.cost(self.budget.quantity, counts)
+        limit = self.budget.ratio * cost
 
+        def offer(group: int) -> tuple[float, int, int, int] | None:
+            """(price, group, count, when it was computed) of the group's best step."""
+            now = int(counts[group])
+            lower = np.array(self.ladder.lower(group, now), np.int64)
+            if not len(lower):
+                return None
+            saved = cost - self._costs(counts, group, lower)
+            with np.errstate(invalid="ignore"):  # between two losses without bound
+                lost = self._lost(group, lower) - self._lost(group, now)
+            prices = np.where(saved > 0, lost / np.where(saved > 0, saved, 1), np.inf)
+            prices[np.isnan(prices)] = np.inf
+            best = int(np.argmin(prices))
+            step = float(prices[best]), group, int(lower[best]), steps
+            return step if saved[best] > 0 else None
 
-def _trials(counts: Counts, group: int, values: Counts) -> Counts:
-    """Candidates that differ in one group; (groups, values)."""
-    trials = np.repeat(counts[:, None], len(values), axis=1)
-    trials[group] = values
-    return trials
+        steps = 0
+        last = 0.0
+        waiting = [found for group in range(len(counts)) if (found := offer(group))]
+        heapq.heapify(waiting)
+        while cost > limit and waiting:
+            price, group, count, computed = heapq.heappop(waiting)
+            if computed == steps:
+                counts[group] = count
+                cost = self.model.cost(self.budget.quantity, counts)
+                steps += 1
+                last = price
+            renewed = offer(group)
+            if renewed is not None:
+                heapq.heappush(waiting, renewed)
+        return counts, last
 
+    def settled(self, counts: Counts, price: float) -> Counts:
+        """Counts that lose least within the budget, by Lagrangian relaxation (Everett 1963).
 
-def _settle(
-    ladder: _Ladder,
-    model: Costs,
-    budget: Budget,
-    curves: Sequence[NDArray[np.float64]],
-    counts: Counts,
-    price: float,
-) -> Counts:
-    """Counts that lose least within the budget, by Lagrangian relaxation (Everett 1963).
-
-    At a price of the cost, coordinate descent finds counts where no change of one group pays:
-    operators depend on two groups at once, so groups are visited in turn. The price is found by
-    bisection, from that of the descent. Never worse than `counts`.
-    """
-
-    def lost(found: Counts) -> float:
-        return sum(
-            float(curve[len(curve) - 1 - count])
-            for curve, count in zip(curves, found.tolist(), strict=True)
-        )
-
-    best = counts
-    if price <= 0:
+        At a price of the cost, coordinate descent finds counts where no change of one group pays:
+        operators depend on two groups at once, so groups are visited in turn. The price is found by
+        bisection, from that of the descent. Never worse than `counts`.
+        """
+        best = counts
+        if price <= 0:
+            return best
+        low, high = price / 8, price * 8
+        for _ in range(PRICES):
+            middle = math.sqrt(low * high)
+            found = self._at_price(counts, middle)
+            if self.model.ratio(self.budget.quantity, found) > self.budget.ratio:
+                low = middle
+                continue
+            high = middle
+            if self._lost_in_all(found) < self._lost_in_all(best):
+                best = found
         return best
-    low, high = price / 8, price * 8
-    for _ in range(PRICES):
-        middle = math.sqrt(low * high)
-        found = _at_price(ladder, model, budget, curves, counts, middle)
-        if model.ratio(budget.quantity, found) > budget.ratio:
-            low = middle
-            continue
-        high = middle
-        if lost(found) < lost(best):
-            best = found
-    return best
 
+    def _at_price(self, counts: Counts, price: float) -> Counts:
+        counts = counts.copy()
+        for _ in range(SWEEPS):
+            before = counts.copy()
+            for group in range(len(counts)):
+                allowed = self.ladder.allowed(group)
+                costs = self._costs(counts, group, allowed)
+                counts[group] = allowed[np.argmin(self._lost(group, allowed) + price * costs)]
+            if (counts == before).all():
+                break
+        return counts
 
-def _at_price(
-    ladder: _Ladder,
-    model: Costs,
-    budget: Budget,
-    curves: Sequence[NDArray[np.float64]],
-    counts: Counts,
-    price: float,
-) -> Counts:
-    counts = counts.copy()
-    for _ in range(SWEEPS):
-        before = counts.copy()
-        for group, curve in enumerate(curves):
-            allowed = ladder.allowed(group)
-            costs = model.costs(budget.quantity, _trials(counts, group, allowed))
-            counts[group] = allowed[np.argmin(curve[len(curve) - 1 - allowed] + price * costs)]
-        if (counts == before).all():
-            break
-    return counts
+    def _lost(self, group: int, counts: Counts | int) -> NDArray[np.float64]:
+        """What a group loses where it keeps so many channels."""
+        curve = self.curves[group]
+        return np.asarray(curve[len(curve) - 1 - counts])
+
+    def _lost_in_all(self, counts: Counts) -> float:
+        return sum(float(self._lost(group, own)) for group, own in enumerate(counts.tolist()))
+
+    def _costs(self, counts: Counts, group: int, values: Counts) -> NDArray[np.float64]:
+        """Of candidates that differ in one group; (values,)."""
+        trials = np.repeat(counts[:, None], len(values), axis=1)
+        trials[group] = values
+        return self.model.costs(self.budget.quantity, trials)
