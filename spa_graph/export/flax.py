@@ -6,7 +6,7 @@ Layers are found in the tree of variables: what stands beside each other is one 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,12 @@ def to_flax(
         VerificationError: the result doesn't compute what the pruned ONNX model does.
     """
     stored = StoredWeights(original, pruned, plan)
-    if isinstance(model, Mapping):
-        return _nested(_smaller(stored, dict(_flat(model))))
-    from flax import nnx
+    from flax import nnx, traverse_util
 
+    if isinstance(model, Mapping):
+        variables = traverse_util.flatten_dict(model)
+        arrays = {path: np.asarray(each) for path, each in variables.items()}
+        return traverse_util.unflatten_dict(_smaller(stored, arrays))
     small = nnx.clone(model)
     state = nnx.state(small, nnx.Any(nnx.Param, nnx.BatchStat))
     flat = dict(state.flat_state())
@@ -54,13 +56,7 @@ def to_flax(
     for path in {path[:-1] for path in arrays}:
         _set_sizes(small, path, {key[-1]: arrays[key] for key in arrays if key[:-1] == path})
 
-    def compute(feeds: dict[str, Array]) -> Sequence[Array]:
-        found = small(*feeds.values())
-        return [
-            np.asarray(each) for each in (found if isinstance(found, tuple | list) else [found])
-        ]
-
-    check_agreement(stored.after, compute, "Flax")
+    check_agreement(stored.after, lambda feeds: small(*feeds.values()), "Flax")
     return small
 
 
@@ -121,21 +117,3 @@ def _set_sizes(module: Any, path: Path, arrays: Mapping[Any, Array]) -> None:
     for name, size in sizes.items():
         if isinstance(getattr(module, name, None), int):
             setattr(module, name, size)
-
-
-def _flat(tree: Mapping[str, Any], path: Path = ()) -> Any:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, (*path, key))
-        else:
-            yield (*path, key), np.asarray(value)
-
-
-def _nested(arrays: Mapping[Path, Array]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        place = tree
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-        place[path[-1]] = array
-    return tree

@@ -59,10 +59,9 @@ def to_keras(
             f"Keras can't build {model.name} with the sizes that are left: {why}"
         ) from error
 
-    def compute(feeds: dict[str, Array]) -> Sequence[Array]:
-        found = small(list(feeds.values()) if len(feeds) > 1 else next(iter(feeds.values())))
-        each = found if isinstance(found, list | tuple) else [found]
-        return [keras.ops.convert_to_numpy(value) for value in each]
+    def compute(feeds: dict[str, Array]) -> Any:
+        arrays = list(feeds.values())
+        return small.predict_on_batch(arrays if len(arrays) > 1 else arrays[0])
 
     check_agreement(reading.stored.after, compute, "Keras")
     return small
@@ -85,31 +84,37 @@ class _Reading:
     """What a refit added to the results of layers whose scale was folded in, or without a bias."""
 
     def read(self, layer: Any) -> None:
-        """Find a layer's kernels, and with them what its other weights lose."""
+        """Find a layer's kernel, and with it what its other weights lose."""
         arrays = [np.asarray(weight) for weight in layer.weights]
-        found = [self.stored.find(array) for array in arrays]
         kernel = next((i for i, array in enumerate(arrays) if array.ndim > 1), None)
-        result = None if kernel is None else _result_axis(layer, arrays[kernel])
-        if kernel is not None and found[kernel] is None and arrays[kernel].ndim > 2:
-            found[kernel] = self.stored.find_scaled(
-                arrays[kernel], _onnx_order(layer, arrays[kernel]), _axis(result)
-            )
-        match = found[kernel] if kernel is not None else None
-        if match is not None:
-            results = match.kept[_axis(result)]
-        elif kernel is None:
-            results = next((m.kept[0] for m in found if m is not None), self._before(layer))
+        if kernel is None:
+            vectors = (match for array in arrays if (match := self.stored.find(array)))
+            first = next(vectors, None)
+            results = first.kept[0] if first is not None else self._before(layer)
+            weights = [self._left(array, results) for array in arrays]
         else:
-            results = None
-        weights = [
-            m.after if m is not None and m.scale is None and m is not match and a.ndim > 1
-            else sliced(a, {0: results}) if a.ndim == 1 else a
-            for a, m in zip(arrays, found, strict=True)
-        ]  # fmt: skip
-        if match is not None and kernel is not None:
-            weights[kernel] = match.after
-            self._shift(layer, match, _axis(result), weights)
+            result = _result_axis(layer, arrays[kernel])
+            match = self._kernel(layer, arrays[kernel], result)
+            results = match.kept[result] if match is not None else None
+            weights = [self._left(array, results) for array in arrays]
+            if match is not None:
+                weights[kernel] = match.after
+                self._shift(layer, match, result, weights)
         self.layers[layer.name] = _Layer(weights, results, _sizes(layer, weights))
+
+    def _kernel(self, layer: Any, kernel: Array, result: int) -> Match | None:
+        """The kernel as it is stored, perhaps with the scale of a normalisation folded in."""
+        match = self.stored.find(kernel)
+        if match is None and kernel.ndim > 2:
+            return self.stored.find_scaled(kernel, _onnx_order(layer, kernel), result)
+        return match
+
+    def _left(self, array: Array, results: Kept) -> Array:
+        """What is left of a weight beside the kernel."""
+        if array.ndim == 1:
+            return sliced(array, {0: results})
+        match = self.stored.find(array)
+        return array if match is None else match.after
 
     def _shift(self, layer: Any, match: Match, result: int, weights: list[Array]) -> None:
         """Put what a refit added into the bias; else leave it to `repair`."""
@@ -124,14 +129,12 @@ class _Reading:
     def repair(self, layer: Any) -> None:
         """A normalisation takes what the layer before it could not."""
         before = _layer_before(layer)
-        shift = self.shifts.pop(before.name, None) if before is not None else None
-        if shift is None or type(layer).__name__ != _FOLDED_BEFORE:
-            if shift is not None:
-                self.shifts[before.name] = shift
+        if type(layer).__name__ != _FOLDED_BEFORE or before is None:
             return
-        own = self.layers[layer.name]
-        names = [weight.name for weight in layer.weights]
-        own.weights[names.index("beta")] = own.weights[names.index("beta")] + shift
+        if before.name in self.shifts:
+            weights = self.layers[layer.name].weights
+            beta = [weight.name for weight in layer.weights].index("beta")
+            weights[beta] = weights[beta] + self.shifts.pop(before.name)
 
     def _before(self, layer: Any) -> Kept:
         """What is left of what comes into a layer along the last axis."""
@@ -148,11 +151,6 @@ class _Reading:
             whole = (np.arange(n) if k is None else k for k, n in zip(kept, sizes, strict=True))
             return np.concatenate([k + start for k, start in zip(whole, starts, strict=True)])
         return next((each for each in kept if each is not None), None)
-
-
-def _axis(axis: int | None) -> int:
-    assert axis is not None
-    return axis
 
 
 def _layer_before(layer: Any) -> Any:

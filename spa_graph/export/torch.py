@@ -4,7 +4,6 @@ called there."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,11 +64,9 @@ def to_torch(
             if name in left and tuple(left[name].shape) == match.after.shape:
                 left[name].copy_(torch.from_numpy(np.array(match.after)))
 
-    def compute(feeds: dict[str, Array]) -> Sequence[Array]:
+    def compute(feeds: dict[str, Array]) -> Any:
         with torch.no_grad():
-            results = small(*map(torch.from_numpy, feeds.values()))
-        each = results if isinstance(results, tuple | list) else [results]
-        return [value.numpy() for value in each]
+            return small(*map(torch.from_numpy, feeds.values()))
 
     check_agreement(stored.after, compute, "PyTorch")
     return small

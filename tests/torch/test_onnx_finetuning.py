@@ -17,8 +17,8 @@ torch = pytest.importorskip("torch")
 import spa_graph  # noqa: E402
 from spa_graph.errors import OptionError, VerificationError  # noqa: E402
 from spa_graph.models_zoo import demo  # noqa: E402
+from spa_graph.passes import agreement  # noqa: E402
 from spa_graph.passes.options import Options  # noqa: E402
-from spa_graph.torch import onnx_finetuning  # noqa: E402
 from tests.models import network  # noqa: E402
 
 TRAINED = 800
@@ -166,7 +166,7 @@ def test_a_network_that_torch_runs_otherwise_is_not_given(monkeypatch: pytest.Mo
     def other(*_: Any) -> list[Any]:
         return [np.full((1, 2), 7, np.float32)]
 
-    monkeypatch.setattr(onnx_finetuning, "run", other)
+    monkeypatch.setattr(agreement, "run", other)
     with pytest.raises(VerificationError, match="torch and ONNX Runtime disagree"):
         spa_graph.prune(network(LINEAR), flops=0.5, data=samples(8), loss="mse", finetune=1)
 
