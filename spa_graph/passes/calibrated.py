@@ -23,7 +23,7 @@ from spa_graph.passes.statistics.layers import (
     observe,
 )
 from spa_graph.passes.statistics.moments import Moments
-from spa_graph.passes.statistics.padding import Padding, find_padding
+from spa_graph.passes.statistics.padding import Padding, find_padding, places_in
 from spa_graph.passes.statistics.readers import Layers
 from spa_graph.passes.statistics.runner import Runner
 from spa_graph.runtime.calibration import Calibration, Prober, calibration
@@ -90,7 +90,7 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
     with timer.step("calibration data"):
         padding = _padding(analysis, fitting)
     with timer.step("statistics") as progress:
-        limit = options.memory_limit // 2
+        limit = options.memory_limit
         layers = _statistics(analysis, criterion, fitting, padding, limit, folder, progress)
     if criterion.probes:
         with timer.step("probe channels") as progress:
@@ -116,24 +116,31 @@ def _statistics(
     folder: Path,
     progress: StepProgress,
 ) -> Layers:
-    """Run the dense network; moments beyond `limit` bytes are kept in files of `folder`."""
-    scratch = Scratch(limit, folder)
+    """Run the dense network, from one layer's features to the next one's: all at once may be large.
+
+    Args:
+        limit: bytes, of which half may be moments and a quarter features; the rest of both is kept
+            in files of `folder`, and the last quarter is for what the work itself takes.
+    """
+    scratch = Scratch(limit // 2, folder)
     layers = [layer for layer in linear_layers(analysis.coupling) if _loses(analysis, layer)]
     moments: dict[str, Moments] = {}
+    readers: dict[str, list[Layer]] = {}
     for layer in layers:  # one update must serve all uses of a weight, so they are seen as one
         layer.moments = moments.setdefault(layer.weight, Moments(scratch.zeros))
-    names = list(dict.fromkeys(layer.source for layer in layers))
+        readers.setdefault(layer.source, []).append(layer)
+    places = places_in(padding, batches)
     generator = np.random.default_rng(0)
-    for number, feeds in enumerate(batches):
-        runner = Runner(analysis.model, [feeds], limit, folder)
-        runner.advance(names)
-        for layer in layers:
-            features = runner.value(layer.source, 0)
-            among = padding.places(layer, feeds) if padding else None
-            # says what is wrong with features
-            observe(layer, features, len(batches), generator, among)
-            criterion.observe(layer, features)
-        progress(number + 1, len(batches))
+    runner = Runner(analysis.model, batches, limit // 4, folder)
+    for number, (source, reading) in enumerate(readers.items()):
+        runner.advance([source], keep=list(readers)[number:])
+        for batch in range(runner.batches):
+            features = runner.value(source, batch)
+            for layer in reading:
+                # says what is wrong with features
+                observe(layer, features, len(batches), generator, places(layer, batch))
+                criterion.observe(layer, features)
+        progress(number + 1, len(readers))
     return {(layer.operator.index, layer.linear.slots[1]): layer for layer in layers}
 
 

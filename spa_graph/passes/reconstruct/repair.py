@@ -35,9 +35,8 @@ from spa_graph.passes.reconstruct.sites import (
 from spa_graph.passes.reconstruct.trial import Outcome
 from spa_graph.passes.statistics.layers import Ints, Layer, pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
+from spa_graph.passes.statistics.padding import Places, places_in
 from spa_graph.passes.statistics.runner import Runner
-
-Places = Callable[[Layer, int], Ints | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,8 @@ def repair(
     limit = options.memory_limit // 4
     dense = Runner(analysis.model, calibrated.batches, limit, folder)
     small = Runner(pruned.model, calibrated.batches, limit, folder)
-    walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), places_in(calibrated))
+    places = places_in(calibrated.padding, calibrated.batches)
+    walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), places)
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
     if options.params is not None:
         sites = [site.without_new_bias() for site in sites]  # it would cost parameters
@@ -104,7 +104,7 @@ class _Walk:
     """Both networks on their way through the calibration data.
 
     fitting: so many batches are fitted to; the others are held out.
-    places: see `places_in`.
+    places: which positions count.
     """
 
     model: ir.Model
@@ -137,15 +137,6 @@ class _Walk:
         if site.shared:  # its later uses read what the first ones compute: all read the dense
             return site.seen(layer, features, positions), wanted
         return site.pruned.rows(self.small.value(layer.source, batch), positions), wanted
-
-
-def places_in(calibrated: Calibrated) -> Places:
-    """Which positions of a layer aren't padding, by batch; None where all count."""
-    padding = calibrated.padding
-    if padding is None:
-        return lambda _layer, _batch: None
-    masks = [{padding.mask: feeds[padding.mask]} for feeds in calibrated.batches]
-    return lambda layer, batch: padding.places(layer, masks[batch])
 
 
 def stages(

@@ -23,10 +23,11 @@ from spa_graph.frontends.onnx.weights import store_tensor, stored_tensor
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
-from spa_graph.passes.reconstruct.repair import Places, Repair, places_in, stages
+from spa_graph.passes.reconstruct.repair import Repair, stages
 from spa_graph.passes.reconstruct.sites import Adapt, Site, anything, find_sites, set_weight
 from spa_graph.passes.statistics.layers import Layer, pick, positions_wanted
 from spa_graph.passes.statistics.moments import Floats
+from spa_graph.passes.statistics.padding import Places, places_in
 from spa_graph.passes.statistics.runner import Runner
 
 DAMPING = 1e-2
@@ -66,7 +67,8 @@ def sweep(
     model.meta.update(analysis.model.meta)
     nodes = operator_nodes(model, analysis.graph)
     walk = Runner(model, calibrated.batches, options.memory_limit // 2, folder)
-    fitting, places = len(calibrated.fitting), places_in(calibrated)
+    fitting = len(calibrated.fitting)
+    places = places_in(calibrated.padding, calibrated.batches)
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
     sites = [site for site in sites if not site.shared]
     done: list[Repair] = []

@@ -25,6 +25,8 @@ from spa_graph.runtime.sessions import Feeds
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
+Places = Callable[[Layer, int], Ints | None]
+"""The positions of a layer that count in a batch; None where all do."""
 UNCHANGED = 1e-4
 """Outputs that move by less, as a share of their largest, are the same but for rounding."""
 
@@ -75,6 +77,14 @@ class Padding:
 def blanked(padding: Padding | None, feeds: Feeds, outputs: Sequence[Array]) -> Sequence[Array]:
     """A batch's outputs, zero where there is padding, if there is any."""
     return outputs if padding is None else padding.blank(feeds, outputs)
+
+
+def places_in(padding: Padding | None, batches: Iterable[Feeds]) -> Places:
+    """Which positions of a layer aren't padding, by batch."""
+    if padding is None:
+        return lambda _layer, _batch: None
+    masks = [{padding.mask: feeds[padding.mask]} for feeds in batches]
+    return lambda layer, batch: padding.places(layer, masks[batch])
 
 
 def find_padding(
