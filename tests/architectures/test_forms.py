@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import spa_graph
 from spa_graph.models_zoo.architectures import ARCHITECTURES, Built, Exporter, export
 from spa_graph.models_zoo.topologies import TOPOLOGIES
+from spa_graph.runtime.sessions import open_session, run
 from tests.architectures import forms
 from tests.architectures.forms import Cost, Form, describe
 
@@ -177,7 +179,11 @@ def test_prunes_unoptimised_exports(name: str, tmp_path: Path) -> None:
     assert result.report["ratio"]["flops"] <= 0.5
 
 
-def _bert() -> Built:
+# --- free batch and sequence ------------------------------------------------------------------
+
+
+def _transformer(kind: str, **settings: object) -> Built:
+    """One of transformers' networks, small, with a linear head where it has none."""
     import torch
     from torch import nn
 
@@ -185,7 +191,7 @@ def _bert() -> Built:
 
     import_torchvision()  # transformers imports it, and may need the stand-ins
     transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=500,
         hidden_size=48,
         intermediate_size=96,
@@ -193,39 +199,71 @@ def _bert() -> Built:
         num_attention_heads=4,
         max_position_embeddings=64,
         return_dict=False,
+        use_cache=False,
+        attn_implementation="eager",
+        **settings,
     )
 
     class Tagger(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = transformers.BertModel(config)
+            self.body = getattr(transformers, f"{kind}Model")(config)
             self.head = nn.Linear(48, 10)
 
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return self.head(self.encoder(tokens)[0])
+            # without one, decoders look for packed sequences, in a way that TorchScript lacks
+            mask = torch.ones_like(tokens)
+            return self.head(self.body(tokens, attention_mask=mask)[0])
 
     torch.manual_seed(0)
     return Tagger().eval(), (torch.randint(0, 500, (2, 16)),), ("tokens",)
+
+
+OF_ANY_LENGTH: dict[str, Callable[[], Built]] = {
+    "encoder": partial(_transformer, "Bert"),
+    "decoder": partial(_transformer, "GPTNeoX"),
+    "decoder, grouped queries": partial(_transformer, "Llama", num_key_value_heads=2),
+    "lstm": ARCHITECTURES["lstm"].build,
+    "gru": ARCHITECTURES["gru"].build,
+}
 
 
 @pytest.mark.matrix
 @pytest.mark.filterwarnings("ignore")  # the exporters have many
 @pytest.mark.parametrize("axes", [("batch",), ("batch", "sequence")])
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("name", OF_ANY_LENGTH)
 def test_dynamic_batch_and_sequence(
-    exporter: Exporter, axes: tuple[str, ...], tmp_path: Path
+    name: str, exporter: Exporter, axes: tuple[str, ...], tmp_path: Path
 ) -> None:
     static, dynamic = tmp_path / "static.onnx", tmp_path / "dynamic.onnx"
-    _export_bert(static, "dynamo", ())
-    _export_bert(dynamic, exporter, axes)
+    _export_text(name, static, "dynamo", ())
+    _export_text(name, dynamic, exporter, axes)
     want, found = (describe(spa_graph.analyze(path)) for path in (static, dynamic))
     assert found == want
 
 
-def _export_bert(path: Path, exporter: Exporter, axes: tuple[str, ...]) -> None:
+@pytest.mark.matrix
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("name", OF_ANY_LENGTH)
+def test_prunes_with_free_batch_and_sequence(name: str, exporter: Exporter, tmp_path: Path) -> None:
+    """Verified, and it still takes any length."""
+    path, pruned = tmp_path / "model.onnx", tmp_path / "pruned.onnx"
+    _export_text(name, path, exporter, ("batch", "sequence"))
+    result = spa_graph.prune(path, flops=0.5, output=pruned)
+    assert result.report["ratio"]["flops"] <= 0.5
+    session = open_session(pruned)
+    for shape in ((1, 5), (3, 40)):
+        [output] = run(session, {"tokens": np.ones(shape, np.int64)})
+        assert output.shape[0] == shape[0]
+        assert np.isfinite(output).all()
+
+
+def _export_text(name: str, path: Path, exporter: Exporter, axes: tuple[str, ...]) -> None:
     import torch
 
-    module, inputs, names = _bert()
+    module, inputs, names = OF_ANY_LENGTH[name]()
     options: dict[str, object] = {"input_names": list(names), "output_names": ["output"]}
     if exporter == "dynamo" and axes:
         sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(axes)}
