@@ -33,13 +33,14 @@ Size = int | Literal["small"] | None
 Built = tuple["nn.Module", tuple["torch.Tensor", ...], tuple[str, ...]]
 
 BOTH: tuple[Exporter, ...] = ("dynamo", "torchscript")
-# What works for all networks. TorchScript stops at 20. Asked for 17, dynamo mostly writes 18,
-# and for `yolo` a file with Split-18 that ONNX Runtime refuses.
+# What works for all networks. TorchScript stops at 20. Asked for less than 18, dynamo mostly writes
+# 18, and for `yolo` a file that ONNX Runtime refuses: see tests/architectures/test_forms.py.
 OPSETS: dict[Exporter, tuple[int, ...]] = {
     "dynamo": (18, 21, 23),
     "torchscript": (13, 14, 17, 18, 20),
 }
 BATCH = 2
+AXES = ("batch", "sequence")  # names of the inputs' leading axes, where they are free
 SETTLE_BATCH = 8  # images that BatchNorm statistics are taken from
 OPSET = 18
 SEED = 0
@@ -129,9 +130,9 @@ def export(
 
 
 def write(
-    built: Built, path: Path, exporter: Exporter, opset: int, dynamic: bool, fuse: bool
+    built: Built, path: Path, exporter: Exporter, opset: int, dynamic: int, fuse: bool
 ) -> None:
-    """Run one torch exporter, quietly."""
+    """Run one torch exporter, quietly; `dynamic` of the inputs' leading axes (AXES) are free."""
     import torch
 
     module, inputs, names = built
@@ -140,10 +141,12 @@ def write(
     count = 1 if isinstance(result, torch.Tensor) else len(result)
     outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
     options: dict[str, Any] = {"input_names": list(names), "output_names": outputs}
+    free = AXES[:dynamic]
     if exporter == "torchscript":
         options |= {"dynamo": False}
         if dynamic:
-            options |= {"dynamic_axes": {name: {0: "batch"} for name in (*names, *outputs)}}
+            options |= {"dynamic_axes": {name: dict(enumerate(free)) for name in names}}
+            options["dynamic_axes"] |= {name: {0: AXES[0]} for name in outputs}
         if not fuse:
             options |= {"training": torch.onnx.TrainingMode.PRESERVE}
     else:
@@ -152,7 +155,8 @@ def write(
         options |= {"dynamo": True, "optimize": fuse, "verbose": False}
         options |= {"external_data": stored > LARGEST_FILE}
         if dynamic:
-            options |= {"dynamic_shapes": tuple({0: torch.export.Dim("batch")} for _ in inputs)}
+            sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(free)}
+            options |= {"dynamic_shapes": (sizes,) * len(inputs)}
     with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, inputs, str(path), opset_version=opset, **options)
