@@ -203,15 +203,6 @@ LOWERED = {
 }
 
 
-OF_ANY_LENGTH: dict[str, Callable[[], Built]] = {
-    "encoder": partial(_transformer, "Bert"),
-    "decoder": partial(_transformer, "GPTNeoX"),
-    "decoder, grouped queries": partial(_transformer, "Llama", num_key_value_heads=2),
-    "lstm": ARCHITECTURES["lstm"].build,
-    "gru": ARCHITECTURES["gru"].build,
-}
-
-
 @pytest.mark.matrix
 @pytest.mark.parametrize("opset", [13, 17])
 @pytest.mark.parametrize("name", NETWORKS)
