@@ -240,8 +240,8 @@ def _write_sequence(key: str, path: Path, exporter: Exporter, dynamic: int) -> P
     if suite != "own":
         pytest.importorskip(suite)
     if exporter == "dynamo" and suite == "own":
-        # Its recurrent layers keep a fixed sequence, and don't say so, where the process exported
-        # one before: torch caches their decomposition.
+        # After some other exports in the same process, those of recurrent layers keep a fixed
+        # sequence and don't say so; what torch remembers there wasn't found.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             process.submit(_write, key, path, exporter, dynamic).result()
     else:
