@@ -165,9 +165,10 @@ def default_samples(analysis: Analysis) -> int:
     return int(np.clip(EFFORT / max(flops, 1.0), FEWEST, MOST))
 
 
-FLOP_RATE = 2e10
-"""Floating-point operations per second that dense linear algebra is taken to reach, for estimates
-only."""
+FLOP_RATE = 1e11
+"""Floating-point operations per second that the algebra is taken to reach, for estimates only:
+between products in single precision (3e11 were measured on two cores of 2026's servers) and
+factorisations in double (1e10), which take about as long."""
 
 
 def estimated_seconds(analysis: Analysis, latency: float) -> float:
@@ -180,7 +181,8 @@ def estimated_seconds(analysis: Analysis, latency: float) -> float:
     prunable = sum(group.size > 1 for group in analysis.groups)
     runs = 3 + len(LEVELS) * (1 - FITTED) * prunable
     algebra = 0.0
-    for layer in linear_layers(analysis.coupling):
+    by_weight = {layer.weight: layer for layer in linear_layers(analysis.coupling)}
+    for layer in by_weight.values():  # unrolled steps share one, which is fitted once
         inputs = layer.map.inputs
         algebra += layer.map.groups * 2 * inputs**2 * (POSITIONS * inputs + layer.map.outputs)
     return runs * samples * latency + algebra / FLOP_RATE
