@@ -221,6 +221,99 @@ def test_matrix_times_features_of_any_rank(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("equation", "x", "weight"),
+    [
+        ("abk,kn->abn", (2, 3, 4), (4, 5)),
+        ("abk,nk->abn", (2, 3, 4), (5, 4)),
+        ("nk,akb->anb", (2, 4, 3), (5, 4)),
+        ("akb,kn->nab", (2, 4, 3), (4, 5)),
+        ("...k,kn->...n", (2, 3, 4), (4, 5)),
+        ("k,kn", (4,), (4, 5)),
+    ],
+)
+def test_einsum_with_a_matrix(equation: str, x: tuple[int, ...], weight: tuple[int, int]) -> None:
+    operands = "w, x" if equation.startswith("nk") else "x, w"
+    free = ",".join("?" * len(x))
+    model = network(
+        f"net (float{list(x)} x) => (float[{free}] y) <float{list(weight)} w> "
+        f'{{ y = Einsum<equation="{equation}">({operands}) }}'
+    )
+    assert_computes(model, standard_normal(*x))
+
+
+@pytest.mark.parametrize(
+    ("equation", "x", "weight", "y"),
+    [
+        ("abk,kn->ban", [2, 3, 4], [4, 5], [3, 2, 5]),
+        ("abk,kn->an", [2, 3, 4], [4, 5], [2, 5]),
+        ("abk,bk->abk", [2, 3, 4], [3, 4], [2, 3, 4]),
+        ("ak,nk->ank", [2, 4], [5, 4], [2, 5, 4]),
+        ("ak,kn->a", [2, 4], [4, 5], [2]),
+        ("ak,kn->an", [2, 1], [4, 5], [2, 5]),
+        ("ab,kn->abkn", [2, 3], [4, 5], [2, 3, 4, 5]),
+    ],
+)
+def test_an_einsum_that_is_no_matrix_product(
+    equation: str, x: list[int], weight: list[int], y: list[int]
+) -> None:
+    model = network(
+        f"net (float{x} x) => (float{y} y) <float{weight} w> "
+        f'{{ y = Einsum<equation="{equation}">(x, w) }}'
+    )
+    assert linear_layers(analyze(model).coupling) == []
+
+
+CELLS = [
+    (directions, kind, bias)
+    for directions, kinds in ((1, ("forward", "reverse")), (2, ("bidirectional",)))
+    for kind in kinds
+    for bias in (False, True)
+]
+
+
+@pytest.mark.parametrize(("directions", "kind", "bias"), CELLS)
+def test_gates_of_a_cell(directions: int, kind: str, bias: bool) -> None:
+    """tanh of what both maps add up, with both biases, is what an RNN gives."""
+    stored_bias = f", float[{directions},10] b" if bias else ""
+    model = network(
+        f"net (float[T,N,3] x) => (float[T,{directions},N,5] y) "
+        f"<float[{directions},5,3] w, float[{directions},5,5] r{stored_bias}> "
+        f'{{ y = RNN<hidden_size=5, direction="{kind}">(x, w, r{", b" * bias}) }}'
+    )
+    x = standard_normal(4, 2, 3)
+    (y,) = outputs(model, {"x": x})
+    reads, recurs = linear_layers(analyze(model).coupling)
+    assert (reads.source, recurs.source) == ("x", "y")
+    total = np.zeros((directions, 4, 2, 5))
+    for layer, features in ((reads, x), (recurs, _before(y, kind))):
+        places = layer.map.places(features)
+        assert layer.map.positions(features) == (places,) == (8,)
+        rows = layer.map.rows(features, np.arange(places))
+        np.testing.assert_array_equal(rows, layer.map.at(features, np.arange(places)))
+        np.testing.assert_array_equal(layer.map.weight(layer.matrix), layer.load())
+        total += (rows @ layer.matrix).reshape(total.shape)
+        if bias:
+            total += (
+                (stored(model)["b"] * layer.map.bias(np.ones((directions, 5))))
+                .reshape(directions, 2, 1, 1, 5)
+                .sum(1)
+            )
+    want = np.moveaxis(y, 1, 0)
+    np.testing.assert_allclose(np.tanh(total), want, rtol=1e-4, atol=1e-5)
+
+
+def _before(y: Array, kind: str) -> Array:
+    """A cell's states one step earlier in each direction's time; (T, directions, N, hidden)."""
+    before = np.zeros_like(y)
+    for direction in range(y.shape[1]):
+        if kind == "reverse" or direction == 1:
+            before[:-1, direction] = y[1:, direction]
+        else:
+            before[1:, direction] = y[:-1, direction]
+    return before
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "(float[4] x) => (float[5] y) <float[5,4] w> { y = MatMul(w, x) }",

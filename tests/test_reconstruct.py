@@ -405,6 +405,72 @@ def _with_constant(first: onnx.TensorProto) -> onnx.ModelProto:
     )
 
 
+# --- recurrent cells -----------------------------------------------------------------------------
+
+CELLS = {
+    "RNN": (1, ""),
+    "LSTM": (4, ""),
+    "GRU": (3, ""),
+    "GRU that resets later": (3, "linear_before_reset=1, "),
+}
+
+
+def recurrent(cell: str, directions: int, *, bias: bool = True) -> str:
+    """A layer, a cell of 8 units that reads its 12 results, and a layer behind."""
+    gates, attributes = CELLS[cell]
+    way = "bidirectional" if directions == 2 else "reverse"
+    stored = f", float[{directions},{16 * gates}] b" if bias else ""
+    return f"""net (float[9,N,4] x) => (float[9,{directions},N,3] y)
+    <float[12,4] w0, float[{directions},{8 * gates},12] w, float[{directions},{8 * gates},8] r,
+     float[8,3] w1{stored}>
+    {{ u = Transpose<perm=[1,0]>(w0) f = MatMul(x, u)
+      h = {cell.split()[0]}<hidden_size=8, {attributes}direction="{way}">(f, w, r{", b" * bias})
+      y = MatMul(h, w1) }}"""
+
+
+def two_of_each_unit(text: str, gates: int) -> onnx.ModelProto:
+    """A network whose cell has every unit twice; the second ones have another weight behind."""
+    values = {name: value.copy() for name, value in stored(network(text)).items()}
+    for name in ("w", "r", "b"):
+        halves = values[name].reshape(len(values[name]), -1, 8, *values[name].shape[2:])
+        halves[:, :, 4:] = halves[:, :, :4]
+    assert values["w"].shape[1] == 8 * gates
+    return network(text, values=values)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_makes_up_for_redundant_inputs(cell: str, directions: int, bias: bool) -> None:
+    model = with_redundant(recurrent(cell, directions, bias=bias), "w0")
+    assert_recovered(model, exclude=["r"])
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", set(CELLS) - {"GRU"})
+def test_a_cell_makes_up_for_redundant_units(cell: str, directions: int) -> None:
+    model = two_of_each_unit(recurrent(cell, directions), CELLS[cell][0])
+    assert_recovered(model, exclude=["w0"])
+
+
+def test_a_gru_that_resets_the_state_keeps_what_multiplies_it() -> None:
+    """What its matrix reads there is the state times a gate, which no value of the file holds."""
+    model = two_of_each_unit(recurrent("GRU", 1), 3)
+    result = recon(model, reconstruct="ls", exclude=["w0"])
+    sliced = recon(model, reconstruct="none", exclude=["w0"])
+    np.testing.assert_array_equal(stored(result.model)["r"], stored(sliced.model)["r"])
+    assert (stored(result.model)["w1"] != stored(sliced.model)["w1"]).any()
+
+
+@pytest.mark.parametrize("cell", ["RNN", "LSTM"])
+def test_the_reference_sweep_refits_what_a_cell_reads(cell: str) -> None:
+    model = with_redundant(recurrent(cell, 2), "w0")
+    result = recon(model, reconstruct="obspa", exclude=["r"])
+    assert error(model, result.model) < 0.1 * error(
+        model, recon(model, reconstruct="none", exclude=["r"]).model
+    )
+
+
 # --- every method --------------------------------------------------------------------------------
 
 OTHERS = {

@@ -87,7 +87,9 @@ class Code:
     axis: int
 
 
-LinearForm = Literal["matrix", "convolution", "transposed convolution"]
+LinearForm = Literal["matrix", "convolution", "transposed convolution", "gates"]
+OWN_OUTPUT = -1
+"""In the place of an input: what the operator itself gave, one step earlier."""
 
 
 class Linear(NamedTuple):
@@ -95,12 +97,16 @@ class Linear(NamedTuple):
 
     Attributes:
         operator: its index.
-        form: a position is a row of a matrix, or a window that a convolution looks at.
+        form: a position is a row of a matrix, or a window that a convolution looks at. Gates of a
+            recurrent cell are matrices too, one for each direction, inside an operator that does
+            more.
         slots: the inputs that hold features, weight and bias; a bias may be absent, or None if the
-            operator can't have one.
+            operator can't have one. Features may be OWN_OUTPUT.
         features: the axis of the features that is summed over, counted from the end.
         inputs, outputs: the weight's axis that is summed over, and the one that the results have.
-        result: the axis of the results, counted from the end.
+        result: the axis of the results, counted from the end; None if they stay inside (gates).
+        directions: the axis of the features that runs along the directions, counted from the end;
+            None if all directions read the same.
     """
 
     operator: int
@@ -109,7 +115,8 @@ class Linear(NamedTuple):
     features: int
     inputs: int
     outputs: int
-    result: int
+    result: int | None
+    directions: int | None = None
 
 
 @dataclass(slots=True)
@@ -145,6 +152,7 @@ class Facts:
     computed_with: list[tuple[Axis, Why]] = field(default_factory=list)
     copies: dict[str, str] = field(default_factory=dict)
     linears: list[Linear] = field(default_factory=list)
+    gates: list[Linear] = field(default_factory=list)
 
 
 class Scope:
@@ -377,6 +385,16 @@ class Scope:
         if self.is_parameter(slots[1]) and not self.is_parameter(slots[0]):
             linear = Linear(self.operator.index, form, slots, features, inputs, outputs, result)
             self.facts.linears.append(linear)
+
+    def gates(self, slots: tuple[int, int, int], directions: int | None = None) -> None:
+        """A recurrent cell's gates are linear in these features, if the weight is stored.
+
+        The weight is (directions, gates * hidden, features).
+        """
+        known = self.output() if slots[0] == OWN_OUTPUT else not self.is_parameter(slots[0])
+        if known and self.is_parameter(slots[1]):
+            linear = Linear(self.operator.index, "gates", slots, -1, 2, 1, None, directions)
+            self.facts.gates.append(linear)
 
     def role(self, slot: int, role: Role) -> None:
         self.facts.roles[self.operator.index, slot] = role

@@ -19,6 +19,7 @@ from spa_graph.passes.statistics.layers import (
     POSITIONS,
     Layer,
     Scratch,
+    features_axes,
     linear_layers,
     observe,
 )
@@ -141,12 +142,12 @@ def _statistics(
                 observe(layer, features, len(batches), generator, places(layer, batch))
                 criterion.observe(layer, features)
         progress(number + 1, len(readers))
-    return {(layer.operator.index, layer.linear.slots[1]): layer for layer in layers}
+    return {layer.key: layer for layer in layers}
 
 
 def _loses(analysis: Analysis, layer: Layer) -> bool:
     """Whether a layer sums over channels that can go."""
-    features = analysis.coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
+    features = features_axes(analysis.coupling, layer)
     return analysis.coupling.channel_of(features[layer.linear.features]) is not None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from spa_graph.coupling.scope import OWN_OUTPUT
 from spa_graph.frontends.onnx.editor import operator_nodes
 from spa_graph.frontends.onnx.gating import insert_gate
 from spa_graph.frontends.onnx.pieces import piece
@@ -59,6 +60,8 @@ class Gates:
         nodes = operator_nodes(model, analysis.graph)
         for layer in layers.values():
             slot, weight = layer.linear.slots[:2]
+            if slot == OWN_OUTPUT:  # no place for a gate: a cell's state stays inside
+                continue
             axes = coupling.relations.operand(layer.operator, weight) or ()
             features = coupling.relations.operand(layer.operator, slot) or ()
             channels = coupling.channel_of(features[layer.linear.features])

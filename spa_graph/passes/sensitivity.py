@@ -26,7 +26,7 @@ from spa_graph.passes.probing import few, open_whole
 from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, matching, set_weight
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.passes.statistics.distortion import Outputs, distortion
-from spa_graph.passes.statistics.layers import LEVELS, Layer
+from spa_graph.passes.statistics.layers import LEVELS, Layer, features_axes
 from spa_graph.passes.statistics.padding import Padding, blanked
 from spa_graph.passes.statistics.readers import Layers, error_curve, readers, taken_over
 from spa_graph.plan import Kept
@@ -136,7 +136,7 @@ class _Probing:
         padding: Padding | None,
     ) -> None:
         self._analysis = analysis
-        self._by_result = {layer.operator.outputs[0]: layer for layer in layers.values()}
+        self._layers = layers
         self._batches = list(batches)
         self._padding = padding
         self._want = self._run(analysis.model)
@@ -149,7 +149,7 @@ class _Probing:
         model = self._analysis.model.clone()
         sites = find_sites(coupling, model, graph, np.ones_like(kept))
         mask(model, coupling, kept, plan_edits(coupling, kept))
-        for site, layer in matching(sites, self._by_result):
+        for site, layer in matching(sites, self._layers):
             self._take_over(model, site, layer, kept)
         found = distortion(self._want, self._run(model))
         return found if np.isfinite(found) else np.inf
@@ -157,7 +157,7 @@ class _Probing:
     def _take_over(self, model: ir.Model, site: Site, layer: Layer, kept: Kept) -> None:
         """Let the other channels take over in a layer that reads some of those that are gone."""
         coupling = self._analysis.coupling
-        features = coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
+        features = features_axes(coupling, layer)
         left = coupling.kept_elements(features[layer.linear.features], kept)
         if left is None:
             return

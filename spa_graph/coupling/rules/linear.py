@@ -146,8 +146,40 @@ def einsum(scope: Scope) -> None:
         everywhere &= kept
     if len(terms) > 1:
         _prefer_blocks(scope, [axis for letter, axis in bound.items() if letter in everywhere])
+    if len(terms) == 2:
+        operands = [
+            dict(zip(_letters(term, len(own)), own, strict=True))
+            for term, own in zip(terms, known, strict=True)
+        ]
+        for slot in (0, 1):
+            _matrix_product(scope, operands, slot, _letters(right, len(out)))
     scope.zero("any")
     scope.macs(1.0, *bound.values())
+
+
+def _matrix_product(
+    scope: Scope, operands: Sequence[dict[str, Axis]], slot: int, right: list[str]
+) -> None:
+    """Say so if an Einsum is the product of features and the matrix in input `slot`."""
+    features, weight = operands[1 - slot], operands[slot]
+    summed = [letter for letter in weight if letter in features]
+    results = [letter for letter in weight if letter in right]
+    if not len(weight) == 2 == len({*summed, *results}) or len(summed) > 1 or len(results) > 1:
+        return
+    (k,), (n,) = summed, results
+    around = [letter for letter in features if letter != k]
+    if [letter for letter in right if letter != n] != around:
+        return  # it sums over more, or moves positions about
+    if scope.extent(features[k]) != scope.extent(weight[k]):
+        return  # one is broadcast
+    scope.linear(
+        "matrix",
+        (1 - slot, slot, None),
+        features=list(features).index(k) - len(features),
+        inputs=list(weight).index(k),
+        outputs=list(weight).index(n),
+        result=right.index(n) - len(right),
+    )
 
 
 def _implicit_output(left: str) -> str:

@@ -91,7 +91,7 @@ def repair(
         unknown = small.behind({id(node) for site in (*stage, *waiting) for node in site.nodes})
         added = {s: s.addend.value for s in stage if s.addend and s.addend.value not in unknown}
         dense.advance([s for site in stage for s in site.sources] + [*added.values()], later)
-        small.advance([site.sources[0] for site in stage] + [*added.values()])
+        small.advance([site.waits_for for site in stage] + [*added.values()])
         for site in stage:
             done.append(_repair(walk, site, added.get(site), options.method))
             if progress:
@@ -134,7 +134,7 @@ class _Walk:
         if addend is not None:
             both = self.dense.value(addend, batch), self.small.value(addend, batch)
             wanted = wanted + site.lost(*both, positions)
-        if site.shared:  # its later uses read what the first ones compute: all read the dense
+        if site.recurs:
             return site.seen(layer, features, positions), wanted
         return site.pruned.rows(self.small.value(layer.source, batch), positions), wanted
 
@@ -151,8 +151,8 @@ def stages(
     while waiting:
         unrepaired = {id(node) for site in waiting for node in nodes(site)}
         behind = network.behind(unrepaired)
-        yield [site for site in waiting if site.sources[0] not in behind]
-        waiting = [site for site in waiting if site.sources[0] in behind]
+        yield [site for site in waiting if site.waits_for not in behind]
+        waiting = [site for site in waiting if site.waits_for in behind]
 
 
 def _repair(walk: _Walk, site: Site, addend: str | None, method: Method) -> Repair:

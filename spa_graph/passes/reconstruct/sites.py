@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
+from spa_graph.coupling.relations import Axis
+from spa_graph.coupling.scope import OWN_OUTPUT
 from spa_graph.frontends.onnx.editor import operator_nodes
 from spa_graph.frontends.onnx.pieces import is_stored
 from spa_graph.frontends.onnx.weights import add_initializer, store_tensor, stored_tensor
 from spa_graph.graph import Graph, Operator
 from spa_graph.passes.reconstruct.addends import Addend, Uses, find_addend
-from spa_graph.passes.statistics.layers import Layer, linear_layers
+from spa_graph.passes.statistics.gate_map import layout
+from spa_graph.passes.statistics.layers import Layer, features_axes, linear_layers, source_of
 from spa_graph.passes.statistics.linear_map import LinearMap, Rows
+from spa_graph.passes.statistics.readers import Layers
 
 Kept = NDArray[np.bool_]
 Array = NDArray[Any]
@@ -56,6 +60,17 @@ class Site:
     def shared(self) -> bool:
         """Whether several operators use the weight (siamese branches, unrolled steps)."""
         return len(self.layers) > 1
+
+    @property
+    def recurs(self) -> bool:
+        """Whether what it reads depends on what it computes: then it reads what the dense does."""
+        return self.shared or self.pruned.linear.slots[0] == OWN_OUTPUT
+
+    @property
+    def waits_for(self) -> str:
+        """The value that has to be repaired before."""
+        own_output = self.pruned.linear.slots[0] == OWN_OUTPUT
+        return self.layers[0].operator.inputs[0] if own_output else self.sources[0]
 
     @property
     def weight(self) -> ir.Value:
@@ -130,7 +145,7 @@ def find_sites(
     for layer in linear_layers(coupling):
         twin = twins.get(layer.operator.outputs[0])
         value = nodes[twin.index].inputs[layer.linear.slots[1]] if twin is not None else None
-        moved = twin is None or twin.inputs[layer.linear.slots[0]] != layer.source
+        moved = twin is None or source_of(layer.linear, twin) != layer.source
         if twin and not moved and value is not None and value.name in graph.parameters:
             by_weight.setdefault(id(value), []).append((layer, twin))
     readers = graph.uses()
@@ -150,7 +165,7 @@ def _site(
     """The site of a weight; None if it can't be changed for these uses alone, and all alike."""
     layer, twin = uses[0]
     linear = layer.linear
-    pruned = LinearMap.of(linear, twin, graph.parameters[twin.inputs[linear.slots[1]]].shape)
+    pruned = layout(linear, twin, graph.parameters[twin.inputs[linear.slots[1]]].shape)
     results, rows = _left(coupling, layer, kept)
     if not _belongs_to(nodes, uses) or not all(
         each.weight == layer.weight
@@ -161,8 +176,8 @@ def _site(
     ):
         return None
     crops = [_crops(coupling, each, kept) for each, _ in uses]
-    alone = len(uses) == 1 and not crops[0]
-    addend = find_addend(twin.outputs[0], linear.result, graph, readers) if alone else None
+    axis = linear.result if len(uses) == 1 and not crops[0] else None
+    addend = find_addend(twin.outputs[0], axis, graph, readers) if axis is not None else None
     places = [_bias(nodes[twin.index], pruned, graph) for _, twin in uses]
     return Site(
         layer.weight,
@@ -189,15 +204,22 @@ def _belongs_to(nodes: Sequence[ir.Node], uses: Sequence[tuple[Layer, Operator]]
 
 def _left(coupling: Coupling, layer: Layer, kept: Kept) -> tuple[Kept, Kept]:
     """Which of a layer's results stay, and which rows of its matrices."""
-    features = coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
-    results = coupling.relations.value(layer.operator.outputs[0]) or ()
-    inputs = _stays(coupling, features[layer.linear.features], kept)
-    return _stays(coupling, results[layer.linear.result], kept), inputs[layer.map.elements]
+    inputs = _stays(coupling, features_axes(coupling, layer)[layer.linear.features], kept)
+    results = _stays(coupling, _results_axis(coupling, layer), kept)
+    return results[layer.map.results], inputs[layer.map.elements]
+
+
+def _results_axis(coupling: Coupling, layer: Layer) -> Axis:
+    """The axis of a layer's results: of what it gives, or where that stays inside, its weight's."""
+    if layer.linear.result is not None:
+        return (coupling.relations.value(layer.operator.outputs[0]) or ())[layer.linear.result]
+    weight = coupling.relations.operand(layer.operator, layer.linear.slots[1]) or ()
+    return weight[layer.linear.outputs]
 
 
 def _crops(coupling: Coupling, layer: Layer, kept: Kept) -> dict[int, Kept]:
     """What stays along the axes of a layer's features that it doesn't sum over."""
-    features = coupling.relations.operand(layer.operator, layer.linear.slots[0]) or ()
+    features = features_axes(coupling, layer)
     others = enumerate(features)
     stays = {axis: coupling.kept_elements(dim, kept) for axis, dim in others}
     stays.pop(len(features) + layer.linear.features)
@@ -218,9 +240,9 @@ def _stored_in(place: Place | None) -> int:
     return id(node) if value is None else id(value)
 
 
-def _bias(node: ir.Node, layout: LinearMap, graph: Graph) -> Place | None:
+def _bias(node: ir.Node, pruned: LinearMap, graph: Graph) -> Place | None:
     """The bias of the operator itself, or that of an Add behind it: one number per result."""
-    slot = layout.linear.slots[2]
+    slot = pruned.linear.slots[2]
     if slot is not None:
         value = node.inputs[slot] if slot < len(node.inputs) else None
         place = node, slot
@@ -235,9 +257,10 @@ def _bias(node: ir.Node, layout: LinearMap, graph: Graph) -> Place | None:
     if value is None or value.name not in graph.parameters:
         return None
     shape = graph.parameters[value.name].shape
-    aligned = slot is not None or layout.linear.result == -1
-    width = layout.groups * layout.outputs
-    return place if aligned and shape[-1:] == (width,) and math.prod(shape) == width else None
+    aligned = slot is not None or pruned.linear.result == -1
+    own = pruned.bias(np.empty((pruned.groups, pruned.outputs))).shape
+    fits = shape[-len(own) :] == own and math.prod(shape) == math.prod(own)
+    return place if aligned and fits else None
 
 
 # --- changing the pruned network -----------------------------------------------------------------
@@ -258,11 +281,11 @@ def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
     if value is None:
         dtype = stored_tensor(site.weight).dtype.numpy()
         node.resize_inputs(max(len(node.inputs), slot + 1))
-        tensor = ir.Tensor(change.reshape(-1).astype(dtype))
+        tensor = ir.Tensor(site.pruned.bias(change).astype(dtype))
         node.replace_input_with(slot, add_initializer(model, f"{site.name}.bias", tensor))
         return
     old = stored_tensor(value)
-    changed = old.numpy() + change.reshape(old.numpy().shape)
+    changed = old.numpy() + site.pruned.bias(change).reshape(old.numpy().shape)
     tensor = ir.Tensor(changed.astype(old.dtype.numpy()), name=old.name)
     if len(value.uses()) > len(site.nodes) or value.is_graph_output() or not is_stored(value):
         copy = add_initializer(model, f"{site.name}.bias", tensor)
@@ -283,10 +306,10 @@ def _users(site: Site, value: ir.Value) -> Iterator[Place]:
             yield use.node, use.idx
 
 
-def matching(sites: Sequence[Site], layers: Mapping[str, Layer]) -> Iterator[tuple[Site, Layer]]:
+def matching(sites: Sequence[Site], layers: Layers) -> Iterator[tuple[Site, Layer]]:
     """Sites whose weight is still one for all uses, with the layer that was measured."""
     for site in sites:
         slot = site.pruned.linear.slots[1]
-        layer = layers.get(site.layers[0].operator.outputs[0])
+        layer = layers.get(site.layers[0].key)
         if layer is not None and all(node.inputs[slot] is site.weight for node in site.nodes):
             yield site, layer

@@ -70,7 +70,7 @@ def sweep(
     fitting = len(calibrated.fitting)
     places = places_in(calibrated.padding, calibrated.batches)
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
-    sites = [site for site in sites if not site.shared]
+    sites = [site for site in sites if not site.recurs]
     done: list[Repair] = []
     for stage in stages(sites, walk, lambda site: [nodes[site.layers[0].operator.index]]):
         walk.advance([site.sources[0] for site in stage])

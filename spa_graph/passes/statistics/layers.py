@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
-from spa_graph.coupling.scope import Linear
+from spa_graph.coupling.relations import Axes
+from spa_graph.coupling.scope import OWN_OUTPUT, Linear
 from spa_graph.errors import ModelError
 from spa_graph.graph import Operator
+from spa_graph.passes.statistics.gate_map import layout
 from spa_graph.passes.statistics.linear_map import LinearMap, Rows
 from spa_graph.passes.statistics.moments import Floats, Moments
 
@@ -47,6 +49,11 @@ class Layer:
     moments: Moments = field(default_factory=Moments)
 
     @property
+    def key(self) -> tuple[int, int]:
+        """What identifies it: the operator, and which of its inputs is the weight."""
+        return self.operator.index, self.linear.slots[1]
+
+    @property
     def matrix(self) -> Rows:
         """The weight as (groups, inputs, outputs)."""
         return self.map.matrix(self.load())
@@ -70,17 +77,28 @@ class Layer:
 
 
 def linear_layers(coupling: Coupling) -> list[Layer]:
-    """The linear operators whose weights are stored as numbers."""
+    """The linear operators whose weights are stored as numbers, and gates of recurrent cells."""
     graph = coupling.graph
     found = []
-    for linear in coupling.facts.linears:
+    for linear in (*coupling.facts.linears, *coupling.facts.gates):
         operator = graph.operators[linear.operator]
-        source, weight = (operator.inputs[slot] for slot in linear.slots[:2])
+        source, weight = source_of(linear, operator), operator.inputs[linear.slots[1]]
         parameter = graph.parameters[weight]
         if parameter.dtype.kind == "f" and source not in graph.known:
-            layout = LinearMap.of(linear, operator, parameter.shape)
-            found.append(Layer(linear, operator, layout, source, weight, parameter.load))
+            own = layout(linear, operator, parameter.shape)
+            found.append(Layer(linear, operator, own, source, weight, parameter.load))
     return found
+
+
+def source_of(linear: Linear, operator: Operator) -> str:
+    """The value that holds the features of a linear operator, or of its twin after pruning."""
+    slot = linear.slots[0]
+    return operator.outputs[0] if slot == OWN_OUTPUT else operator.inputs[slot]
+
+
+def features_axes(coupling: Coupling, layer: Layer) -> Axes:
+    """The axes of a layer's features."""
+    return coupling.relations.value(layer.source) or ()
 
 
 def pick(

@@ -38,16 +38,16 @@ class LinearMap:
     linear: Linear
     shape: tuple[int, ...]
     groups: int
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-    output_padding: tuple[int, ...]
-    auto_pad: str
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    auto_pad: str = "NOTSET"
 
     @classmethod
     def of(cls, linear: Linear, operator: Operator, shape: Sequence[int]) -> LinearMap:
         """The map of an operator whose weight has this shape."""
-        rank = len(shape) - 2 if linear.form != "matrix" else 0
+        rank = len(shape) - 2 if "convolution" in linear.form else 0
         given = operator.attributes
         return cls(
             linear,
@@ -62,7 +62,7 @@ class LinearMap:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        return self.shape[2:] if self.linear.form != "matrix" else ()
+        return self.shape[2:] if "convolution" in self.linear.form else ()
 
     @property
     def window(self) -> int:
@@ -91,6 +91,11 @@ class LinearMap:
         channels = self.groups * self.inputs // self.window
         return np.repeat(np.arange(channels), self.window).reshape(self.groups, -1)
 
+    @property
+    def results(self) -> Ints:
+        """The position along the results' axis of each column of the matrices, group by group."""
+        return np.arange(self.groups * self.outputs)
+
     # --- weights --------------------------------------------------------------------------------
 
     def matrix(self, weight: Array) -> Rows:
@@ -112,6 +117,14 @@ class LinearMap:
             split = matrix.reshape(self.groups, -1, self.window, self.outputs)
             return split.transpose(0, 1, 3, 2)[..., ::-1].reshape(self.shape)
         return matrix.transpose(0, 2, 1).reshape(self.shape)
+
+    def bias(self, results: Array) -> Array:
+        """Something per result, (groups, outputs), laid out like a bias."""
+        return results.reshape(-1)
+
+    def by_group(self, channels: Array) -> Array:
+        """Something per channel of the features, (channels,), as (groups, channels)."""
+        return channels.reshape(self.groups, -1)
 
     def grouped(self, channels: Array) -> Array:
         """Something per output channel, (..., channels), as (groups, ..., outputs)."""
