@@ -202,11 +202,13 @@ def test_heads_that_see_alike_and_redundant_values() -> None:
     assert_recovered(model, attention="head-dim")
 
 
+BRANCHES = """net (float[N,3,5,5] x, float[N,3,5,5] z) => (float[N,4,5,5] y)
+<float[8,3,1,1] w1, float[8] b1, float[4,8,1,1] w2>
+{ a = Conv(x, w1, b1) b = Conv(z, w1, b1) c = Conv(a, w2) d = Conv(b, w2) y = Sub(c, d) }"""
+
+
 def test_shared_weights_of_two_branches() -> None:
-    text = """net (float[N,3,5,5] x, float[N,3,5,5] z) => (float[N,4,5,5] y)
-    <float[8,3,1,1] w1, float[8] b1, float[4,8,1,1] w2>
-    { a = Conv(x, w1, b1) b = Conv(z, w1, b1) c = Conv(a, w2) d = Conv(b, w2) y = Sub(c, d) }"""
-    result = assert_recovered(with_redundant(text, "w1"))
+    result = assert_recovered(with_redundant(BRANCHES, "w1"))
     assert set(shapes(result.model)) == {"w1", "b1", "w2"}  # shared as before
 
 
@@ -469,6 +471,42 @@ def test_the_reference_sweep_refits_what_a_cell_reads(cell: str) -> None:
     assert error(model, result.model) < 0.1 * error(
         model, recon(model, reconstruct="none", exclude=["r"]).model
     )
+
+
+# --- without data --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_redundant_channels_computed_comes_back_without_data(name: str) -> None:
+    """It is the same whatever comes in."""
+    text, names = NETWORKS[name]
+    assert_recovered(with_redundant(text, *names), calibrate="data-free")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_makes_up_for_redundant_inputs_without_data(cell: str) -> None:
+    model = with_redundant(recurrent(cell, 2), "w0")
+    assert_recovered(model, exclude=["r"], calibrate="data-free")
+
+
+def test_shared_weights_of_two_branches_without_data() -> None:
+    assert_recovered(with_redundant(BRANCHES, "w1"), calibrate="data-free")
+
+
+def test_without_data_a_layer_makes_up_for_its_own_inputs_only() -> None:
+    """What the layer before could not make up for looks different on data of another kind."""
+    model = network(
+        """net (float[N,3,8,8] x) => (float[N,5,8,8] y)
+        <float[8,3,1,1] w0, float[6,8,1,1] w1, float[6] b1, float[5,6,1,1] w2, float[5] b2>
+        { a = Conv(x, w0) r = Relu(a) c = Conv(r, w1, b1) s = Relu(c) y = Conv(s, w2, b2) }"""
+    )
+    last = ("w2", "b2")
+    for data, follows in (("data-free", True), (samples(model), False)):
+        result = recon(model, calibrate=data, reconstruct="ls", exclude=["w2"])
+        assert not result.report["calibration"]["reconstruction"]["undone"]
+        assert stored(result.model)["w1"].shape[1] < 8
+        after, before = stored(result.model), stored(model)
+        assert all(np.array_equal(after[name], before[name]) for name in last) == follows
 
 
 # --- every method --------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """Layer by layer, from the inputs on: make each layer compute again what it did before pruning.
 
-The dense and the pruned network run beside each other over the calibration data (`Runner`). A layer
-sees what the repaired part before it computes, and is fitted to what the dense network computes
-there, so that errors of earlier layers are corrected as well: those of its inputs, and those of
-what its results are added to (`addends.py`). Padding isn't looked at. Part of the data is held
-out: a repair that doesn't help there is not made.
+The dense and the pruned network run beside each other over the calibration data (`walks.py`). A
+layer sees what the repaired part before it computes, and is fitted to what the dense network
+computes there, so that errors of earlier layers are corrected as well: those of its inputs, and
+those of what its results are added to (`addends.py`). On data that was made up, errors of earlier
+layers say little of those on real data: there a layer makes up for its own inputs only. Padding
+isn't looked at. Part of the data is held out: a repair that doesn't help there is not made.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +24,11 @@ from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Method, Options, StepProgress
 from spa_graph.passes.reconstruct.channelwise import BatchNormRegression, BiasRegression
 from spa_graph.passes.reconstruct.regression import GramRegression, RowRegression
-from spa_graph.passes.reconstruct.sites import (
-    Adapt,
-    Site,
-    add_to_bias,
-    anything,
-    find_sites,
-    set_weight,
-)
+from spa_graph.passes.reconstruct.sites import Adapt, Site, anything, find_sites
 from spa_graph.passes.reconstruct.trial import Outcome
-from spa_graph.passes.statistics.layers import Ints, Layer, pick, positions_wanted
+from spa_graph.passes.reconstruct.walks import Beside, Following
+from spa_graph.passes.statistics.layers import pick, positions_wanted
 from spa_graph.passes.statistics.linear_map import Rows
-from spa_graph.passes.statistics.padding import Places, places_in
 from spa_graph.passes.statistics.runner import Runner
 
 
@@ -74,69 +67,22 @@ def repair(
     adapt: Adapt = anything,
 ) -> list[Repair]:
     """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
-    limit = options.memory_limit // 4
-    dense = Runner(analysis.model, calibrated.batches, limit, folder)
-    small = Runner(pruned.model, calibrated.batches, limit, folder)
-    places = places_in(calibrated.padding, calibrated.batches)
-    walk = _Walk(pruned.model, dense, small, len(calibrated.fitting), places)
-    sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
+    kind = Following if calibrated.fitting.kind == "data-free" else Beside
+    walk = kind(analysis, pruned, calibrated, options.memory_limit // 4, folder)
+    found = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
+    sites = list(walk.fitting_sites(found))
     if options.params is not None:
         sites = [site.without_new_bias() for site in sites]  # it would cost parameters
     done: list[Repair] = []
     waiting = sites
-    for stage in stages(sites, small, lambda site: site.nodes):
+    for stage in stages(sites, walk.small, lambda site: site.nodes):
         waiting = [site for site in waiting if site not in stage]
-        # all uses of a shared weight are looked at, and layers that wait may lie between them
-        later = [source for site in waiting for source in site.sources]
-        unknown = small.behind({id(node) for site in (*stage, *waiting) for node in site.nodes})
-        added = {s: s.addend.value for s in stage if s.addend and s.addend.value not in unknown}
-        dense.advance([s for site in stage for s in site.sources] + [*added.values()], later)
-        small.advance([site.waits_for for site in stage] + [*added.values()])
+        walk.advance(stage, waiting)
         for site in stage:
-            done.append(_repair(walk, site, added.get(site), options.method))
+            done.append(_repair(walk, site, options.method))
             if progress:
                 progress(len(done), len(sites), str(done[-1]))
     return done
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Walk:
-    """Both networks on their way through the calibration data.
-
-    fitting: so many batches are fitted to; the others are held out.
-    places: which positions count.
-    """
-
-    model: ir.Model
-    dense: Runner
-    small: Runner
-    fitting: int
-    places: Places
-
-    def count(self, site: Site, layer: Layer, batch: int) -> int:
-        """How many positions of a batch count."""
-        some = self.places(layer, batch)
-        if some is not None:
-            return len(some)
-        features = site.cropped(layer, self.dense.value(layer.source, batch))
-        return math.prod(layer.map.positions(features))
-
-    def look(
-        self, site: Site, layer: Layer, batch: int, positions: Ints, addend: str | None
-    ) -> tuple[Rows, Rows]:
-        """What the pruned layer sees of a batch at some positions, and what it should make of it.
-
-        Args:
-            addend: what the results are added to, if both networks have computed it.
-        """
-        features = site.cropped(layer, self.dense.value(layer.source, batch))
-        wanted = site.wanted(layer, features, positions)
-        if addend is not None:
-            both = self.dense.value(addend, batch), self.small.value(addend, batch)
-            wanted = wanted + site.lost(*both, positions)
-        if site.recurs:
-            return site.seen(layer, features, positions), wanted
-        return site.pruned.rows(self.small.value(layer.source, batch), positions), wanted
 
 
 def stages(
@@ -155,12 +101,12 @@ def stages(
         waiting = [site for site in waiting if site.waits_for in behind]
 
 
-def _repair(walk: _Walk, site: Site, addend: str | None, method: Method) -> Repair:
+def _repair(walk: Beside, site: Site, method: Method) -> Repair:
     batches = range(walk.dense.batches)
     counts = [[walk.count(site, layer, batch) for batch in batches] for layer in site.layers]
     share = min(1.0, positions_wanted(site.pruned) / sum(map(sum, counts)))
     seen = round(share * sum(sum(own[: walk.fitting]) for own in counts))
-    matrix = site.matrix
+    matrix = walk.matrix(site)
     task = _regression(method, site, matrix, seen)
     spread = _Spread()
     generator = np.random.default_rng(0)
@@ -168,14 +114,11 @@ def _repair(walk: _Walk, site: Site, addend: str | None, method: Method) -> Repa
         for batch, count in enumerate(own):
             among = walk.places(layer, batch)
             positions = pick(generator, count, round(share * count), among)
-            rows, wanted = walk.look(site, layer, batch, positions, addend)
+            rows, wanted = walk.look(site, layer, batch, positions)
             task.add(rows, wanted - rows @ matrix, held_out=batch >= walk.fitting)
             spread.add(wanted)
     outcome = task.solve()
-    if outcome.update is not None:
-        set_weight(site, matrix + outcome.update.matrix)
-        if site.bias is not None:
-            add_to_bias(walk.model, site, outcome.update.bias)
+    walk.update(site, outcome.update)
     total = spread.variance or 1.0
     return Repair(site.name, outcome.before / total, outcome.after / total, outcome.damping)
 

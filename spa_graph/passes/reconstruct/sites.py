@@ -83,6 +83,12 @@ class Site:
         """The weight that is left, as it is now; (groups, inputs, outputs)."""
         return self.pruned.matrix(stored_tensor(self.weight).numpy())
 
+    @property
+    def inputs_left(self) -> Rows:
+        """What is left of the dense weight, with all its results; (groups, inputs, results)."""
+        every = zip(self.layers[0].matrix, self.rows, strict=True)
+        return np.stack([own[rows] for own, rows in every if rows.any()])
+
     def without_new_bias(self) -> Site:
         """The site, which has no place for a bias unless it has one already."""
         if self.bias is not None:
