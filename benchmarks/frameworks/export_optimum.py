@@ -38,15 +38,14 @@ def gpt2(small: bool) -> PretrainedConfig:
 def t5(small: bool) -> PretrainedConfig:
     sizes = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2,
              "num_heads": 4}  # fmt: skip
-    full = {"decoder_start_token_id": 0}
-    return transformers.T5Config(**full | (sizes if small else {}))
+    return transformers.T5Config(decoder_start_token_id=0, **sizes if small else {})
 
 
 def vit(small: bool) -> PretrainedConfig:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
              "intermediate_size": 64, "image_size": 32, "patch_size": 8}  # fmt: skip
-    return transformers.ViTConfig(**sizes if small else {"hidden_size": 192, "intermediate_size": 768,
-                                                         "num_attention_heads": 3})  # fmt: skip
+    tiny = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+    return transformers.ViTConfig(**sizes if small else tiny)
 
 
 def export(
