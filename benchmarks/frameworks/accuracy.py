@@ -25,7 +25,13 @@ from spa_graph.runtime.sessions import Session, open_session, run
 
 Array = NDArray[Any]
 BUDGETS = ("0.7", "0.5")
-REPAIRS = ("none", "samples", "data-free")
+SAMPLES = "{samples}"
+REPAIRS = {
+    "plain": (),
+    "samples": ("--calibrate", SAMPLES),
+    "data-free": ("--calibrate", "data-free"),
+}
+"""Options of the command; SAMPLES stands for a file of what the network was trained on."""
 HELDOUT_PER_CLASS = 100
 BATCH = 250
 SEED = 0
@@ -56,12 +62,11 @@ def accuracies(path: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         samples, target = Path(folder) / "samples.npy", Path(folder) / "pruned.onnx"
         np.save(samples, as_input(open_session(path), training))
-        options = {"none": (), "samples": ("--calibrate", str(samples)),
-                   "data-free": ("--calibrate", "data-free")}  # fmt: skip
         for budget in BUDGETS:
             found[budget] = {}
-            for repair in REPAIRS:
-                prune(path, target, "--flops", budget, *options[repair])
+            for repair, options in REPAIRS.items():
+                given = (each.replace(SAMPLES, str(samples)) for each in options)
+                prune(path, target, "--flops", budget, *given)
                 found[budget][repair] = accuracy(open_session(target), images, labels)
     return found
 

@@ -32,9 +32,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "frameworks.md"
 EXPORTS, RESULTS = "exports.jsonl", "frameworks.jsonl"
 COLUMNS = (
     "network", "exporter", "FLOPs", "parameters", "file", "latency", "Transposes",
-    *(f"run, {level}" for level in LEVELS), "frozen around",
+    *(f"run at {level}" for level in LEVELS), "frozen around",
 )  # fmt: skip
-SCORES = ("network", "dense", *(f"{budget}, {repair}" for budget in BUDGETS for repair in REPAIRS))
+SCORES = ("network", "dense", *(f"{budget} {repair}" for budget in BUDGETS for repair in REPAIRS))
 HALF = "0.5"
 
 
