@@ -75,6 +75,7 @@ def measure(folder: Path, export: Record) -> Record:
     except PruningError as error:
         return {"status": str(error)}
     return {
+        "latency": None,  # that of another file, if there is one
         **{key: report[key] for key in ("ratio", "before", "after", "verification")},
         "frozen": report["frozen"]["by_type"],
         "transposes": [transposes(each) for each in (path, target)],
@@ -86,12 +87,10 @@ def measure(folder: Path, export: Record) -> Record:
 def time(folder: Path, names: list[str], seconds: float) -> None:
     """Measure each pair of files whose latency isn't in the results, or is named."""
     for name, record in read(folder / RESULTS).items():
-        target = _pruned(folder, name)
-        if name in names or (not names and "latency" not in record and record["status"] == "ok"):
-            _add(
-                folder / RESULTS,
-                {"name": name, "latency": latency(folder / f"{name}.onnx", target, seconds)},
-            )
+        missing = record["status"] == "ok" and not record.get("latency")
+        if name in names or (not names and missing):
+            pair = folder / f"{name}.onnx", _pruned(folder, name)
+            _add(folder / RESULTS, {"name": name, "latency": latency(*pair, seconds)})
 
 
 def render(folder: Path) -> None:
