@@ -95,7 +95,7 @@ def time(folder: Path, names: list[str], seconds: float) -> None:
 
 def render(folder: Path) -> None:
     """Put the tables into the page, each between its marks."""
-    records = read(folder / RESULTS).values()
+    records = sorted(read(folder / RESULTS).values(), key=lambda record: record["framework"])
     page = PAGE.read_text()
     page = _between(page, "table", COLUMNS, map(_row, records))
     scored = (_scores(record) for record in records if "accuracy" in record)
