@@ -50,18 +50,19 @@ def vit(small: bool) -> PretrainedConfig:
 
 def export(
     configure: Configure, build: Build, task: str, path: Path, small: bool,
-    file: str = "model.onnx",
+    file: str = "model.onnx", merge: bool = True,
 ) -> None:  # fmt: skip
     """Save a model as its users do, and export it from there.
 
     Args:
         file: which of the files that Optimum writes.
+        merge: whether it makes one file of a decoder with and without caches, by an If.
     """
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         saved, exported = Path(folder) / "saved", Path(folder) / "exported"
         build(configure(small)).eval().save_pretrained(saved)
-        main_export(str(saved), exported, task, local_files_only=True)
+        main_export(str(saved), exported, task, local_files_only=True, no_post_process=not merge)
         shutil.move(exported / file, path)
 
 
@@ -83,6 +84,10 @@ NETWORKS: dict[str, exporting.Export] = {
     "optimum-t5-decoder": partial(
         export, t5, transformers.T5ForConditionalGeneration, "text2text-generation-with-past",
         file="decoder_model_merged.onnx",
+    ),
+    "optimum-t5-decoder-with-past": partial(
+        export, t5, transformers.T5ForConditionalGeneration, "text2text-generation-with-past",
+        file="decoder_with_past_model.onnx", merge=False,
     ),
 }  # fmt: skip
 
