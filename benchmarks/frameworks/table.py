@@ -97,18 +97,33 @@ def render(folder: Path) -> None:
     """Put the tables into the page, each between its marks."""
     records = sorted(read(folder / RESULTS).values(), key=lambda record: record["framework"])
     page = PAGE.read_text()
-    page = _between(page, "table", COLUMNS, map(_row, records))
+    page = _between(page, "table", COLUMNS, map(_row, records), _conditions(records))
     scored = (_scores(record) for record in records if "accuracy" in record)
     PAGE.write_text(_between(page, "accuracy", SCORES, scored))
 
 
-def _between(page: str, name: str, columns: Iterable[str], rows: Iterable[list[str]]) -> str:
+def _conditions(records: Iterable[Record]) -> str:
+    """Where latencies were measured, and how busy that machine was with other things."""
+    measured = [found for record in records if (found := record.get("latency"))]
+    if not measured:
+        return ""
+    processors = ", ".join(sorted({each["machine"]["processor"] for each in measured}))
+    loads = [each["load"] for each in measured]
+    return (
+        f"\nLatencies: one thread of {processors}, on a machine that others used meanwhile "
+        f"(load average {min(loads):.1f} to {max(loads):.1f}).\n"
+    )
+
+
+def _between(
+    page: str, name: str, columns: Iterable[str], rows: Iterable[list[str]], note: str = ""
+) -> str:
     columns = list(columns)
     lines = [columns, ["---"] * len(columns), *rows]
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
     before, rest = page.split(start)
-    return f"{before}{start}\n{table}\n{end}{rest.split(end)[1]}"
+    return f"{before}{start}\n{table}{note}\n{end}{rest.split(end)[1]}"
 
 
 def _row(record: Record) -> list[str]:
