@@ -1,6 +1,7 @@
 """Keras applications, a Keras transformer and recurrent networks, by tf2onnx and by Keras itself.
 
     pip install -r benchmarks/frameworks/requirements-keras.txt
+    pip install -e .  # for the network that goes through a .keras file
     python benchmarks/frameworks/export_keras.py FOLDER
 
 Weights are random: trained ones can't be had offline. BatchNormalization's statistics are made
