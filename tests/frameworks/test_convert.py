@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -78,15 +79,35 @@ def test_files_of_tensorflow(form: str, tmp_path: Path, process: Command) -> Non
     x = keras.layers.Dense(32, activation=activation)(inputs)
     x = keras.layers.Dense(16, activation="relu")(x)
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    assert_converts(model, form, tmp_path, process)
+
+
+@pytest.mark.parametrize("form", ["keras", "saved_model"])
+def test_convolutions_of_groups(form: str, tmp_path: Path, process: Command) -> None:
+    """Keras has XLA compile them, each a function of its own."""
+    pytest.importorskip("tf2onnx")
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(16, 3, activation="relu")(inputs)
+    x = keras.layers.Conv2D(16, 3, groups=16, padding="same")(x)  # depthwise, as in ConvNeXt
+    x = keras.layers.Conv2D(32, 3, groups=4, activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    assert_converts(model, form, tmp_path, process)
+
+
+def assert_converts(model: Any, form: str, folder: Path, process: Command) -> None:
+    """The command converts a Keras network to what computes the same, and prunes it."""
     name = {"keras": "net.keras", "saved_model": "net", "tflite": "net.tflite"}[form]
     if form == "keras":
-        model.save(tmp_path / name)
+        model.save(folder / name)
     else:
         kind = {"format": "tf_saved_model"} if form == "saved_model" else {"format": "litert"}
-        model.export(tmp_path / name, verbose=False, **kind)
+        model.export(folder / name, verbose=False, **kind)
     ran = process(name, "--flops", 0.5, "--latency-seconds", 0)
     assert ran.code == 0, ran.err
-    converted, pruned = (onnx.load(tmp_path / f"net{end}.onnx") for end in ("", ".pruned"))
+    converted, pruned = (onnx.load(folder / f"net{end}.onnx") for end in ("", ".pruned"))
     feeds = random_feeds(converted)
     want = model(next(iter(feeds.values()))).numpy()
     assert abs(outputs(converted, feeds)[0] - want).max() < 1e-5
