@@ -5,7 +5,8 @@
     python -m benchmarks.latency refit FOLDER NAME          # the same with calibration; idle, too
     python -m benchmarks.latency render FOLDER              # -> docs/latency.md
 
-A ROW is one of the coverage matrix (`spa_graph.models_zoo.catalogue`). Other networks, such as the
+A ROW is one of the coverage matrix (`spa_graph.models_zoo.catalogue`), or of FULL, the transformers
+at the sizes that people use. Other networks, such as the
 trained ones, are run too if their files stand in FOLDER. Results are lines of FOLDER/latency.jsonl.
 `refit` prunes a trained network twice, to FOLDER/refit; `score` takes both metrics, and needs
 no idle machine (both need benchmarks/requirements-trained.txt).
@@ -18,7 +19,7 @@ import json
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -33,6 +34,9 @@ from spa_graph.runtime.benchmark import interleaved
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import open_session, run
 
+if TYPE_CHECKING:
+    from spa_graph.models_zoo.catalogue import Entry
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "latency.md"
 ROWS = (
     "torchvision/resnet18", "torchvision/resnet50", "torchvision/mobilenet_v2",
@@ -41,6 +45,8 @@ ROWS = (
     "torchvision/swin_t", "torchvision/googlenet", "torchvision/squeezenet1_1",
     "timm/deit_tiny_patch16_224", "transformers/bert", "transformers/gpt2", "own/lstm", "own/unet",
 )  # fmt: skip
+FULL = ("full/bert_base", "full/gpt2_124m", "full/vit_b_16")
+TOKENS = 128
 BUDGET = 0.5
 THREADS = 2
 FOLDS = 3
@@ -56,15 +62,36 @@ def export(folder: Path, rows: list[str]) -> None:
     from spa_graph.models_zoo import architectures, catalogue
 
     architectures.import_torchvision()
-    for key in rows or ROWS:
-        path = folder / f"{key.rpartition('/')[2]}.onnx"
+    for key in rows or (*ROWS, *FULL):
+        name = key.rpartition("/")[2]
+        path = folder / f"{name}.onnx"
         if not path.exists():
-            row = catalogue.entry(key)
+            row = full_size(name) if key in FULL else catalogue.entry(key)
             built = row.build()
             draft = path.with_suffix(".draft")
             architectures.write(built, draft, row.exporters[0], row.opset, row.dynamic_batch, True)
             draft.replace(path)
             print(path, flush=True)
+
+
+def full_size(name: str) -> Entry:
+    """A transformer at its true size, with random weights and a batch that is free."""
+    import torch
+
+    from spa_graph.models_zoo.architectures import ARCHITECTURES, SETTLE_BATCH
+    from spa_graph.models_zoo.catalogue import Entry
+    from spa_graph.models_zoo.transformer_networks import Transformer
+
+    def tokens() -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.randint(1000, (SETTLE_BATCH, TOKENS))}
+
+    # without options the library's configurations are those of BERT-base and of the smallest GPT-2
+    bert = Transformer("bert", "bert", "BertModel", {}, tokens, ("last_hidden_state",))
+    gpt2 = Transformer("gpt2", "gpt2", "GPT2LMHeadModel", {}, tokens, fixed={"use_cache": False})
+    vit = partial(ARCHITECTURES["vit_b_16"].build, None)
+    builders = {"bert_base": bert.build, "gpt2_124m": gpt2.build, "vit_b_16": vit}
+    # TorchScript has no translation for what this GPT-2 makes its mask with
+    return Entry("full", name, builders[name], exporters=("dynamo",), settled=False)
 
 
 def measure(path: Path) -> dict[str, Any]:

@@ -157,6 +157,31 @@ def test_a_node_that_only_some_candidates_have_counts_on_average() -> None:
     assert 0 < float(model.milliseconds(np.array([1, 1, 1]))) < 1.2
 
 
+@pytest.mark.parametrize("compiled", ["numbered anew", "always the same", "not profiled"])
+def test_of_a_network_that_is_compiled_as_a_whole_the_file_says_what_takes_time(
+    compiled: str,
+) -> None:
+    """As OpenVINO runs it: one node that says nothing, or none."""
+
+    class Compiler(Machine):
+        def observe(self, candidates: Sequence[Counts], *more: Any, **options: Any) -> Any:
+            found = []
+            for number, each in enumerate(super().observe(candidates, *more, **options)):
+                name = f"part{number}" if compiled == "numbered anew" else "part"
+                whole = NodeTime(name, "Compiled", each.ms, (), ())
+                nodes = [] if compiled == "not profiled" else [whole]
+                found.append(Observation(each.counts, each.ms, nodes))
+            return found
+
+    machine = Compiler(width=1)
+    model = fitted(machine)
+    counts = np.random.default_rng(3).integers(1, np.array(SIZES) + 1, (20, 3))
+    measured = [machine.ms(own) for own in counts]
+    assert model.milliseconds(counts.T) == pytest.approx(measured, rel=0.05)
+    found, _ = search(Compiler(width=1), latency=0.5)
+    assert found.close
+
+
 # --- candidates -----------------------------------------------------------------------------------
 
 

@@ -141,10 +141,7 @@ class CostModel:
         rows = np.zeros((len(terms), width), np.int64)
         factors = np.zeros(len(terms))
         for position, (factor, axes) in enumerate(terms):
-            factors[position] = factor
-            for column, axis in enumerate(axes):
-                if self.coupling.channel_of(axis) is None:
-                    factors[position] *= self.coupling.size(axis)
-                else:
-                    rows[position, column] = self._table.row(axis)
+            fixed, own = self._table.product(axes)
+            factors[position] = factor * fixed
+            rows[position, : len(own)] = own
         return factors, rows
