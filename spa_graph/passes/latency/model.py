@@ -111,7 +111,8 @@ class LatencyModel:
         for node in nodes:
             width = widths[node.type]
             found = _relative_fit(_volumes(node.features, self._sizes, width), node.ms)
-            for feature, factor in zip([{(): 1.0}, *node.features], found.tolist(), strict=True):
+            features: list[Feature] = [{(): 1.0}, *node.features]
+            for feature, factor in zip(features, found.tolist(), strict=True):
                 for monomial, own in feature.items() if factor else ():
                     sums[WIDTHS.index(width), monomial] += factor * own
         longest = max((len(monomial) for _, monomial in sums), default=0) or 1
