@@ -29,6 +29,9 @@ from spa_graph.passes.sizes import Counts, Sizes
 Quantity = Literal["flops", "params", "memory", "latency"]
 QUANTITIES: tuple[Quantity, ...] = ("flops", "params", "memory")
 """What follows from the network alone; latency is measured, see `passes/latency`."""
+NAMES: dict[Quantity, str] = {
+    "flops": "FLOPs", "params": "parameters", "memory": "memory", "latency": "latency",
+}  # fmt: skip
 Products = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
