@@ -72,7 +72,6 @@ HOW = ("latency", "flops")
 EQUAL = 0.03
 """Two networks are taken for equally fast whose latencies differ by no more."""
 TRIES = 3
-MARKER = "<!-- table -->"
 
 
 def export(folder: Path, rows: list[str]) -> None:
@@ -324,26 +323,51 @@ def results(path: Path) -> list[dict[str, Any]]:
 
 
 def render(found: list[dict[str, Any]], scored: list[dict[str, Any]]) -> None:
-    """Write the measured part of the page, and keep what stands above it."""
+    """Write the measured parts of the page of which there are results, and keep all else."""
+    large = {key.rpartition("/")[2] for key in FULL}
+    if small := [each for each in found if each["name"] not in large]:
+        section("architectures", [*summary(small), *conditions(small), *table(small)])
+    if full := [each for each in found if each["name"] in large]:
+        section("full size", [*conditions(full), *table(full)])
+    if scored:
+        section("accuracy", [*conditions(scored), *accuracy(scored)])
+
+
+def section(name: str, lines: list[str]) -> None:
+    """Replace what stands between two markers of the page."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    above, _, rest = PAGE.read_text().partition(start)
+    _, _, below = rest.partition(end)
+    text = "\n".join(lines)
+    PAGE.write_text(f"{above}{start}\n\n{text}\n\n{end}{below}")
+
+
+def conditions(found: list[dict[str, Any]]) -> list[str]:
+    """Where results were measured, and with what."""
+    told = dict.fromkeys(line for each in found for line in each["measured_on"])
+    return [*(f"* {line}" for line in told), ""]
+
+
+def summary(found: list[dict[str, Any]]) -> list[str]:
     done = [each for each in found if "failure" not in each]
     fast = [each for each in done if each["latency"]["speedup"] >= WANTED]
-    lines = [
+    return [
         f"Of {len(found)} networks, {len(fast)} are at least {WANTED} times as fast, median "
         f"{np.median([each['latency']['speedup'] for each in done]):.2f}. Candidates predicted "
         f"from others: median rank correlation {np.median([each['rank'] for each in done]):.3f}, "
         f"median error {100 * np.median([each['error'] for each in done]):.1f}%.",
         "",
-        *(f"* {line}" for line in (machine(), versions())),
-        "",
+    ]
+
+
+def table(found: list[dict[str, Any]]) -> list[str]:
+    """A row per network that was pruned to the budget."""
+    return [
         "| network | latency | speed-up | rank correlation | error | rounded to | FLOPs left "
         "| importance kept | by `--flops` (latency relative to `--latency`) | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *map(row, sorted(found, key=lambda each: each["name"])),
-        "",
-        *accuracy(scored),
     ]
-    above, marker, _ = PAGE.read_text().partition(MARKER)
-    PAGE.write_text(f"{above}{marker}\n\n" + "\n".join(lines) + "\n")
 
 
 def accuracy(scored: list[dict[str, Any]]) -> list[str]:
@@ -424,6 +448,7 @@ def main() -> None:
 
 def keep(found: dict[str, Any], path: Path) -> None:
     """Add a line to the results."""
+    found |= {"measured_on": [machine(), versions()]}
     with path.open("a") as file:
         file.write(json.dumps(found) + "\n")
     print(json.dumps(found), flush=True)
