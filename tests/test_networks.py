@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,25 @@ def test_stated_shapes_of_another_layout() -> None:
     kept = shapes(pruned)["k1"][0]
     assert [dim.dim_value for dim in by_name["r"]] == [0, kept, 28, 0]
     onnx.shape_inference.infer_shapes(pruned, strict_mode=True)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_only_the_optimiser_rejects(
+    both: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that the proof can run, but not a session with its default settings."""
+    given, written = tmp_path / "given.onnx", tmp_path / "small.onnx"
+    onnx.save(network(CHAIN), given)
+
+    def rejects(path: Path) -> None:
+        if both or path != given:
+            raise spa_graph.ModelError("ONNX Runtime rejects it")
+
+    monkeypatch.setattr("spa_graph.passes.proof.open_session", rejects)
+    expected = pytest.raises(spa_graph.VerificationError, match="ONNX Runtime rejects it")
+    with nullcontext() if both else expected:
+        spa_graph.prune(given, flops=0.5, output=written)
+    assert written.exists() == both
 
 
 def test_unused_nodes_and_unused_initializers() -> None:
