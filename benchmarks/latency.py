@@ -1,14 +1,22 @@
 """Budgets of latency: predicted against measured, the speed-up, and plain FLOPs at equal latency.
 
     python -m benchmarks.latency export FOLDER [ROW...]     # needs torch, torchvision, timm
-    python -m benchmarks.latency run FOLDER NAME            # on an idle machine; one network
-    python -m benchmarks.latency refit FOLDER NAME          # the same with calibration; idle, too
+    python -m benchmarks.latency run FOLDER NAME...         # on an idle machine
+    python -m benchmarks.latency match FOLDER NAME...       # the same with samples; idle, too
+    python -m benchmarks.latency score FOLDER NAME...       # any time after `match`
     python -m benchmarks.latency render FOLDER              # -> docs/latency.md
 
-A ROW is one of the coverage matrix (`spa_graph.models_zoo.catalogue`). Other networks, such as the
-trained ones, are run too if their files stand in FOLDER. Results are lines of FOLDER/latency.jsonl.
-`refit` prunes a trained network twice, to FOLDER/refit; `score` takes both metrics, and needs
-no idle machine (both need benchmarks/requirements-trained.txt).
+A ROW is one of the coverage matrix (`spa_graph.models_zoo.catalogue`), or of FULL, the transformers
+at the sizes that people use. Other networks, such as the trained ones, are run too if their files
+stand in FOLDER. Results are lines of FOLDER/latency.jsonl and FOLDER/accuracy.jsonl.
+
+`match` looks for pairs of networks that take equally long, one by `--flops` and one by `--latency`,
+from the same importances, and writes their plans to FOLDER/pairs; `score` refits both with the
+same samples and compares the metric (both need benchmarks/requirements-trained.txt).
+
+Where a machine is idle only now and then, `--when FILE` lets `run` and `match` do all that needs
+no idle machine, such as calibration, and then wait until FILE is there; they remove it when all is
+measured.
 """
 
 from __future__ import annotations
@@ -16,22 +24,30 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.results import machine, versions
-from spa_graph.api import Ready, ready
+from spa_graph.api import Ready, apply_plan, ready
 from spa_graph.errors import SpaError
+from spa_graph.frontends.onnx import files
 from spa_graph.passes.latency.cache import Measurements
 from spa_graph.passes.latency.model import LatencyModel
 from spa_graph.passes.latency.search import measurements
-from spa_graph.runtime.benchmark import interleaved
+from spa_graph.plan import Plan
+from spa_graph.runtime.benchmark import measure as compared
 from spa_graph.runtime.inputs import random_inputs
-from spa_graph.runtime.sessions import open_session, run
+
+if TYPE_CHECKING:
+    from spa_graph.models_zoo.catalogue import Entry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "latency.md"
 ROWS = (
@@ -41,14 +57,22 @@ ROWS = (
     "torchvision/swin_t", "torchvision/googlenet", "torchvision/squeezenet1_1",
     "timm/deit_tiny_patch16_224", "transformers/bert", "transformers/gpt2", "own/lstm", "own/unet",
 )  # fmt: skip
+FULL = ("full/bert_base", "full/gpt2_124m", "full/vit_b_16")
+TOKENS = 128
 BUDGET = 0.5
 THREADS = 2
 FOLDS = 3
 HALVINGS = 8
 SECONDS = 2.0
+REPORTED_SECONDS = 10.0
 SAMPLES = 256
 WANTED = 1.8
-MARKER = "<!-- table -->"
+SHARES = (0.75, 0.5)
+"""Of the latency, at which accuracy is compared: at the lower one little of it may be left."""
+HOW = ("latency", "flops")
+EQUAL = 0.03
+"""Two networks are taken for equally fast whose latencies differ by no more."""
+TRIES = 3
 
 
 def export(folder: Path, rows: list[str]) -> None:
@@ -56,10 +80,11 @@ def export(folder: Path, rows: list[str]) -> None:
     from spa_graph.models_zoo import architectures, catalogue
 
     architectures.import_torchvision()
-    for key in rows or ROWS:
-        path = folder / f"{key.rpartition('/')[2]}.onnx"
+    for key in rows or (*ROWS, *FULL):
+        name = key.rpartition("/")[2]
+        path = folder / f"{name}.onnx"
         if not path.exists():
-            row = catalogue.entry(key)
+            row = full_size(name) if key in FULL else catalogue.entry(key)
             built = row.build()
             draft = path.with_suffix(".draft")
             architectures.write(built, draft, row.exporters[0], row.opset, row.dynamic_batch, True)
@@ -67,14 +92,34 @@ def export(folder: Path, rows: list[str]) -> None:
             print(path, flush=True)
 
 
-def measure(path: Path) -> dict[str, Any]:
+def full_size(name: str) -> Entry:
+    """A transformer at its true size, with random weights and a batch that is free."""
+    import torch
+
+    from spa_graph.models_zoo.architectures import ARCHITECTURES, SETTLE_BATCH
+    from spa_graph.models_zoo.catalogue import Entry
+    from spa_graph.models_zoo.transformer_networks import Transformer
+
+    def tokens() -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.randint(1000, (SETTLE_BATCH, TOKENS))}
+
+    # without options the library's configurations are those of BERT-base and of the smallest GPT-2
+    bert = Transformer("bert", "bert", "BertModel", {}, tokens, ("last_hidden_state",))
+    gpt2 = Transformer("gpt2", "gpt2", "GPT2LMHeadModel", {}, tokens, fixed={"use_cache": False})
+    vit = partial(ARCHITECTURES["vit_b_16"].build, None)
+    builders = {"bert_base": bert.build, "gpt2_124m": gpt2.build, "vit_b_16": vit}
+    # TorchScript has no translation for what this GPT-2 makes its mask with
+    return Entry("full", name, builders[name], exporters=("dynamo",), settled=False)
+
+
+def measure(path: Path, when: Path | None) -> dict[str, Any]:
     """One network: its candidates, the budget, and FLOPs at the latency that was reached."""
     found: dict[str, Any] = {"name": path.stem}
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "pruned.onnx"
-        with ready(path, output=output, threads=THREADS) as network:
+        with ready(path, output=output, threads=THREADS) as network, idle(when):
             try:
-                result = network.prune(output, latency=BUDGET, latency_seconds=SECONDS)
+                result = network.prune(output, latency=BUDGET, latency_seconds=REPORTED_SECONDS)
             except SpaError as error:
                 return found | {"failure": str(error)}
             found |= {
@@ -88,34 +133,110 @@ def measure(path: Path) -> dict[str, Any]:
             return found | held_out(network)
 
 
-def refit(name: str, folder: Path) -> None:
-    """A trained network to the budget, and by FLOPs to the same latency, both refitted."""
+def match(name: str, folder: Path, when: Path | None) -> None:
+    """Plans by FLOPs and by latency that are equally fast, at each of SHARES of the latency."""
     from spa_graph.models_zoo.trained import NETWORKS
 
-    trained = NETWORKS[name]
-    output = folder / "refit" / f"{name}.latency.onnx"
-    output.parent.mkdir(exist_ok=True)
+    trained, pairs = NETWORKS[name], folder / "pairs"
+    pairs.mkdir(exist_ok=True)
     samples = trained.inputs(SAMPLES)
-    with ready(trained.fetch(folder), output=output, threads=THREADS, calibrate=samples) as network:
-        network.prune(output, latency=BUDGET)
-        found = plain_flops(network, output, output.parent)
-        (output.parent / "plain.onnx").unlink()
-        plain = output.with_name(f"{name}.flops.onnx")
-        network.prune(plain, flops=found["flops"])
-        told = {"plain": found, "latency": against(network, plain, output)}
-        output.with_name(f"{name}.json").write_text(json.dumps(told))
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        ready(
+            trained.fetch(folder), output=Path(scratch) / "pruned.onnx", threads=THREADS,
+            calibrate=samples,
+        ) as calibrated,
+    ):  # fmt: skip
+        network = unfitted(calibrated)
+        network.prune(flops=SHARES[0], verify=False)  # measures groups, which takes a while
+        with idle(when):
+            found = [equally_fast(network, share, Path(scratch)) for share in SHARES]
+    for pair in found:
+        for how in HOW:
+            pair.pop(how).save(pairs / f"{name}.{pair['share']}.{how}.json")
+    (pairs / f"{name}.json").write_text(json.dumps(found))
+
+
+def unfitted(network: Ready) -> Ready:
+    """The same without refits: weights' values decide nothing about latency."""
+    return replace(network, options=replace(network.options, reconstruct="none"))
+
+
+def equally_fast(network: Ready, share: float, folder: Path) -> dict[str, Any]:
+    """A pair of plans; the budget of latency follows the network that FLOPs lead to.
+
+    Latency jumps where FLOPs don't, so that not every latency can be had by FLOPs.
+    """
+    plain, ours = folder / "flops.onnx", folder / "latency.onnx"
+    by_flops = nearest(network, share, plain)
+    found: list[dict[str, Any]] = []
+    wanted = by_flops["latency"]
+    for _ in range(TRIES):
+        result = network.prune(ours, latency=wanted, verify=False)
+        ratio, interval = against(network, ours, plain, SECONDS)
+        found.append({"latency": result.plan, "ratio": ratio, "interval": interval,
+                      "by_latency": result.report["ratio"]["flops"]})  # fmt: skip
+        if abs(ratio - 1) <= EQUAL:
+            break
+        wanted = min(wanted / ratio, 0.99)
+    best = min(found, key=lambda each: abs(each["ratio"] - 1))
+    return {"share": share, "flops": by_flops["plan"], "by_flops": by_flops["flops"],
+            "reached": by_flops["latency"], **best}  # fmt: skip
+
+
+def nearest(network: Ready, share: float, path: Path) -> dict[str, Any]:
+    """The network that FLOPs lead to whose latency is nearest to a share of the original's."""
+    original = path.with_name("original.onnx")
+    files.write(network.analysis.original, original)
+    low, high = 0.02, 0.98
+    found: list[dict[str, Any]] = []
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        try:
+            result = network.prune(path, flops=middle, verify=False)
+        except SpaError:  # there is no network as small
+            low = middle
+            continue
+        ratio, _ = against(network, path, original)
+        flops = result.report["ratio"]["flops"]
+        found.append({"plan": result.plan, "flops": flops, "latency": ratio, "asked": middle})
+        if abs(ratio / share - 1) <= EQUAL:
+            break
+        low, high = (middle, high) if ratio < share else (low, middle)
+    best = min(found, key=lambda each: abs(each["latency"] / share - 1))
+    network.prune(path, flops=best["asked"], verify=False)  # the file is that of the last one
+    return best
+
+
+@contextmanager
+def idle(when: Path | None) -> Iterator[None]:
+    """Wait until the machine is idle, which a file says that is removed afterwards."""
+    if when is None:
+        yield
+        return
+    print(f"waiting for {when}", flush=True)
+    while not when.exists():
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        when.unlink()
 
 
 def score(name: str, folder: Path) -> dict[str, Any]:
-    """The metric of the network, and of both that `refit` made of it."""
+    """The metric of the network, and of each pair that `match` found, refitted."""
     from spa_graph.models_zoo.trained import NETWORKS
 
-    trained, made = NETWORKS[name], folder / "refit"
-    paths = {"dense": trained.fetch(folder)} | {
-        how: made / f"{name}.{how}.onnx" for how in ("latency", "flops")
-    }
-    metrics = {how: next(iter(trained.evaluate(path).values())) for how, path in paths.items()}
-    return {"name": name, "refit": metrics, **json.loads((made / f"{name}.json").read_text())}
+    trained, pairs = NETWORKS[name], folder / "pairs"
+    model, samples = trained.fetch(folder), trained.inputs(SAMPLES)
+    found: list[dict[str, Any]] = json.loads((pairs / f"{name}.json").read_text())
+    for pair in found:
+        for how in HOW:
+            path = pairs / f"{name}.{pair['share']}.{how}.onnx"
+            apply_plan(model, Plan.load(path.with_suffix(".json")), output=path, calibrate=samples)
+            pair[how] = trained.evaluate(path)[trained.metric]
+    dense = trained.evaluate(model)[trained.metric]
+    return {"name": name, "metric": trained.metric, "dense": dense, "pairs": found}
 
 
 def importance(network: Ready, report: dict[str, Any]) -> float:
@@ -140,7 +261,7 @@ def plain_flops(network: Ready, ours: Path, folder: Path) -> dict[str, float]:
         except SpaError:
             low = middle
             continue
-        ratio = against(network, path, ours)
+        ratio, _ = against(network, path, ours)
         if ratio <= 1.02:
             low = middle
             best = {
@@ -153,13 +274,13 @@ def plain_flops(network: Ready, ours: Path, folder: Path) -> dict[str, float]:
     return best
 
 
-def against(network: Ready, path: Path, other: Path) -> float:
-    """Latency relative to another network's."""
+def against(
+    network: Ready, path: Path, other: Path, seconds: float = SECONDS / 2
+) -> tuple[float, tuple[float, float]]:
+    """Latency relative to another network's, and where that lies with 95% confidence."""
     feeds = random_inputs(network.analysis.graph)
-    sessions = [open_session(each, threads=THREADS) for each in (path, other)]
-    functions = [partial(run, session, feeds) for session in sessions]
-    first, second = interleaved(functions, seconds=SECONDS / 2)
-    return first.median / second.median
+    found = compared(other, path, feeds, seconds=seconds, threads=THREADS)
+    return found.after / found.before, found.interval
 
 
 class _Conditions:
@@ -202,38 +323,83 @@ def results(path: Path) -> list[dict[str, Any]]:
     return list({each["name"]: each for each in map(json.loads, lines)}.values())
 
 
-def render(found: list[dict[str, Any]], refitted: list[dict[str, Any]]) -> None:
-    """Write the measured part of the page, and keep what stands above it."""
+def render(found: list[dict[str, Any]], scored: list[dict[str, Any]]) -> None:
+    """Write the measured parts of the page of which there are results, and keep all else."""
+    large = {key.rpartition("/")[2] for key in FULL}
+    if small := [each for each in found if each["name"] not in large]:
+        section("architectures", [*summary(small), *conditions(small), *table(small)])
+    if full := [each for each in found if each["name"] in large]:
+        section("full size", [*conditions(full), *table(full)])
+    if scored:
+        section("accuracy", [*conditions(scored), *accuracy(scored)])
+
+
+def section(name: str, lines: list[str]) -> None:
+    """Replace what stands between two markers of the page."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    above, _, rest = PAGE.read_text().partition(start)
+    _, _, below = rest.partition(end)
+    text = "\n".join(lines)
+    PAGE.write_text(f"{above}{start}\n\n{text}\n\n{end}{below}")
+
+
+def conditions(found: list[dict[str, Any]]) -> list[str]:
+    """Where results were measured, and with what."""
+    told = dict.fromkeys(line for each in found for line in each["measured_on"])
+    return [*(f"* {line}" for line in told), ""]
+
+
+def summary(found: list[dict[str, Any]]) -> list[str]:
     done = [each for each in found if "failure" not in each]
     fast = [each for each in done if each["latency"]["speedup"] >= WANTED]
-    lines = [
+    return [
         f"Of {len(found)} networks, {len(fast)} are at least {WANTED} times as fast, median "
         f"{np.median([each['latency']['speedup'] for each in done]):.2f}. Candidates predicted "
         f"from others: median rank correlation {np.median([each['rank'] for each in done]):.3f}, "
         f"median error {100 * np.median([each['error'] for each in done]):.1f}%.",
         "",
-        *(f"* {line}" for line in (machine(), versions())),
-        "",
+    ]
+
+
+def table(found: list[dict[str, Any]]) -> list[str]:
+    """A row per network that was pruned to the budget."""
+    return [
         "| network | latency | speed-up | rank correlation | error | rounded to | FLOPs left "
         "| importance kept | by `--flops` (latency relative to `--latency`) | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *map(row, sorted(found, key=lambda each: each["name"])),
-        "",
-        f"With {SAMPLES} samples to calibrate and refit; one run. `--flops` is the largest share "
-        "found that isn't slower, and where its latency jumps that is a faster network:",
-        "",
-        "| network | metric, dense | `--latency 0.5` | `--flops` | its share of the FLOPs "
-        "| its latency relative to `--latency` |",
-        "|---|---|---|---|---|---|",
-        *map(refitted_row, refitted),
     ]
-    above, marker, _ = PAGE.read_text().partition(MARKER)
-    PAGE.write_text(f"{above}{marker}\n\n" + "\n".join(lines) + "\n")
 
 
-def refitted_row(found: dict[str, Any]) -> str:
-    metrics = [f"{found['refit'][how]:.4f}" for how in ("dense", "latency", "flops")]
-    cells = [found["name"], *metrics, f"{found['plain']['flops']:.2f}", f"{found['latency']:.2f}"]
+def accuracy(scored: list[dict[str, Any]]) -> list[str]:
+    """The table of networks that are equally fast."""
+    pairs = [(each, pair) for each in scored for pair in each["pairs"]]
+    better = sum(pair["latency"] > pair["flops"] for _, pair in pairs)
+    equal = sum(pair["latency"] == pair["flops"] for _, pair in pairs)
+    return [
+        f"Of {len(pairs)} pairs that are about equally fast, refitted with the same {SAMPLES} "
+        f"samples, `--latency` has the better metric in {better}, the same in {equal}, mean "
+        f"difference {np.mean([pair['latency'] - pair['flops'] for _, pair in pairs]):+.3f}:",
+        "",
+        "| network | metric | dense | latency, of the dense one's | by `--latency` | by `--flops` "
+        "| FLOPs left by `--latency`, by `--flops` | latency, relative to `--flops` (95%) |",
+        "|---|---|---|---|---|---|---|---|",
+        *(accuracy_row(each, pair) for each, pair in pairs),
+    ]
+
+
+def accuracy_row(found: dict[str, Any], pair: dict[str, Any]) -> str:
+    low, high = pair["interval"]
+    cells = [
+        found["name"],
+        found["metric"],
+        f"{found['dense']:.4f}",
+        f"{pair['reached']:.2f}",
+        f"{pair['latency']:.4f}",
+        f"{pair['flops']:.4f}",
+        f"{pair['by_latency']:.2f}, {pair['by_flops']:.2f}",
+        f"{pair['ratio']:.2f} ({low:.2f} to {high:.2f})",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -260,26 +426,33 @@ def row(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=["export", "run", "refit", "score", "render"])
+    parser.add_argument("step", choices=["export", "run", "match", "score", "render"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--when", type=Path)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
+    measured, scored = folder / "latency.jsonl", folder / "accuracy.jsonl"
     if arguments.step == "export":
         export(folder, arguments.names)
     elif arguments.step == "render":
-        render(results(folder / "latency.jsonl"), results(folder / "refit.jsonl"))
-    elif arguments.step == "refit":
-        for name in arguments.names:
-            refit(name, folder)
-    else:
-        for name in arguments.names:
-            running = arguments.step == "run"
-            found = measure(folder / f"{name}.onnx") if running else score(name, folder)
-            with (folder / ("latency.jsonl" if running else "refit.jsonl")).open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            print(json.dumps(found), flush=True)
+        render(results(measured), results(scored))
+    for name in arguments.names:
+        if arguments.step == "run":
+            keep(measure(folder / f"{name}.onnx", arguments.when), measured)
+        elif arguments.step == "match":
+            match(name, folder, arguments.when)
+        elif arguments.step == "score":
+            keep(score(name, folder), scored)
+
+
+def keep(found: dict[str, Any], path: Path) -> None:
+    """Add a line to the results."""
+    found |= {"measured_on": [machine(), versions()]}
+    with path.open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +16,8 @@ import spa_graph
 from spa_graph.errors import OptionError
 from spa_graph.runtime.benchmark import Timing, interleaved, operator_times, ratio_interval
 from spa_graph.runtime.benchmark.memory import peak_memory
-from spa_graph.runtime.benchmark.profile import by_type
-from spa_graph.runtime.providers import CPU, provider_named
+from spa_graph.runtime.benchmark.profile import _per_operator, by_type
+from spa_graph.runtime.providers import CPU, own_options, provider_named
 from tests.conftest import Command, assert_refused
 from tests.models import CHAIN, network, random_feeds
 
@@ -71,6 +72,20 @@ def test_the_profile_sums_over_the_runs_of_a_loop(tmp_path: Path) -> None:
     assert {"Tanh", "Loop"} <= set(kinds)
     assert 0 < kinds["Tanh"] < kinds["Loop"]
     assert all(first >= second for first, second in pairwise(kinds.values()))
+
+
+def test_a_part_that_a_provider_compiles_has_a_type_without_its_number_and_no_sizes() -> None:
+    def event(name: str, kind: str, provider: str) -> dict[str, Any]:
+        told = {"op_name": kind, "provider": provider, "input_type_shape": [{"float": [1, 3]}]}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": 500, "args": told}
+
+    compiled = event("OpenVINO_0", "OpenVINO-EP-subgraph_3", "OpenVINOExecutionProvider")
+    own = event("mine", "MyOperator_3", CPU)
+    found = _per_operator([compiled, own] * 3, 3)
+    assert [(node.type, node.ms, node.inputs) for node in found] == [
+        ("OpenVINO-EP-subgraph", 0.5, ()),
+        ("MyOperator_3", 0.5, ((1, 3),)),
+    ]
 
 
 def test_peak_memory_grows_with_the_weights(tmp_path: Path) -> None:
@@ -143,6 +158,52 @@ def test_sizes_of_dynamic_axes(process: Command, tmp_path: Path) -> None:
     assert data["batch"] == 3
     first = data["models"][0]
     assert first["throughput"] == pytest.approx(3e3 / first["median_ms"])
+
+
+PROVIDERS = ("cuda", "tensorrt", "directml", "coreml", "openvino")
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("command", [("bench", "chain.onnx"), ("chain.onnx", "--latency", 0.5)])
+def test_a_provider_that_is_not_there_is_one_clear_line(
+    command: tuple[object, ...], provider: str, process: Command, chain: Path
+) -> None:
+    try:
+        provider_named(provider)
+    except OptionError:
+        says = "has no such provider, only"
+        assert_refused(process, chain.parent, *command, "--provider", provider, says=says)
+    else:
+        pytest.skip(f"the installed onnxruntime has {provider}")
+
+
+def test_openvino_measures_what_it_compiles(process: Command, chain: Path, halved: Path) -> None:
+    """One node is all that OpenVINO tells of a network."""
+    try:
+        provider = provider_named("openvino")
+    except OptionError as error:
+        pytest.skip(str(error))
+    ran = process(
+        "bench", chain.name, halved.name, "--provider", "openvino", "--seconds", 0.2, "--json"
+    )
+    assert ran.code == 0, ran.err
+    data = json.loads(ran.out)
+    assert data["provider"] == provider
+    assert [set(model["operator_types"]) for model in data["models"]] == [
+        {"OpenVINO-EP-subgraph"},
+        {"OpenVINO-EP-subgraph"},
+    ]
+    ran = process("chain.onnx", "--latency", 0.9, "--provider", "openvino", "--dry-run", "--json")
+    if ran.code == 2:  # a machine on which no smaller network is a tenth faster
+        assert "latency 0.9 can't be reached: the fastest network" in ran.err
+        return
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["latency_budget"]["provider"] == provider
+
+
+def test_threads_are_those_of_the_provider_too() -> None:
+    assert own_options("OpenVINOExecutionProvider", 3) == {"num_of_threads": "3"}
+    assert own_options(CPU, 3) == {}
 
 
 def test_a_provider_by_its_short_name() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import spa_graph
@@ -27,7 +28,8 @@ from spa_graph.passes.latency.model import LatencyModel
 from spa_graph.passes.latency.search import TOLERANCE, Laboratories
 from spa_graph.passes.options import Options, Timer, milliseconds_or_ratio
 from spa_graph.runtime.benchmark.profile import NodeTime
-from tests.conftest import Command, assert_refused
+from spa_graph.studies.sweep import sweep
+from tests.conftest import Command, assert_refused, listing
 from tests.models import CHAIN, network
 
 WIDE = """
@@ -155,6 +157,31 @@ def test_a_node_that_only_some_candidates_have_counts_on_average() -> None:
     ]
     model = LatencyModel(analysis.coupling, observations)
     assert 0 < float(model.milliseconds(np.array([1, 1, 1]))) < 1.2
+
+
+@pytest.mark.parametrize("compiled", ["numbered anew", "always the same", "not profiled"])
+def test_of_a_network_that_is_compiled_as_a_whole_the_file_says_what_takes_time(
+    compiled: str,
+) -> None:
+    """As OpenVINO runs it: one node that says nothing, or none."""
+
+    class Compiler(Machine):
+        def observe(self, candidates: Sequence[Counts], *more: Any, **options: Any) -> Any:
+            found = []
+            for number, each in enumerate(super().observe(candidates, *more, **options)):
+                name = f"part{number}" if compiled == "numbered anew" else "part"
+                whole = NodeTime(name, "Compiled", each.ms, (), ())
+                nodes = [] if compiled == "not profiled" else [whole]
+                found.append(Observation(each.counts, each.ms, nodes))
+            return found
+
+    machine = Compiler(width=1)
+    model = fitted(machine)
+    counts = np.random.default_rng(3).integers(1, np.array(SIZES) + 1, (20, 3))
+    measured = [machine.ms(own) for own in counts]
+    assert model.milliseconds(counts.T) == pytest.approx(measured, rel=0.05)
+    found, _ = search(Compiler(width=1), latency=0.5)
+    assert found.close
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -333,6 +360,48 @@ def test_latencies_are_read(text: str, expected: tuple[float | None, float | Non
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(OptionError, match=r"give a share such as 0\.5, or a time such as 12ms"):
         spa_graph.prune(network(CHAIN), latency=text)
+
+
+# --- a sweep --------------------------------------------------------------------------------------
+
+
+def test_a_sweep_over_latencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spa_graph.passes.latency.Laboratory", lambda *_: Machine(width=1))
+    model, output = tmp_path / "wide.onnx", tmp_path / "out"
+    onnx.save(network(WIDE), model)
+    given: dict[str, Any] = {
+        "output": output,
+        "criteria": ("l1",),
+        "calibrate": {"x": np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)},
+    }
+    found = sweep(model, (0.8, 0.5), quantity="latency", **given)
+    assert found["cost"] == "latency"
+    assert [(point["quantity"], point["asked"]) for point in found["points"]] == [
+        ("latency", 0.8),
+        ("latency", 0.5),
+    ]
+    for point in found["points"]:
+        assert point["time"] == pytest.approx(point["asked"], rel=TOLERANCE)
+        assert point["ms"] == pytest.approx(point["time"] * Machine(width=1).original_ms)
+    before = listing(output)
+    found = sweep(model, (0.8, 0.65, 0.5), quantity="latency", **given)
+    assert [point["asked"] for point in found["points"]] == [0.8, 0.65, 0.5]
+    after = listing(output)
+    assert {name: after[name] for name in before if name != "sweep.csv"} == {
+        name: state for name, state in before.items() if name != "sweep.csv"
+    }
+    assert "l1,latency,0.65" in (output / "sweep.csv").read_text()
+
+    found = sweep(model, (0.5,), latency_seconds=0.05, **given)  # by FLOPs, for comparison
+    assert found["cost"] == "latency"
+    assert all(point["time"] > 0 for point in found["points"])
+    pytest.importorskip("matplotlib")
+    from spa_graph.pictures.sweep import sweep_figure
+
+    axes = sweep_figure(found).axes[0]
+    assert axes.get_xlabel() == "latency left"
+    labels = axes.get_legend_handles_labels()[1]
+    assert labels == ["l1, by FLOPs", "l1, by latency", "Pareto frontier"]
 
 
 # --- a real run: that it works, not how fast ------------------------------------------------------

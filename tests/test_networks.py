@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,50 @@ def test_initializers_that_are_also_inputs() -> None:
     for value in pruned.graph.input[1:]:
         declared = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         assert declared == shapes(pruned)[value.name]
+
+
+def test_stated_shapes_of_another_layout() -> None:
+    """As jax2onnx leaves them where it moves Transposes; ONNX Runtime trips over some of them."""
+    text = """
+    net (float[N,1,28,28] x) => (float[N,4,1,1] y)
+    <float[16,1,3,3] k1, float[32,16,3,3] k2, float[32,16,1,1] k3, float[4,32,1,1] k4> {
+        c = Conv<pads=[1,1,1,1]>(x, k1)
+        r = Relu(c)
+        left = Conv<pads=[1,1,1,1], strides=[2,2]>(r, k2)
+        right = Conv<strides=[2,2]>(r, k3)
+        both = Add(left, right)
+        means = GlobalAveragePool(both)
+        y = Conv(means, k4)
+    }
+    """
+    model = network(text)
+    for name, sizes in (("r", (28, 28, 16)), ("left", (32, 14, 14)), ("right", (32, 14, 14))):
+        stated = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *sizes])
+        model.graph.value_info.append(stated)
+    pruned = assert_pruned(model, spa_graph.prune(model, flops=0.5))
+    by_name = {value.name: value.type.tensor_type.shape.dim for value in pruned.graph.value_info}
+    kept = shapes(pruned)["k1"][0]
+    assert [dim.dim_value for dim in by_name["r"]] == [0, kept, 28, 0]
+    onnx.shape_inference.infer_shapes(pruned, strict_mode=True)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_only_the_optimiser_rejects(
+    both: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that the proof can run, but not a session with its default settings."""
+    given, written = tmp_path / "given.onnx", tmp_path / "small.onnx"
+    onnx.save(network(CHAIN), given)
+
+    def rejects(path: Path) -> None:
+        if both or path != given:
+            raise spa_graph.ModelError("ONNX Runtime rejects it")
+
+    monkeypatch.setattr("spa_graph.passes.proof.open_session", rejects)
+    expected = pytest.raises(spa_graph.VerificationError, match="ONNX Runtime rejects it")
+    with nullcontext() if both else expected:
+        spa_graph.prune(given, flops=0.5, output=written)
+    assert written.exists() == both
 
 
 def test_unused_nodes_and_unused_initializers() -> None:

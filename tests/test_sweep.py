@@ -88,6 +88,8 @@ def test_the_frontier() -> None:
     places = [(0.9, 0.8), (0.5, 0.7), (0.6, 0.7), (0.4, 0.1), (0.4, 0.1), (0.3, None)]
     points = [{"flops": flops, "metric": metric} for flops, metric in places]
     assert frontier(points) == [True, True, False, True, True, False]
+    by_time = [{"flops": 0.5, "time": 0.7, "metric": 0.8}, {"flops": 0.6, "time": 0.6, "metric": 1}]
+    assert frontier(by_time, "latency") == [False, True]
     errors = [{"flops": 0.5, "error": 0.1}, {"flops": 0.6, "error": 0.2}, {"failure": "no"}]
     assert frontier(errors) == [True, False, False]
 
@@ -207,6 +209,11 @@ def test_what_sweep_refuses(command: Command, chain: Path, metrics: str) -> None
     assert_refused(command, folder, *start, "--eval", "nowhere:f", says="can't import nowhere")
     assert_refused(command, folder, *start, "--eval", "x", says="package.module:function")
     assert_refused(command, folder, *start, "--criterion", "l1,l7", says="'l7' is not one of")
+    latency = ("sweep", chain, "--latency", "0.8", "--eval", metrics)
+    one = "--latency measures one network after the other"
+    assert_refused(command, folder, *latency, "--jobs", "2", says=one)
+    assert_refused(command, folder, *latency, "--backend", "dask", says=one)
+    assert_refused(command, folder, *latency, "--provider", "toaster", says="no such provider")
     both = ("--params", "0.5", "--eval", metrics)
     assert_refused(command, folder, *start, *both, says="give one kind of budget")
     wrong = ("sweep", chain, "--flops", "1.5:0.5:0.5", "--eval", metrics)

@@ -1,6 +1,7 @@
 """Keras applications, a Keras transformer and recurrent networks, by tf2onnx and by Keras itself.
 
     pip install -r benchmarks/frameworks/requirements-keras.txt
+    pip install -e .  # for the network that goes through a .keras file
     python benchmarks/frameworks/export_keras.py FOLDER
 
 Weights are random: trained ones can't be had offline. BatchNormalization's statistics are made
@@ -176,6 +177,17 @@ def by_tflite(build: Build, path: Path, small: bool, quantised: bool = False) ->
         _convert(["--tflite", str(file)], path)
 
 
+def by_file(build: Build, path: Path, small: bool) -> None:
+    """A `.keras` file, converted as `spa-prune model.keras` does it; needs spa-prune here, too."""
+    from spa_graph.frontends import convert
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.keras"
+        _built(build, small).save(file)
+        path.unlink(missing_ok=True)  # the command replaces no file
+        convert.convert(file, convert.KERAS, path)
+
+
 def _convert(source: list[str], path: Path) -> None:
     command = [sys.executable, "-m", "tf2onnx.convert", *source, "--output", str(path)]
     done = subprocess.run([*command, "--opset", "17"], capture_output=True, text=True)
@@ -190,6 +202,7 @@ NETWORKS: dict[str, exporting.Export] = {
     "keras-densenet121": partial(by_keras, densenet121),
     "keras-nasnet-mobile": partial(by_keras, nasnet_mobile),
     "keras-convnext-tiny": partial(by_keras, convnext_tiny),
+    "keras-file-convnext-tiny": partial(by_file, convnext_tiny),
     "keras-transformer": partial(by_keras, transformer),
     "keras-recurrent": partial(by_keras, recurrent),
     "keras-recurrent-unrolled": partial(by_keras, partial(recurrent, unroll=True)),

@@ -40,8 +40,12 @@ def export(build: Callable[[bool], HybridBlock], path: Path, small: bool) -> Non
     model = build(small)
     model.initialize(mx.init.Xavier())
     model.hybridize()
-    shape = (1, 3, 32, 32) if small else (1, 3, 224, 224)
-    model(mx.nd.zeros(shape))
+    write(model, (1, 3, 32, 32) if small else (1, 3, 224, 224), path)
+
+
+def write(model: HybridBlock, shape: tuple[int, ...], path: Path) -> None:
+    """As ONNX, by way of the files that MXNet keeps networks in."""
+    model(mx.nd.zeros(shape))  # Gluon learns sizes from the first run
     with tempfile.TemporaryDirectory() as folder:
         model.export(f"{folder}/model")
         files = f"{folder}/model-symbol.json", f"{folder}/model-0000.params"

@@ -6,6 +6,9 @@ Each script runs in an environment of its own framework (`requirements-*.txt`), 
 
 It writes NAME.onnx for each network, and a line for each in FOLDER/exports.jsonl. With `--small`
 networks are as narrow as their builders allow: these are the fixtures in tests/frameworks.
+
+Scripts named `train_*.py` do the same with networks that they train first, on the digits that
+`python -m benchmarks.frameworks.table digits FOLDER` puts there.
 """
 
 from __future__ import annotations
@@ -17,12 +20,29 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+DIGITS = "digits.npz"
+CLASSES = 10
 Export = Callable[[Path, bool], None]
 """Writes a network to a path; the flag asks for a small one."""
 
 
-def main(framework: str, networks: Mapping[str, Export], packages: Sequence[str]) -> None:
-    """Export the networks that the command line names, all if none is named."""
+def main(
+    framework: str,
+    networks: Mapping[str, Export],
+    packages: Sequence[str],
+    *,
+    task: str | None = None,
+) -> None:
+    """Export the networks that the command line names, all if none is named.
+
+    Args:
+        networks: what writes each, by name.
+        packages: whose versions are kept.
+        task: the data that the networks are trained on.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(networks)}")
@@ -33,6 +53,8 @@ def main(framework: str, networks: Mapping[str, Export], packages: Sequence[str]
     for name in arguments.names or networks:
         path = arguments.folder / f"{name}.onnx"
         record = {"framework": framework, "name": name, "versions": versions}
+        if task:
+            record["task"] = task
         record |= _attempt(networks[name], path, arguments.small)
         print(json.dumps(record), flush=True)
         with (arguments.folder / "exports.jsonl").open("a") as file:
@@ -49,3 +71,9 @@ def _attempt(export: Export, path: Path, small: bool) -> dict[str, object]:
         return {"status": "not exportable", "reason": reason[:500]}
     seconds = round(time.perf_counter() - start, 1)
     return {"status": "ok", "seconds": seconds, "bytes": path.stat().st_size}
+
+
+def training_digits(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Images (n, 28, 28) and labels (n,) to train the network on that goes to a path."""
+    with np.load(path.with_name(DIGITS)) as file:
+        return file["training_images"], file["training_labels"]

@@ -27,6 +27,7 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 model = click.argument("model", type=Model())
 input_shape_option = click.option(
     "--input-shape", "input_shapes", multiple=True, type=InputShape(),
+    is_eager=True,  # a model that is converted needs it
     help="Sizes for an input with dynamic axes, where the guess does not fit.",
 )  # fmt: skip
 answer_options = together(

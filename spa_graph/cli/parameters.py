@@ -26,7 +26,7 @@ class Model(click.Path):
         if kind is None:
             return path
         target = path.with_name(f"{path.stem if path.is_file() else path.resolve().name}.onnx")
-        convert(path, kind, target)
+        convert(path, kind, target, ctx.params.get("input_shapes", ()) if ctx else ())
         click.echo(f"converted the {kind.name} {path} to {target}", err=True)
         return target
 

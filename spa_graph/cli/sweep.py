@@ -11,24 +11,33 @@ from spa_graph import console
 from spa_graph.cli.options import (
     LATENCY_SECONDS,
     answer_options,
+    conditions_options,
     html_option,
     model,
     overwrite_option,
     pruning_options,
+    together,
 )
 from spa_graph.cli.parameters import Criteria, Ratios
 from spa_graph.cli.target import check_inputs, check_writable, typed, write_text
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
+from spa_graph.passes.cost import NAMES
+from spa_graph.passes.options import KEPT
 from spa_graph.pictures.page import check_pages
 from spa_graph.pictures.style import drawable
+
+budget_options = together(*(
+    click.option(f"--{name}", type=Ratios(),
+                 help=f"Shares of the {NAMES[name]} to keep: first:last:step, or a list.")
+    for name in KEPT
+))  # fmt: skip
 
 
 @click.command(name="sweep")
 @model
-@click.option("--flops", type=Ratios(), help="Shares of the FLOPs to keep: first:last:step.")
-@click.option("--params", type=Ratios(), help="Shares of the parameters to keep.")
-@click.option("--memory", type=Ratios(), help="Shares of the memory to keep.")
+@budget_options
+@conditions_options
 @click.option(
     "--criterion",
     "criteria",
@@ -70,9 +79,6 @@ from spa_graph.pictures.style import drawable
 @answer_options
 def sweep_command(
     model: Path,
-    flops: tuple[float, ...] | None,
-    params: tuple[float, ...] | None,
-    memory: tuple[float, ...] | None,
     output: Path | None,
     html: Path | None,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
@@ -83,24 +89,25 @@ def sweep_command(
     """Prune MODEL to many sizes by several criteria; show which are worth having.
 
     A folder gets the networks, sweep.csv and sweep.svg. A sweep that was stopped goes on when it
-    is started again, and can be asked for more budgets and criteria.
+    is started again, and can be asked for more budgets and criteria. With --latency networks are
+    pruned one after the other, as each is measured: let the machine be idle.
 
     \b
     Examples:
       spa-prune sweep model.onnx --flops 0.9:0.3:0.1 --calibrate samples.npz
       spa-prune sweep model.onnx --flops 0.8,0.5 --criterion l1,fpgm,obspa --calibrate data-free \\
           --eval mypackage.metrics:accuracy
+      spa-prune sweep model.onnx --latency 0.9:0.3:0.1 --threads 2 --calibrate samples.npz
       spa-prune sweep model.onnx --params 0.9:0.5:0.2 --eval metrics:f1 --backend dask \\
           --cluster tcp://head:8786
     """
     from spa_graph.studies.sweep import sweep
 
-    budgets = {"flops": flops, "params": params, "memory": memory}
+    budgets = {quantity: options.pop(quantity) for quantity in KEPT}
     given = [(quantity, ratios) for quantity, ratios in budgets.items() if ratios]
     if len(given) != 1:
-        raise OptionError(
-            "give one kind of budget: --flops, --params or --memory, for example 0.9:0.3:0.1"
-        )
+        kinds = ", ".join(f"--{quantity}" for quantity in KEPT)
+        raise OptionError(f"give one kind of budget of {kinds}, for example --flops 0.9:0.3:0.1")
     quantity, ratios = given[0]
     if html is not None:
         check_pages()

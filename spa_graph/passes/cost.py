@@ -29,6 +29,9 @@ from spa_graph.passes.sizes import Counts, Sizes
 Quantity = Literal["flops", "params", "memory", "latency"]
 QUANTITIES: tuple[Quantity, ...] = ("flops", "params", "memory")
 """What follows from the network alone; latency is measured, see `passes/latency`."""
+NAMES: dict[Quantity, str] = {
+    "flops": "FLOPs", "params": "parameters", "memory": "memory", "latency": "latency",
+}  # fmt: skip
 Products = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
@@ -141,10 +144,7 @@ class CostModel:
         rows = np.zeros((len(terms), width), np.int64)
         factors = np.zeros(len(terms))
         for position, (factor, axes) in enumerate(terms):
-            factors[position] = factor
-            for column, axis in enumerate(axes):
-                if self.coupling.channel_of(axis) is None:
-                    factors[position] *= self.coupling.size(axis)
-                else:
-                    rows[position, column] = self._table.row(axis)
+            fixed, own = self._table.product(axes)
+            factors[position] = factor * fixed
+            rows[position, : len(own)] = own
         return factors, rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,7 @@ from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Timer
 from spa_graph.runtime import heap
 from spa_graph.runtime.inputs import random_inputs
-from spa_graph.runtime.sessions import Feeds
+from spa_graph.runtime.sessions import Feeds, open_session
 from spa_graph.runtime.verify import Agreement, Array, compare, varies
 
 AnyArray = TypeVar("AnyArray", Array, Array | None)
@@ -55,7 +55,7 @@ def verify(
     with timer.step("verify"), heap.returning(weights // BLOCK):
         _check_interface(analysis.original, pruned.model)
         masked = _write_reference(analysis, pruned, folder)
-        _check_file(draft, analysis.original)
+        _check_file(draft, analysis.original, folder)
         for seed in range(TRIES):
             try:
                 return _prove(analysis, pruned, draft, masked, seed)
@@ -270,12 +270,29 @@ def _as_proof() -> Iterator[None]:
         raise VerificationError(f"the pruned network is broken: {error}") from error
 
 
-def _check_file(draft: Path, original: ir.Model) -> None:
-    """onnx's checker accepts the pruned file, or rejected the original already."""
+def _check_file(draft: Path, original: ir.Model, folder: Path) -> None:
+    """What onnx's checker and ONNX Runtime's optimiser reject, they rejected in the original.
+
+    The comparison itself runs without optimiser, which looks at more than what is needed to run.
+    """
     complaint = checker.complaint(draft)
     source = original.meta.get("files")
     if complaint and not (source and checker.complaint(source[0])):
         raise VerificationError(f"onnx's checker rejects the pruned network: {complaint}")
+    try:
+        _open(draft)
+    except ModelError as error:
+        if not source:
+            source = [folder / "given.onnx"]
+            files.write(original, source[0])
+        with suppress(ModelError):
+            _open(source[0])
+            raise VerificationError(f"the pruned network is broken: {error}") from error
+
+
+def _open(path: Path) -> None:
+    with files.openable(path) as opened:
+        open_session(opened)
 
 
 def _reference(

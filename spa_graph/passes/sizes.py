@@ -6,6 +6,8 @@ any number of candidates are one product with a sparse matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
@@ -44,6 +46,16 @@ class Sizes:
         base, matrix = self._compiled
         sizes: Floats = (base if counts.ndim == 1 else base[:, None]) + matrix @ counts
         return sizes
+
+    def product(self, axes: Sequence[Axis]) -> tuple[float, tuple[int, ...]]:
+        """What the axes' sizes multiply to: the product of those that stay, and others' rows."""
+        fixed, rows = 1.0, []
+        for axis in axes:
+            if self._coupling.channel_of(axis) is None:
+                fixed *= self._coupling.size(axis)
+            else:
+                rows.append(self.row(axis))
+        return fixed, tuple(rows)
 
     def row(self, axis: Axis) -> int:
         """The row of an axis that some channels run through; it is made if it isn't there."""

@@ -62,7 +62,7 @@ def _sections(
         yield Section(
             "Accuracy against budget",
             [f"Of the sweep in {sweep['folder']}."],
-            picture=drawing(sweep_figure(sweep), "quality against FLOPs"),
+            picture=drawing(sweep_figure(sweep), "quality against budget"),
         )
     yield _frozen(report["frozen"])
 

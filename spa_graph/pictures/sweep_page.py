@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from spa_graph.passes.cost import NAMES
 from spa_graph.pictures.page import Section, Table, drawing, page
 from spa_graph.pictures.sweep import sweep_figure
 
 _COLUMNS = {
+    "quantity": "{}",
     "asked": "{:g}",
     "flops": "{:.4f}",
     "params": "{:.4f}",
+    "memory": "{:.4f}",
     "bytes": "{:,}",
     "error": "{:.3g}",
     "metric": "{:.4g}",
@@ -32,9 +35,9 @@ def sweep_page(data: dict[str, Any], command: str) -> str:
         for point in points
     ]
     lines = [
-        "flops and params are shares of the whole network's; error is the outputs' on held-out "
-        "calibration data, as a share of their variance; time is latency after / before. "
-        "best: no other network here has fewer FLOPs and is as good."
+        "flops, params and memory are shares of the whole network's; error is the outputs' on "
+        "held-out calibration data, as a share of their variance; time is latency after / before. "
+        f"best: no other network here is lower in {NAMES[data['cost']]} and as good."
     ]
     whole = (data["whole"] or {}).get("metric")
     if whole is not None:
@@ -46,7 +49,7 @@ def sweep_page(data: dict[str, Any], command: str) -> str:
         [
             Section(
                 "Quality against budget",
-                picture=drawing(sweep_figure(data), "quality against FLOPs"),
+                picture=drawing(sweep_figure(data), f"quality against {NAMES[data['cost']]}"),
             ),
             Section("What was run", [versions, machine, data["folder"]], code=command),
             Section(

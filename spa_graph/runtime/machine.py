@@ -8,12 +8,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("spa-prune", "onnx", "onnx-ir", "onnxruntime", "numpy", "scipy")
+import onnxruntime as ort
+
+PACKAGES = ("spa-prune", "onnx", "onnx-ir", "numpy", "scipy")
 
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that decide about the result."""
-    found = {"python": platform.python_version()}
+    # the packages of onnxruntime have other names for other providers
+    found = {"python": platform.python_version(), "onnxruntime": ort.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

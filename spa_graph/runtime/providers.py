@@ -17,6 +17,8 @@ _PACKAGES = {
     "coreml": "onnxruntime on macOS",
 }
 """Where providers come from that the plain package lacks."""
+_THREADS = {f"OpenVINO{_SUFFIX}": "num_of_threads"}
+"""What providers call the number of threads that don't take the session's."""
 
 
 def provider_named(name: str) -> str:
@@ -36,3 +38,8 @@ def provider_named(name: str) -> str:
         f"--provider {name}: the installed onnxruntime {ort.__version__} has no such provider, "
         f"only {', '.join(sorted(there))}{fix}"
     )
+
+
+def own_options(provider: str, threads: int) -> dict[str, str]:
+    """The provider's own options for a session with so many threads."""
+    return {_THREADS[provider]: str(threads)} if provider in _THREADS else {}

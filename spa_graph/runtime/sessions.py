@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError
 from spa_graph.runtime.machine import cores
-from spa_graph.runtime.providers import CPU
+from spa_graph.runtime.providers import CPU, own_options
 
 Feeds = Mapping[str, NDArray[Any]]
 Session = ort.InferenceSession
@@ -43,7 +43,8 @@ def open_session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or cores()
+    threads = threads or cores()
+    options.intra_op_num_threads = threads
     # idle threads that spin would slow down the other of two sessions that are run in turn
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if plain:
@@ -58,7 +59,8 @@ def open_session(
         options.profile_file_prefix = os.fspath(profile)
     try:
         source = model if isinstance(model, bytes) else os.fspath(model)
-        session = ort.InferenceSession(source, options, providers=list({provider: 0, CPU: 0}))
+        providers = {provider: own_options(provider, threads), CPU: {}}
+        session = ort.InferenceSession(source, options, providers=list(providers.items()))
     except Exception as error:  # onnxruntime raises a family of its own without a common base
         what = "a piece of the network" if isinstance(model, bytes) else model.name
         raise ModelError(f"ONNX Runtime rejects {what}: {_short(error)}") from error

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
-from spa_graph.frontends.onnx.sizes import InputShapes, free_inputs, keys
+from spa_graph.frontends.onnx.sizes import InputShapes, Key, free_inputs, keys, sums
 from spa_graph.graph import Graph
 from spa_graph.passes.canonicalize import canonicalize
 from spa_graph.runtime.calibration.wanted import Wanted, wanted, with_batch
@@ -89,9 +89,18 @@ def _with_dynamic(shapes: Shapes, model: ir.Model, dynamic: Mapping[str, int]) -
             raise OptionError(
                 f"--dynamic {name}: no input has an axis of this name; named: {known}"
             )
+    chosen: dict[Key, int] = {
+        key: size
+        for name, sizes in shapes.items()
+        for key, size in zip(named[name], sizes, strict=True)
+        if isinstance(key, str)
+    }
+    chosen.update(dynamic.items())
+    chosen |= sums(chosen, told=dynamic)
     return {
         name: tuple(
-            dynamic.get(str(key), size) for key, size in zip(named[name], sizes, strict=True)
+            size if key is None else chosen.get(key, size)
+            for key, size in zip(named[name], sizes, strict=True)
         )
         for name, sizes in shapes.items()
     }

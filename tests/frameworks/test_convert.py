@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -67,6 +69,63 @@ def test_a_torch_export_file(tmp_path: Path, process: Command) -> None:
     assert outputs(pruned, random_feeds(pruned, dynamic=3))[0].shape == (3, 4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("way", ["script", "trace"])
+def test_a_torchscript_file(way: str, tmp_path: Path, process: Command) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+
+    class Tagger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(20, 24)
+            self.hidden, self.tags = torch.nn.Linear(25, 32), torch.nn.Linear(32, 3)
+
+        def forward(self, tokens: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+            both = torch.cat([self.words(tokens), marks.unsqueeze(-1)], -1)
+            return self.tags(torch.relu(self.hidden(both)))
+
+    model = Tagger().eval()
+    feeds = torch.randint(20, (2, 5)), torch.randn(2, 5)
+    compiled = torch.jit.script(model) if way == "script" else torch.jit.trace(model, feeds)
+    compiled.save(tmp_path / "net.pt")
+    options = ("--flops", 0.5, "--latency-seconds", 0)
+    refused = process("net.pt", *options)
+    assert refused.code != 0
+    assert "--input-shape tokens=" in refused.err
+    assert not (tmp_path / "net.onnx").exists()
+    shapes = ("--input-shape", "tokens=2,5", "--input-shape", "marks=2,5")
+    ran = process("net.pt", *options, *shapes)
+    assert ran.code == 0, ran.err
+    assert "converted the TorchScript file net.pt to net.onnx" in ran.err
+    named = dict(zip(("tokens", "marks"), (each.numpy() for each in feeds), strict=True))
+    with torch.no_grad():
+        want = model(*feeds).numpy()
+    assert abs(outputs(onnx.load(tmp_path / "net.onnx"), named)[0] - want).max() < 1e-5
+    assert outputs(onnx.load(tmp_path / "net.pruned.onnx"), named)[0].shape == want.shape
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_torchscript_file_that_does_not_run_on_these_sizes(
+    tmp_path: Path, process: Command
+) -> None:
+    torch = pytest.importorskip("torch")
+    torch.jit.script(torch.nn.Linear(8, 4)).save(tmp_path / "net.pt")
+    ran = process("net.pt", "--flops", 0.5, "--input-shape", "input=2,7")
+    assert ran.code != 0
+    assert "doesn't run on inputs of these sizes" in ran.err
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_a_file_of_weights(tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "net.pth"
+    with zipfile.ZipFile(path, "w") as archive:  # what torch.save writes
+        archive.writestr("net/data.pkl", b"")
+        archive.writestr("net/data/0", b"")
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says="torch.export.save")
+
+
 @pytest.mark.parametrize("form", ["keras", "saved_model", "tflite"])
 def test_files_of_tensorflow(form: str, tmp_path: Path, process: Command) -> None:
     pytest.importorskip("tf2onnx")
@@ -78,15 +137,35 @@ def test_files_of_tensorflow(form: str, tmp_path: Path, process: Command) -> Non
     x = keras.layers.Dense(32, activation=activation)(inputs)
     x = keras.layers.Dense(16, activation="relu")(x)
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    assert_converts(model, form, tmp_path, process)
+
+
+@pytest.mark.parametrize("form", ["keras", "saved_model"])
+def test_convolutions_of_groups(form: str, tmp_path: Path, process: Command) -> None:
+    """Keras has XLA compile them, each a function of its own."""
+    pytest.importorskip("tf2onnx")
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(16, 3, activation="relu")(inputs)
+    x = keras.layers.Conv2D(16, 3, groups=16, padding="same")(x)  # depthwise, as in ConvNeXt
+    x = keras.layers.Conv2D(32, 3, groups=4, activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(x))
+    assert_converts(model, form, tmp_path, process)
+
+
+def assert_converts(model: Any, form: str, folder: Path, process: Command) -> None:
+    """The command converts a Keras network to what computes the same, and prunes it."""
     name = {"keras": "net.keras", "saved_model": "net", "tflite": "net.tflite"}[form]
     if form == "keras":
-        model.save(tmp_path / name)
+        model.save(folder / name)
     else:
         kind = {"format": "tf_saved_model"} if form == "saved_model" else {"format": "litert"}
-        model.export(tmp_path / name, verbose=False, **kind)
+        model.export(folder / name, verbose=False, **kind)
     ran = process(name, "--flops", 0.5, "--latency-seconds", 0)
     assert ran.code == 0, ran.err
-    converted, pruned = (onnx.load(tmp_path / f"net{end}.onnx") for end in ("", ".pruned"))
+    converted, pruned = (onnx.load(folder / f"net{end}.onnx") for end in ("", ".pruned"))
     feeds = random_feeds(converted)
     want = model(next(iter(feeds.values()))).numpy()
     assert abs(outputs(converted, feeds)[0] - want).max() < 1e-5

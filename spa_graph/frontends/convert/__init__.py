@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +41,42 @@ KERAS = Format("Keras file", *_TENSORFLOW)
 SAVED_MODEL = Format("SavedModel", *_TENSORFLOW)
 TFLITE = Format("TFLite file", *_TENSORFLOW)
 EXPORTED = Format("torch.export file", "exported_program", ("torch", "onnxscript"), "torch")
+TORCHSCRIPT = Format("TorchScript file", "torchscript", ("torch",), "torch")
 SUFFIXES = {".keras": KERAS, ".tflite": TFLITE, ".pt2": EXPORTED}
+PICKLES = (".pt", ".pth", ".ts", ".torchscript")
 
 
 def format_of(path: Path) -> Format | None:
-    """The format of a file or folder that must be converted; None for ONNX and what isn't known."""
+    """The format of a file or folder that must be converted; None for ONNX and what isn't known.
+
+    Raises:
+        ModelError: a file of torch that holds no network.
+    """
     if path.is_dir() and (path / "saved_model.pb").is_file():
         return SAVED_MODEL
-    return SUFFIXES.get(path.suffix.lower()) if path.is_file() else None
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in PICKLES or not zipfile.is_zipfile(path):
+        return SUFFIXES.get(suffix) if path.is_file() else None
+    with zipfile.ZipFile(path) as archive:
+        parts = {tuple(name.split("/")[1:2]) for name in archive.namelist()}
+    if ("code",) in parts:
+        return TORCHSCRIPT
+    raise ModelError(
+        f"{path} holds weights, or a module that can't be read without its Python code: export the "
+        "network with torch.onnx.export, or torch.export.save to a .pt2 file"
+    )
 
 
-def convert(source: Path, kind: Format, target: Path) -> None:
+def convert(
+    source: Path,
+    kind: Format,
+    target: Path,
+    shapes: Iterable[tuple[str, tuple[int, ...]]] = (),
+) -> None:
     """Write a network of another framework as ONNX; complete or not at all.
+
+    Args:
+        shapes: sizes of inputs, for formats that don't hold them.
 
     Raises:
         ModelError: the exporter isn't installed, the target exists, or the exporter fails.
@@ -68,6 +94,8 @@ def convert(source: Path, kind: Format, target: Path) -> None:
     with files.staged(target) as draft:
         module = f"spa_graph.frontends.convert.{kind.module}"
         line = [sys.executable, "-W", "ignore", "-m", module, str(source), str(draft)]
+        if kind is TORCHSCRIPT:
+            line += [f"{name}={','.join(map(str, sizes))}" for name, sizes in shapes]
         done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode or not draft.is_file():
             lines = done.stderr.strip().splitlines() or ["it says nothing"]

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tf2onnx import convert as tf2onnx
 from tf2onnx.handler import tf_op
 
 OPSET = 17
+GRAPHS = "saved_model.pb"
+COMPILED = ("_XlaMustCompile", "_noinline")
+"""What TensorFlow's functions and calls are marked by if XLA compiles them, each on its own."""
 
 
 @tf_op("Erfc")
@@ -43,17 +48,36 @@ def _convert(option: str, source: Path, target: Path) -> None:
     tf2onnx.main()
 
 
+def _convert_saved_model(source: Path, target: Path) -> None:
+    """A SavedModel, with the bodies of functions that XLA compiles in the place of their calls.
+
+    TensorFlow inlines all others itself, and tf2onnx leaves a call as it is: Keras' convolutions
+    of groups come as such functions, as TensorFlow has no kernel for them on the CPU.
+    """
+    saved = SavedModel.FromString((source / GRAPHS).read_bytes())
+    for function in chain.from_iterable(m.graph_def.library.function for m in saved.meta_graphs):
+        for marked in (function, *function.node_def):
+            for name in COMPILED:
+                marked.attr.pop(name, None)
+    with tempfile.TemporaryDirectory() as folder:
+        for each in source.resolve().iterdir():
+            if each.name != GRAPHS:
+                (Path(folder) / each.name).symlink_to(each)
+        (Path(folder) / GRAPHS).write_bytes(saved.SerializeToString())
+        _convert("--saved-model", Path(folder), target)
+
+
 def main(source: Path, target: Path) -> None:
     """Convert one network."""
     if source.is_dir():
-        return _convert("--saved-model", source, target)
+        return _convert_saved_model(source, target)
     if source.suffix.lower() == ".tflite":
         return _convert("--tflite", source, target)
     import keras
 
     with tempfile.TemporaryDirectory() as folder:
         keras.saving.load_model(source).export(folder, format="tf_saved_model", verbose=False)
-        _convert("--saved-model", Path(folder), target)
+        _convert_saved_model(Path(folder), target)
 
 
 if __name__ == "__main__":

@@ -142,18 +142,28 @@ def take_over(old: ir.Value, fresh: ir.Value) -> None:
 
 
 def _declare_shapes(model: ir.Model, expected: Mapping[str, Shape], graph: Graph) -> None:
-    """Update the shapes that the file states for inner values."""
+    """Update the shapes that the file states for inner values, and take back what isn't so.
+
+    Exporters that move Transposes leave shapes of another layout (jax2onnx). ONNX Runtime gets over
+    them in some files, and rejects others.
+    """
     for node in model.graph:
         for value in node.outputs:
-            new, old = expected.get(value.name or ""), graph.shapes.get(value.name or "")
-            if value.shape is None or new is None or old is None or len(value.shape) != len(new):
+            old = graph.shapes.get(value.name or "")
+            if value.shape is None or old is None or len(value.shape) != len(old):
                 continue
-            # a symbol such as `12*batch` no longer holds, and may now differ between layers
-            dims = [
-                dim if before == after else after.nominal if after.static else None
-                for dim, before, after in zip(value.shape, old, new, strict=True)
-            ]
-            value.shape = ir.Shape(dims)
+            new = expected.get(value.name or "", old)
+            value.shape = ir.Shape(list(map(_declared, value.shape, old, new)))
+
+
+def _declared(
+    dim: int | ir.SymbolicDim, before: Extent, after: Extent
+) -> int | ir.SymbolicDim | None:
+    """What to state of an axis's size; None for nothing."""
+    if before != after:
+        # a symbol such as `12*batch` no longer holds, and may now differ between layers
+        return after.nominal if after.static else None
+    return None if isinstance(dim, int) and dim not in before else dim
 
 
 # --- sizes that the network computes ----------------------------------------------------------

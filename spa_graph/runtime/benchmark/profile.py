@@ -7,6 +7,7 @@ which aren't always those of the file.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -25,6 +26,7 @@ from spa_graph.runtime.sessions import Feeds, Session, open_session, run
 PROFILED = 0.25
 """The share of the time for latency that each network is profiled for, besides."""
 _SUFFIX = "_kernel_time"
+_NUMBER = re.compile(r"(_\d+)+$")
 
 
 Sizes = tuple[tuple[int, ...], ...]
@@ -35,7 +37,8 @@ class NodeTime:
     """What one operator takes in a run of the network, in milliseconds, and what of.
 
     inputs, outputs: shapes of the tensors that it reads and writes; weights that ONNX Runtime has
-        repacked are missing.
+        repacked are missing. Empty for a part of the network that a provider has compiled, since
+        what it reads and writes says nothing of what is within.
     """
 
     name: str
@@ -97,10 +100,12 @@ def _per_operator(events: Iterable[Mapping[str, Any]], runs: int) -> list[NodeTi
     shapes: dict[tuple[str, str], tuple[Sizes, Sizes]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
-            key = event["name"].removesuffix(_SUFFIX), event["args"]["op_name"]
+            kind, compiled = _type(event["args"])
+            key = event["name"].removesuffix(_SUFFIX), kind
             times[key].append(event["dur"] / 1e3)
             if key not in shapes:
-                shapes[key] = _shapes(event, "input"), _shapes(event, "output")
+                sizes = _shapes(event, "input"), _shapes(event, "output")
+                shapes[key] = ((), ()) if compiled else sizes
     found = []
     for (name, kind), own in times.items():
         per_run = len(own) / runs
@@ -110,6 +115,14 @@ def _per_operator(events: Iterable[Mapping[str, Any]], runs: int) -> list[NodeTi
             ms = float(np.sum(own)) / runs
         found.append(NodeTime(name, kind, ms, *shapes[name, kind]))
     return found
+
+
+def _type(node: Mapping[str, Any]) -> tuple[str, bool]:
+    """The operator's type; and whether it is none but a part of the network that a provider has
+    compiled, which it numbers."""
+    kind: str = node["op_name"]
+    plain = _NUMBER.sub("", kind) if node.get("provider", CPU) != CPU else kind
+    return plain, plain != kind
 
 
 def _shapes(event: Mapping[str, Any], side: str) -> Sizes:

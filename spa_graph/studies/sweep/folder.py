@@ -22,14 +22,14 @@ from spa_graph.frontends.onnx import files
 FORMAT = "spa-sweep/1"
 SETTINGS = "sweep.json"
 COLUMNS = (
-    "criterion", "quantity", "asked", "flops", "params", "bytes", "error", "metric", "time",
-    "frontier", "file", "failure",
+    "criterion", "quantity", "asked", "flops", "params", "memory", "bytes", "error", "metric",
+    "time", "ms", "frontier", "file", "failure",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
-    """One network of a sweep: pruned by a criterion to a share of the FLOPs or parameters."""
+    """One network of a sweep: pruned by a criterion to a share of a quantity."""
 
     criterion: str
     quantity: str

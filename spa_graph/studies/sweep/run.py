@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
-from spa_graph.passes.cost import QUANTITIES
 from spa_graph.passes.importance import CRITERIA
-from spa_graph.passes.options import Options, Progress, Timer, plain
+from spa_graph.passes.options import KEPT, Options, Progress, Timer, plain
 from spa_graph.runtime.benchmark import measure
 from spa_graph.runtime.imported import imported
+from spa_graph.runtime.inputs import Feeds
 from spa_graph.runtime.machine import cores, machine, versions
+from spa_graph.runtime.providers import provider_named
 from spa_graph.studies.opened import open_network
 from spa_graph.studies.sweep.engine import Backend, polled, run_all
 from spa_graph.studies.sweep.folder import Folder, Point, fingerprint
-from spa_graph.studies.sweep.frontier import frontier
+from spa_graph.studies.sweep.frontier import cost_of, frontier
 from spa_graph.studies.sweep.work import evaluate, prune_points
 
 
@@ -42,7 +44,9 @@ def sweep(
     """Prune to every ratio by every criterion; what was done before isn't done again.
 
     Args:
-        ratios: the shares of the FLOPs (or of the parameters, see `quantity`) to keep.
+        ratios: the shares to keep.
+        quantity: of which: "flops", "params", "memory" or "latency", for which networks are pruned
+            one after the other, so that none disturbs the measurements of another.
         output: a folder; on a cluster one that all machines see under this path.
         criteria: by default the one that `prune` would take.
         evaluation: `package.module:function` that gets the path of a network and returns a number,
@@ -65,6 +69,8 @@ def sweep(
         raise OptionError("a sweep needs a measure of quality: give --calibrate, --eval, or both")
     if cluster is not None and backend == "loky":
         raise OptionError("--cluster needs --backend dask or --backend ray")
+    jobs = _jobs(jobs, quantity, backend)
+    provider_named(options.get("provider", "cpu"))  # says that it isn't there
     timer = Timer(progress)
     with timer.step("load"):
         settings = {"model": fingerprint(path), "eval": evaluation, **_plain(options)}
@@ -81,9 +87,9 @@ def sweep(
                 prune_points,
                 [
                     (os.fspath(path.absolute()), os.fspath(folder.path), share, options, evaluation)
-                    for share in shares(missing, jobs or cores())
+                    for share in shares(missing, jobs)
                 ],
-                jobs=jobs or cores(),
+                jobs=jobs,
                 backend=backend,
                 address=cluster,
                 watch=polled(
@@ -92,7 +98,7 @@ def sweep(
                 ),
             )
     if latency_seconds:
-        _measure(folder, path, latency_seconds, dict(options.get("input_shapes") or {}), timer)
+        _measure(folder, path, latency_seconds, options, timer)
     found = _result(folder, path)
     folder.write_table(found["points"])
     return found
@@ -110,8 +116,8 @@ def earlier(model: Path) -> dict[str, Any] | None:
 def _points(
     ratios: Sequence[float], quantity: str, criteria: Sequence[str], options: dict[str, Any]
 ) -> list[Point]:
-    if quantity not in QUANTITIES:
-        raise OptionError(f"a budget is one of {', '.join(QUANTITIES)}, not {quantity}")
+    if quantity not in KEPT:
+        raise OptionError(f"a budget is one of {', '.join(KEPT)}, not {quantity}")
     found = []
     for ratio in ratios:
         for criterion in criteria or (None,):
@@ -126,6 +132,18 @@ def _points(
     if not found:
         raise OptionError("give budgets, for example --flops 0.9:0.3:0.1")
     return list(dict.fromkeys(found))
+
+
+def _jobs(asked: int | None, quantity: str, backend: Backend) -> int:
+    """How many networks are pruned at once."""
+    if quantity != "latency":
+        return asked or cores()
+    if backend != "loky" or (asked or 1) > 1:
+        raise OptionError(
+            "a sweep over --latency measures one network after the other on this machine: leave "
+            "out --jobs and --backend"
+        )
+    return 1
 
 
 def shares(points: Sequence[Point], jobs: int) -> list[list[Point]]:
@@ -152,14 +170,22 @@ def _whole(model: Path, evaluation: str | None, timer: Timer) -> dict[str, Any]:
 
 
 def _measure(
-    folder: Folder, model: Path, seconds: float, input_shapes: dict[str, Any], timer: Timer
+    folder: Folder, model: Path, seconds: float, options: dict[str, Any], timer: Timer
 ) -> None:
-    """Time the networks that weren't yet, after all else, so that nothing else runs meanwhile."""
-    waiting = [data for data in folder.points() if "file" in data and "time" not in data]
-    feeds = open_network(model, input_shapes=input_shapes).random_feeds() if waiting else {}
+    """Time the networks that weren't yet, after all else, so that nothing else runs meanwhile.
+
+    Those that were pruned to a latency are timed again, as all others are.
+    """
+    waiting = [data for data in folder.points() if "file" in data and "time_interval" not in data]
+    chosen = Options(**options)
+    measured = partial(measure, provider=provider_named(chosen.provider), threads=chosen.threads)
+    feeds: Feeds = {}
+    if waiting:
+        network = open_network(model, input_shapes=chosen.input_shapes, batch=chosen.batch)
+        feeds = network.random_feeds()
     with timer.step("measure") as step:
         for number, data in enumerate(waiting):
-            latency = measure(model, folder.path / data["file"], feeds, seconds=seconds)
+            latency = measured(model, folder.path / data["file"], feeds, seconds=seconds)
             point = Point(data["criterion"], data["quantity"], data["asked"])
             more = {
                 "time": latency.after / latency.before,
@@ -172,7 +198,8 @@ def _measure(
 
 def _result(folder: Folder, model: Path) -> dict[str, Any]:
     points = folder.points()
-    for point, best in zip(points, frontier(points), strict=True):
+    cost = cost_of(points)
+    for point, best in zip(points, frontier(points, cost), strict=True):
         point["frontier"] = best
     return {
         "versions": versions(),
@@ -180,6 +207,7 @@ def _result(folder: Folder, model: Path) -> dict[str, Any]:
         "model": os.fspath(model),
         "whole": folder.whole(),
         "folder": os.fspath(folder.path),
+        "cost": cost,
         "points": points,
     }
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from spa_graph.api import Ready, Result, ready
 from spa_graph.errors import OptionError, SpaError
+from spa_graph.passes.cost import QUANTITIES
 from spa_graph.passes.options import Progress
 from spa_graph.passes.report import file_size
 from spa_graph.passes.statistics.distortion import Outputs, distortion
@@ -58,13 +59,16 @@ def _pruned(
         result = network.prune(output, **budget)
     except SpaError as error:
         return {"failure": str(error)}
+    ratio, measured = result.report["ratio"], result.report.get("latency_budget")
     found: dict[str, Any] = {
-        "flops": result.report["ratio"]["flops"],
-        "params": result.report["ratio"]["params"],
+        **{quantity: ratio[quantity] for quantity in QUANTITIES if quantity in ratio},
         "bytes": file_size(output),
         "file": output.name,
         "seconds": _seconds(result),
     }
+    if measured is not None:
+        found["ms"] = measured["measured_ms"]
+        found["time"] = found["ms"] / measured["original_ms"]
     if want is not None:
         distance = distortion(want, _outputs(network, output) or [])
         found["error"] = distance if np.isfinite(distance) else None
