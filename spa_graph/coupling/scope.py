@@ -87,7 +87,7 @@ class Code:
     axis: int
 
 
-LinearForm = Literal["matrix", "convolution", "transposed convolution", "gates"]
+LinearForm = Literal["matrix", "convolution", "transposed convolution", "cell"]
 OWN_OUTPUT = -1
 """In the place of an input: what the operator itself gave, one step earlier."""
 
@@ -97,14 +97,14 @@ class Linear(NamedTuple):
 
     Attributes:
         operator: its index.
-        form: a position is a row of a matrix, or a window that a convolution looks at. Gates of a
-            recurrent cell are matrices too, one for each direction, inside an operator that does
-            more.
+        form: a position is a row of a matrix, or a window that a convolution looks at. What the
+            gates of a recurrent cell add up are rows of matrices too, one for each direction,
+            inside an operator that does more.
         slots: the inputs that hold features, weight and bias; a bias may be absent, or None if the
             operator can't have one. Features may be OWN_OUTPUT.
         features: the axis of the features that is summed over, counted from the end.
         inputs, outputs: the weight's axis that is summed over, and the one that the results have.
-        result: the axis of the results, counted from the end; None if they stay inside (gates).
+        result: the axis of the results, counted from the end; None if they stay inside (cells).
         directions: the axis of the features that runs along the directions, counted from the end;
             None if all directions read the same.
     """
@@ -117,6 +117,11 @@ class Linear(NamedTuple):
     outputs: int
     result: int | None
     directions: int | None = None
+
+    @property
+    def recurs(self) -> bool:
+        """Whether it reads what the operator itself gave, one step earlier."""
+        return self.slots[0] == OWN_OUTPUT
 
 
 @dataclass(slots=True)
@@ -152,7 +157,7 @@ class Facts:
     computed_with: list[tuple[Axis, Why]] = field(default_factory=list)
     copies: dict[str, str] = field(default_factory=dict)
     linears: list[Linear] = field(default_factory=list)
-    gates: list[Linear] = field(default_factory=list)
+    cells: list[Linear] = field(default_factory=list)
 
 
 class Scope:
@@ -386,15 +391,15 @@ class Scope:
             linear = Linear(self.operator.index, form, slots, features, inputs, outputs, result)
             self.facts.linears.append(linear)
 
-    def gates(self, slots: tuple[int, int, int], directions: int | None = None) -> None:
-        """A recurrent cell's gates are linear in these features, if the weight is stored.
+    def cell(self, slots: tuple[int, int, int], directions: int | None = None) -> None:
+        """What a cell's gates add up is linear in these features, if the weight is stored.
 
         The weight is (directions, gates * hidden, features).
         """
         known = self.output() if slots[0] == OWN_OUTPUT else not self.is_parameter(slots[0])
         if known and self.is_parameter(slots[1]):
-            linear = Linear(self.operator.index, "gates", slots, -1, 2, 1, None, directions)
-            self.facts.gates.append(linear)
+            linear = Linear(self.operator.index, "cell", slots, -1, 2, 1, None, directions)
+            self.facts.cells.append(linear)
 
     def role(self, slot: int, role: Role) -> None:
         self.facts.roles[self.operator.index, slot] = role

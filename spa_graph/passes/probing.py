@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from spa_graph.coupling.scope import OWN_OUTPUT
 from spa_graph.frontends.onnx.editor import operator_nodes
 from spa_graph.frontends.onnx.gating import insert_gate
 from spa_graph.frontends.onnx.pieces import piece
@@ -60,7 +59,7 @@ class Gates:
         nodes = operator_nodes(model, analysis.graph)
         for layer in layers.values():
             slot, weight = layer.linear.slots[:2]
-            if slot == OWN_OUTPUT:  # no place for a gate: a cell's state stays inside
+            if layer.linear.recurs:  # no place for a gate: a cell's state stays inside
                 continue
             axes = coupling.relations.operand(layer.operator, weight) or ()
             features = coupling.relations.operand(layer.operator, slot) or ()

@@ -23,10 +23,17 @@ from spa_graph.coupling.analysis import ChannelGroup
 from spa_graph.frontends.onnx.masking import mask
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.probing import few, open_whole
-from spa_graph.passes.reconstruct.sites import Site, add_to_bias, find_sites, matching, set_weight
+from spa_graph.passes.reconstruct.sites import (
+    Site,
+    add_to_bias,
+    find_sites,
+    left_of,
+    matching,
+    set_weight,
+)
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.passes.statistics.distortion import Outputs, distortion
-from spa_graph.passes.statistics.layers import LEVELS, Layer, features_axes
+from spa_graph.passes.statistics.layers import LEVELS, Layer
 from spa_graph.passes.statistics.padding import Padding, blanked
 from spa_graph.passes.statistics.readers import Layers, error_curve, readers, taken_over
 from spa_graph.plan import Kept
@@ -157,19 +164,19 @@ class _Probing:
     def _take_over(self, model: ir.Model, site: Site, layer: Layer, kept: Kept) -> None:
         """Let the other channels take over in a layer that reads some of those that are gone."""
         coupling = self._analysis.coupling
-        features = features_axes(coupling, layer)
-        left = coupling.kept_elements(features[layer.linear.features], kept)
-        if left is None:
+        results, rows = left_of(coupling, layer, kept)
+        if rows.all():
             return
-        stays = left[layer.map.elements].reshape(layer.map.groups, -1, layer.map.window)[..., 0]
+        stays = rows.reshape(layer.map.groups, -1, layer.map.window)[..., 0]
         if len(set(stays.sum(1).tolist())) > 1:
             return  # whole groups are gone; nothing reads their channels
         matrix, bias = taken_over(layer, stays)
         full = np.zeros(layer.matrix.shape)
         full[np.repeat(stays, layer.map.window, axis=1)] = matrix.reshape(-1, matrix.shape[-1])
-        set_weight(site, full)
+        computed = layer.map.grouped(results)  # the others are masked
+        set_weight(site, full * computed[:, None, :])
         if site.bias is not None:
-            add_to_bias(model, site, bias)
+            add_to_bias(model, site, bias * computed)
 
     def _run(self, model: ir.Model) -> Outputs:
         session = open_whole(self._analysis, model, self._batches[0])

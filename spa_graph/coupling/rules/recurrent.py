@@ -55,11 +55,11 @@ def _recurrent(cell: Cell) -> Rule:
             x, hidden = found
             scope.contract(x[2], slots=(W, X))
             scope.contract(hidden, slots=(R,))
-            scope.gates((X, W, B))
+            scope.cell((X, W, B))
             # a GRU that resets the state before it multiplies it reads something else there
             if cell is not GRU or scope.attribute("linear_before_reset", 0):
                 batch_first = scope.attribute("layout", 0) == 1
-                scope.gates((OWN_OUTPUT, R, B), directions=-2 if batch_first else -3)
+                scope.cell((OWN_OUTPUT, R, B), directions=-2 if batch_first else -3)
 
     return apply
 

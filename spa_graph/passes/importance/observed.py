@@ -37,7 +37,7 @@ class Observed(Criterion):
     def mean(self, layer: Layer) -> Floats:
         """The mean over all samples; (groups, channels)."""
         total, count = self._seen[layer]
-        return np.asarray(layer.map.by_group(total / max(count, 1)))
+        return np.asarray(layer.map.features_by_group(total / max(count, 1)))
 
     def rows(self, layer: Layer) -> Floats:
         return self.mean(layer)

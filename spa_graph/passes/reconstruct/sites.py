@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.relations import Axis
-from spa_graph.coupling.scope import OWN_OUTPUT
 from spa_graph.frontends.onnx.editor import operator_nodes
 from spa_graph.frontends.onnx.pieces import is_stored
 from spa_graph.frontends.onnx.weights import add_initializer, store_tensor, stored_tensor
 from spa_graph.graph import Graph, Operator
 from spa_graph.passes.reconstruct.addends import Addend, Uses, find_addend
-from spa_graph.passes.statistics.gate_map import layout
+from spa_graph.passes.statistics.cell_map import CellMap, linear_map
 from spa_graph.passes.statistics.layers import Layer, features_axes, linear_layers, source_of
 from spa_graph.passes.statistics.linear_map import LinearMap, Rows
 from spa_graph.passes.statistics.readers import Layers
@@ -62,15 +61,19 @@ class Site:
         return len(self.layers) > 1
 
     @property
-    def recurs(self) -> bool:
-        """Whether what it reads depends on what it computes: then it reads what the dense does."""
-        return self.shared or self.pruned.linear.slots[0] == OWN_OUTPUT
+    def reads_dense(self) -> bool:
+        """Whether it is fitted on what the dense network computes.
+
+        What the pruned one computes for it may depend on the weight itself: in later uses of a
+        shared one, and in a recurrent cell.
+        """
+        return self.shared or self.pruned.linear.recurs
 
     @property
     def waits_for(self) -> str:
         """The value that has to be repaired before."""
-        own_output = self.pruned.linear.slots[0] == OWN_OUTPUT
-        return self.layers[0].operator.inputs[0] if own_output else self.sources[0]
+        recurs = self.pruned.linear.recurs
+        return self.layers[0].operator.inputs[0] if recurs else self.sources[0]
 
     @property
     def weight(self) -> ir.Value:
@@ -88,6 +91,14 @@ class Site:
         """What is left of the dense weight, with all its results; (groups, inputs, results)."""
         every = zip(self.layers[0].matrix, self.rows, strict=True)
         return np.stack([own[rows] for own, rows in every if rows.any()])
+
+    def without_lost_inputs(self) -> Rows:
+        """The dense weight, zero where it met inputs that are lost; (groups, inputs, results).
+
+        Groups that are gone stay as they are: what they compute says what was lost behind them.
+        """
+        whole_groups = ~self.rows.any(1, keepdims=True)
+        return np.where((self.rows | whole_groups)[:, :, None], self.layers[0].matrix, 0)
 
     def without_new_bias(self) -> Site:
         """The site, which has no place for a bias unless it has one already."""
@@ -145,11 +156,11 @@ def find_sites(
         coupling: of the dense network.
         model, graph: the pruned one, in which these channels are `kept`.
     """
-    twins = {o.outputs[0]: o for o in graph.operators if o.outputs}
+    twins = {_first_output(operator): operator for operator in graph.operators}
     nodes = operator_nodes(model, graph)
     by_weight: dict[int, list[tuple[Layer, Operator]]] = {}
     for layer in linear_layers(coupling):
-        twin = twins.get(layer.operator.outputs[0])
+        twin = twins.get(_first_output(layer.operator))
         value = nodes[twin.index].inputs[layer.linear.slots[1]] if twin is not None else None
         moved = twin is None or source_of(layer.linear, twin) != layer.source
         if twin and not moved and value is not None and value.name in graph.parameters:
@@ -158,6 +169,11 @@ def find_sites(
     found = (_site(coupling, graph, kept, uses, nodes, readers) for uses in by_weight.values())
     adapted = (adapt(site) for site in found if site is not None)
     return [site for site in adapted if site is not None]
+
+
+def _first_output(operator: Operator) -> str:
+    """An output that there is; a cell may give its last state only."""
+    return next(filter(None, operator.outputs), "")
 
 
 def _site(
@@ -171,13 +187,13 @@ def _site(
     """The site of a weight; None if it can't be changed for these uses alone, and all alike."""
     layer, twin = uses[0]
     linear = layer.linear
-    pruned = layout(linear, twin, graph.parameters[twin.inputs[linear.slots[1]]].shape)
-    results, rows = _left(coupling, layer, kept)
+    pruned = linear_map(linear, twin, graph.parameters[twin.inputs[linear.slots[1]]].shape)
+    results, rows = left_of(coupling, layer, kept)
     if not _belongs_to(nodes, uses) or not all(
         each.weight == layer.weight
         and each.linear[1:] == linear[1:]
         and each.map.groups == layer.map.groups
-        and all(map(np.array_equal, _left(coupling, each, kept), (results, rows)))
+        and all(map(np.array_equal, left_of(coupling, each, kept), (results, rows)))
         for each, _ in uses[1:]
     ):
         return None
@@ -208,7 +224,7 @@ def _belongs_to(nodes: Sequence[ir.Node], uses: Sequence[tuple[Layer, Operator]]
     return is_stored(value) and users == places and not value.is_graph_output()
 
 
-def _left(coupling: Coupling, layer: Layer, kept: Kept) -> tuple[Kept, Kept]:
+def left_of(coupling: Coupling, layer: Layer, kept: Kept) -> tuple[Kept, Kept]:
     """Which of a layer's results stay, and which rows of its matrices."""
     inputs = _stays(coupling, features_axes(coupling, layer)[layer.linear.features], kept)
     results = _stays(coupling, _results_axis(coupling, layer), kept)
@@ -262,6 +278,8 @@ def _bias(node: ir.Node, pruned: LinearMap, graph: Graph) -> Place | None:
         value = place[0].inputs[place[1]]
     if value is None or value.name not in graph.parameters:
         return None
+    if isinstance(pruned, CellMap) and len(value.uses()) > 1:
+        return None  # it belongs to both weights of a cell, whose other uses may differ
     shape = graph.parameters[value.name].shape
     aligned = slot is not None or pruned.linear.result == -1
     own = pruned.bias(np.empty((pruned.groups, pruned.outputs))).shape

@@ -70,7 +70,7 @@ def sweep(
     fitting = len(calibrated.fitting)
     places = places_in(calibrated.padding, calibrated.batches)
     sites = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
-    sites = [site for site in sites if not site.recurs]
+    sites = [site for site in sites if not site.reads_dense]
     done: list[Repair] = []
     for stage in stages(sites, walk, lambda site: [nodes[site.layers[0].operator.index]]):
         walk.advance([site.sources[0] for site in stage])
@@ -111,11 +111,13 @@ def _swept(
     old = layer.matrix.astype(np.float64)
     new = old.copy()
     for group, gram in enumerate(grams[0] / counts[0]):
+        if not site.rows[group].any():  # it computes what was lost, for those behind it
+            continue
         damping = DAMPING * (float(np.trace(gram)) / len(gram) or 1.0)
         hessian = gram + damping * np.eye(len(gram))
         new[group] = remove_inputs(old[group], hessian, np.flatnonzero(~site.rows[group]))
     test = grams[1] / max(counts[1], 1)
-    sliced = old * site.rows[:, :, None]
+    sliced = site.without_lost_inputs().astype(np.float64)
     errors = [float(((old - m) * (test @ (old - m))).sum()) for m in (sliced, new)]
     spread = float((old * (test @ old)).sum()) or 1.0
     if errors[1] >= errors[0]:

@@ -65,25 +65,40 @@ class Beside:
         """The sites that can be fitted here, with the bias that can be."""
         yield from sites
 
+    def whole(self, site: Site) -> Runner:  # noqa: ARG002
+        """The network whose whole layer a site is fitted to."""
+        return self.dense
+
     def advance(self, stage: Sequence[Site], waiting: Sequence[Site]) -> None:
         """Run up to the sites of a stage; others still wait."""
-        # all uses of a shared weight are looked at, and layers that wait may lie between them
-        later = [source for site in waiting for source in site.sources]
         unknown = self.small.behind(
             {id(node) for site in (*stage, *waiting) for node in site.nodes}
         )
         found = ((site, site.addend.value) for site in stage if site.addend)
         self._addends = {site: addend for site, addend in found if addend not in unknown}
         added = [*self._addends.values()]
-        self.dense.advance([s for site in stage for s in site.sources] + added, later)
+        self._advance_whole(self.dense, stage, waiting, added)
         self.small.advance([site.waits_for for site in stage] + added)
+
+    def _advance_whole(
+        self, network: Runner, stage: Iterable[Site], waiting: Iterable[Site], added: Sequence[str]
+    ) -> None:
+        """Run a network with whole layers up to all that the sites of a stage read.
+
+        All uses of a shared weight are looked at, and layers that wait may lie between them.
+        """
+        now, later = (
+            [source for site in sites if self.whole(site) is network for source in site.sources]
+            for sites in (stage, waiting)
+        )
+        network.advance([*now, *added], later)
 
     def count(self, site: Site, layer: Layer, batch: int) -> int:
         """How many positions of a batch count."""
         some = self.places(layer, batch)
         if some is not None:
             return len(some)
-        features = site.cropped(layer, self.dense.value(layer.source, batch))
+        features = site.cropped(layer, self.whole(site).value(layer.source, batch))
         return math.prod(layer.map.positions(features))
 
     def matrix(self, site: Site) -> Rows:
@@ -96,13 +111,13 @@ class Beside:
         Returns:
             (groups, positions, inputs) and (groups, positions, outputs).
         """
-        features = site.cropped(layer, self.dense.value(layer.source, batch))
+        features = site.cropped(layer, self.whole(site).value(layer.source, batch))
         wanted = self._wanted(site, layer, features, positions)
         if site in self._addends:
             addend = self._addends[site]
             both = self.dense.value(addend, batch), self.small.value(addend, batch)
             wanted = wanted + site.lost(*both, positions)
-        if site.recurs:
+        if site.reads_dense:
             return site.seen(layer, features, positions), wanted
         return site.pruned.rows(self.small.value(layer.source, batch), positions), wanted
 
@@ -124,41 +139,60 @@ class Beside:
 class Following(Beside):
     """The pruned network beside a dense one whose layers are repaired as well.
 
-    That one keeps the channels that are gone, computed from those that stay, so it has all results
-    of a layer; where nothing is behind, the two compute the same. Layers that read what depends on
-    them (`Site.recurs`) see what they computed before.
+    That one, in the place of the dense, keeps the channels that are gone, computed from those that
+    stay: so it has all results of a layer, and where a layer lost no inputs both compute the same.
+    Sites that can't be fitted on it (`Site.reads_dense`) are fitted on the dense network.
     """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        pruned: Pruned,
+        calibrated: Calibrated,
+        limit: int,
+        folder: Path,
+    ) -> None:
+        super().__init__(analysis, pruned, calibrated, limit, folder)
+        self._truth = Runner(analysis.model, calibrated.batches, limit, folder)
 
     def _dense_model(self, analysis: Analysis) -> ir.Model:
         model = analysis.model.clone()
         model.meta.update(analysis.model.meta)
         every = np.ones(analysis.coupling.count, bool)
         sites = find_sites(analysis.coupling, model, analysis.graph, every)
-        self._whole = {site.layers[0].key: site for site in sites}
-        self._whole_model = model
+        self._repaired = {site.layers[0].key: site for site in sites}
+        self._repaired_model = model
         return model
 
     def fitting_sites(self, sites: Iterable[Site]) -> Iterator[Site]:
         for site in sites:
-            whole = self._whole.get(site.layers[0].key)
-            if whole is not None and len(whole.layers) == len(site.layers):
-                bias = site.bias if whole.bias is not None else None
-                yield replace(site, bias=bias, addend=None)  # both streams are the same
+            twin = self._repaired.get(site.layers[0].key)
+            if twin is not None and len(twin.layers) == len(site.layers):
+                # what it is added to is the same in both
+                yield replace(site, bias=site.bias if twin.bias else None, addend=None)
+
+    def whole(self, site: Site) -> Runner:
+        return self._truth if site.reads_dense else self.dense
+
+    def advance(self, stage: Sequence[Site], waiting: Sequence[Site]) -> None:
+        super().advance(stage, waiting)
+        self._advance_whole(self._truth, stage, waiting, ())
 
     def matrix(self, site: Site) -> Rows:
         return site.inputs_left
 
     def update(self, site: Site, update: Update | None) -> None:
-        layer, whole = site.layers[0], self._whole[site.layers[0].key]
-        matrix = layer.matrix * site.rows[:, :, None]
+        if update is None and site.rows.all():
+            return
+        twin, matrix = self._repaired[site.layers[0].key], site.without_lost_inputs()
         if update is not None:
             matrix[site.rows] += update.matrix.reshape(-1, matrix.shape[-1])
-        set_weight(whole, matrix)
+        set_weight(twin, matrix)
         set_weight(site, site.left(matrix))
         if update is not None and site.bias is not None:
             bias = np.zeros(matrix.shape[::2])
             bias[site.rows.any(1)] = update.bias
-            add_to_bias(self._whole_model, whole, bias)
+            add_to_bias(self._repaired_model, twin, bias)
             add_to_bias(self.model, site, site.pruned.grouped(bias.reshape(-1)[site.results]))
 
     def _wanted(self, site: Site, layer: Layer, features: Array, positions: Ints) -> Rows:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.relations import Axes
-from spa_graph.coupling.scope import OWN_OUTPUT, Linear
+from spa_graph.coupling.scope import Linear
 from spa_graph.errors import ModelError
 from spa_graph.graph import Operator
-from spa_graph.passes.statistics.gate_map import layout
+from spa_graph.passes.statistics.cell_map import linear_map
 from spa_graph.passes.statistics.linear_map import LinearMap, Rows
 from spa_graph.passes.statistics.moments import Floats, Moments
 
@@ -77,23 +77,23 @@ class Layer:
 
 
 def linear_layers(coupling: Coupling) -> list[Layer]:
-    """The linear operators whose weights are stored as numbers, and gates of recurrent cells."""
+    """The linear operators and recurrent cells whose weights are stored as numbers, in order."""
     graph = coupling.graph
     found = []
-    for linear in (*coupling.facts.linears, *coupling.facts.gates):
+    every = (*coupling.facts.linears, *coupling.facts.cells)
+    for linear in sorted(every, key=lambda linear: linear.operator):
         operator = graph.operators[linear.operator]
         source, weight = source_of(linear, operator), operator.inputs[linear.slots[1]]
         parameter = graph.parameters[weight]
         if parameter.dtype.kind == "f" and source not in graph.known:
-            own = layout(linear, operator, parameter.shape)
+            own = linear_map(linear, operator, parameter.shape)
             found.append(Layer(linear, operator, own, source, weight, parameter.load))
     return found
 
 
 def source_of(linear: Linear, operator: Operator) -> str:
     """The value that holds the features of a linear operator, or of its twin after pruning."""
-    slot = linear.slots[0]
-    return operator.outputs[0] if slot == OWN_OUTPUT else operator.inputs[slot]
+    return operator.outputs[0] if linear.recurs else operator.inputs[linear.slots[0]]
 
 
 def features_axes(coupling: Coupling, layer: Layer) -> Axes:

@@ -26,6 +26,7 @@ from spa_graph.graph import Operator
 Array = NDArray[Any]
 Rows = NDArray[np.float32]
 Ints = NDArray[np.int64]
+CONVOLUTIONS = ("convolution", "transposed convolution")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class LinearMap:
     @classmethod
     def of(cls, linear: Linear, operator: Operator, shape: Sequence[int]) -> LinearMap:
         """The map of an operator whose weight has this shape."""
-        rank = len(shape) - 2 if "convolution" in linear.form else 0
+        rank = len(shape) - 2 if linear.form in CONVOLUTIONS else 0
         given = operator.attributes
         return cls(
             linear,
@@ -62,7 +63,7 @@ class LinearMap:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        return self.shape[2:] if "convolution" in self.linear.form else ()
+        return self.shape[2:] if self.linear.form in CONVOLUTIONS else ()
 
     @property
     def window(self) -> int:
@@ -122,7 +123,7 @@ class LinearMap:
         """Something per result, (groups, outputs), laid out like a bias."""
         return results.reshape(-1)
 
-    def by_group(self, channels: Array) -> Array:
+    def features_by_group(self, channels: Array) -> Array:
         """Something per channel of the features, (channels,), as (groups, channels)."""
         return channels.reshape(self.groups, -1)
 

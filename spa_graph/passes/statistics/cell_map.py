@@ -1,4 +1,4 @@
-"""The gates of a recurrent cell as matrix products; see `linear_map`.
+"""A recurrent cell as matrix products; see `linear_map`.
 
 What the gates add up of the input (W x) and of the state (R h) are linear, although the cell is
 not: a matrix for every direction, so directions are groups, which may read the same features.
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spa_graph.coupling.scope import OWN_OUTPUT, Linear
+from spa_graph.coupling.scope import Linear
 from spa_graph.graph import Operator
 from spa_graph.passes.statistics.linear_map import Array, Ints, LinearMap, Rows
 
 
-def layout(linear: Linear, operator: Operator, shape: Sequence[int]) -> LinearMap:
+def linear_map(linear: Linear, operator: Operator, shape: Sequence[int]) -> LinearMap:
     """How an operator whose weight has this shape is laid out as matrices."""
-    if linear.form == "gates":
-        return GateMap(linear, tuple(shape), groups=shape[0])
+    if linear.form == "cell":
+        return CellMap(linear, tuple(shape), groups=shape[0])
     return LinearMap.of(linear, operator, shape)
 
 
 @dataclass(frozen=True, slots=True)
-class GateMap(LinearMap):
+class CellMap(LinearMap):
     """A weight (directions, outputs, inputs), and features that all or each direction reads."""
 
     @property
@@ -44,10 +44,10 @@ class GateMap(LinearMap):
     def bias(self, results: Array) -> Array:
         """The cell takes two biases, one behind the other: with the input, and with the state."""
         other = np.zeros_like(results)
-        parts = [other, results] if self.linear.slots[0] == OWN_OUTPUT else [results, other]
+        parts = [other, results] if self.linear.recurs else [results, other]
         return np.concatenate(parts, axis=1)
 
-    def by_group(self, channels: Array) -> Array:
+    def features_by_group(self, channels: Array) -> Array:
         return channels[self.elements]
 
     def positions(self, features: Array) -> tuple[int, ...]:
