@@ -1,10 +1,10 @@
 """OBA: the second-order change of the loss that a weight has a share in.
 
-Sun, Fang, Wang, Jiang, Kong, Hu, Fang & Xu, "Optimal Brain Apoptosis", ICLR 2025: the terms
-d_i d_j d2L/dw_i dw_j of the Taylor expansion are summed over all j, with d = -w, which a product of
-the Hessian with the weights gives for all i at once: w (H w). Here every weight of the network
-counts, also those of other layers; the paper's own passes for this product aren't needed, as
-automatic differentiation gives it exactly. A channel has the absolute value of the sum over its
+Sun, Fang, Wang, Jiang, Kong, Hu, Fang & Xu, "Optimal Brain Apoptosis", ICLR 2025, arXiv 2502.17941:
+the terms d_i d_j d2L/dw_i dw_j of the Taylor expansion are summed over all j, with d = -w, which a
+product of the Hessian with the weights gives for all i at once: w (H w). Here every weight of the
+network counts, also those of other layers; the paper's own passes for this product aren't needed,
+as automatic differentiation gives it exactly. A channel has the absolute value of the sum over its
 weights.
 """
 
