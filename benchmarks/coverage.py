@@ -315,11 +315,8 @@ class Matrix:
     def _without_export(self, row: str) -> list[Record]:
         lost = [task for task in self.waiting if task.row == row and task.needs_export]
         self.waiting = [task for task in self.waiting if task not in lost]
-        reason = "there is no ONNX file"
-        return [
-            {"row": row, "column": t.column, "status": "not applicable", "reason": reason}
-            for t in lost
-        ]
+        known = {"status": "not applicable", "reason": "there is no ONNX file"} | measured_at()
+        return [{"row": row, "column": task.column} | known for task in lost]
 
     def _folder(self, row: str) -> Path:
         return self.cache / row
@@ -347,7 +344,12 @@ def record(task: Task, ended: Ended, result: Path) -> Record:
         found |= {"status": "error", "reason": "it ended without a result"}
     known = {"row": task.row, "column": task.column, "status": "", "reason": ""}
     measured = {"wall": round(ended.seconds, 2), "peak": ended.memory}
-    return known | found | measured | {"date": today(), "commit": commit()}
+    return known | found | measured | measured_at()
+
+
+def measured_at() -> Record:
+    """When a cell was measured, and of which commit."""
+    return {"date": today(), "commit": commit()}
 
 
 def today() -> str:

@@ -137,10 +137,15 @@ def _rerun(cells: Cells, runs: list[Record]) -> Iterator[str]:
         if cell.get("date", first["date"]) != first["date"]:
             rows[cell["date"], cell.get("commit", "")].append(row)
     for (day, commit), names in sorted(rows.items()):
-        versions = by_day[day]["versions"].items() - first["versions"].items()
+        run = by_day[day]
+        versions = run["versions"].items() - first["versions"].items()
         changed = f", with {_versions(dict(sorted(versions)))}" if versions else ""
         at = f" at commit {commit}" if commit else ""
-        yield f"Run again on {day}{at}{changed}: {', '.join(_by_suite(names, ours))}."
+        on = f" on another machine ({run['machine']})" if run["machine"] != first["machine"] else ""
+        yield f"Run again on {day}{on}{at}{changed}: {', '.join(_by_suite(names, ours))}."
+    peers = {cell.get("date", first["date"]) for (_, peer), cell in cells.items() if peer in PEERS}
+    if rows and peers:
+        yield f"Torch-Pruning and onnxsim were run on {' and '.join(sorted(peers))}."
 
 
 def _by_suite(names: list[str], every: Iterable[str]) -> Iterator[str]:
