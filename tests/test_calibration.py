@@ -72,13 +72,19 @@ def assert_same_each_time(batches: Calibration) -> None:
 
 def test_npz_by_name_and_alone(tmp_path: Path, chain_graph: Graph) -> None:
     data = images(40)
-    for name in ("x", "whatever"):
+    for name in ("x", "arr_0"):  # what numpy calls one without a name
         np.savez_compressed(tmp_path / "c.npz", **{name: data})
         got = calibration(tmp_path / "c.npz", chain_graph)
         np.testing.assert_array_equal(joined(got), data)
         assert (got.source, got.kind, got.count) == ("c.npz (40 samples)", "data", 40)
         assert len(got) == len(list(got)) == 2
         assert_same_each_time(got)
+
+
+def test_an_array_of_another_name_is_refused(tmp_path: Path, chain_graph: Graph) -> None:
+    np.savez(tmp_path / "c.npz", labels=images(4))
+    with pytest.raises(OptionError, match="no input `labels`; its inputs are `x`"):
+        calibration(tmp_path / "c.npz", chain_graph)
 
 
 def test_npy_of_other_types_is_converted(tmp_path: Path, chain_graph: Graph) -> None:

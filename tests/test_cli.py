@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +231,25 @@ def test_a_failure_leaves_no_file(
     last = ran.err.splitlines()[-1]
     assert last.startswith("spa-prune: ")
     assert "Traceback" not in ran.err
+    assert listing(chain.parent) == before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_leaves_no_file(
+    name: str, command: Command, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Job schedulers stop with SIGTERM, a terminal that is closed with SIGHUP."""
+    before = listing(chain.parent)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    stop = getattr(signal, name)
+    monkeypatch.setattr("spa_graph.api.proof.verify", lambda *_, **__: os.kill(os.getpid(), stop))
+    try:
+        ran = command(chain, "--flops", 0.5)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.splitlines()[-1] == "spa-prune: interrupted; nothing was written"
     assert listing(chain.parent) == before
 
 

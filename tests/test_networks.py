@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 
 import spa_graph
+from tests.conftest import Command
 from tests.models import (
     BIG,
     CHAIN,
@@ -61,6 +63,25 @@ def test_stated_shapes_of_another_layout() -> None:
     kept = shapes(pruned)["k1"][0]
     assert [dim.dim_value for dim in by_name["r"]] == [0, kept, 28, 0]
     onnx.shape_inference.infer_shapes(pruned, strict_mode=True)
+
+
+def test_a_network_that_no_longer_depends_on_its_input(tmp_path: Path, command: Command) -> None:
+    """The units with the large weights are those that a bias keeps at rest."""
+    text = """net (float[N,4] x) => (float[N,3] y) <float[4,8] w1, float[8] b1, float[8,3] w2>
+    { m = MatMul(x, w1) a = Add(m, b1) r = Relu(a) y = MatMul(r, w2) }"""
+    at_rest = np.arange(8) % 2 == 1
+    values = stored(network(text))
+    values["w1"] = values["w1"] * np.where(at_rest, 10, 1).astype(np.float32)
+    values["b1"] = np.where(at_rest, -1e4, 0).astype(np.float32)
+    onnx.save(network(text, values=values), tmp_path / "net.onnx")
+    for ratio, alive in ((0.5, False), (0.25, True)):
+        output = tmp_path / f"{ratio}.onnx"
+        ran = command(tmp_path / "net.onnx", "--ratio", ratio, "-o", output, "--report",
+                      tmp_path / f"{ratio}.json", "--latency-seconds", 0)  # fmt: skip
+        assert ran.code == 0, ran.err
+        report = json.loads((tmp_path / f"{ratio}.json").read_text())
+        assert report["verification"]["alive"] == alive
+        assert ("no longer depend on the input" in " ".join(ran.out.split())) != alive
 
 
 @pytest.mark.parametrize("both", [False, True])

@@ -140,6 +140,25 @@ def test_it_goes_on_where_it_stopped(chain: Path) -> None:
     assert "l1-flops-0.5.onnx" not in kept
 
 
+def test_an_interrupt_says_what_is_kept(
+    command: Command, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        left = chain.with_suffix(".sweep") / ".spa-prune.killed"
+        left.mkdir()
+        raise KeyboardInterrupt
+
+    arguments = ("sweep", chain, "--flops", "0.8,0.6", "--calibrate", "data-free", "--jobs", 1,
+                 "--latency-seconds", 0)  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr("spa_graph.studies.sweep.run.run_all", interrupt)
+        ran = command(*arguments)
+    assert ran.code == 1
+    assert "networks that are finished are kept: run it again to go on" in ran.err
+    assert command(*arguments).code == 0
+    assert not [path.name for path in chain.with_suffix(".sweep").iterdir() if path.is_dir()]
+
+
 def test_a_folder_with_other_settings_is_left_alone(chain: Path) -> None:
     run(chain, ratios=(0.8,), criteria=("l1",))
     folder = chain.with_name("out")

@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 unexpected, 2 bad input or unreachable budget, 3 verificat
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +29,8 @@ class _Prune(click.Group):
 
     def format_usage(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(
-            "spa-prune", "MODEL.onnx (--flops R | --params R | --ratio R) [OPTIONS]"
+            "spa-prune",
+            "MODEL.onnx (--flops R | --params R | --ratio R | --latency R | --memory R) [OPTIONS]",
         )
         formatter.write_usage("spa-prune", "COMMAND [ARGS]...", prefix="       ")
 
@@ -40,6 +43,7 @@ def cli() -> None:
     \b
     spa-prune model.onnx --flops 0.5            writes model.pruned.onnx with half the FLOPs
     spa-prune model.onnx --params 0.6 -o small.onnx --round-to 8 --plan plan.json
+    spa-prune model.onnx --latency 0.5 --threads 2    half of the time, measured here
     spa-prune apply other.onnx plan.json        replays that plan
     spa-prune model.onnx --flops 0.5 --calibrate samples.npz    refits what is left
     spa-prune inspect model.onnx                what can be pruned, what can't, and why
@@ -68,8 +72,8 @@ def _exit_codes() -> Iterator[None]:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
-    except click.Abort:
-        _fail("interrupted; nothing was written", 1)
+    except click.Abort as error:
+        _fail(f"interrupted; {str(error) or 'nothing was written'}", 1)
     except (MemoryError, OSError) as error:
         _fail(f"{type(error).__name__}: {error}", 1)
     except Exception as error:
@@ -89,5 +93,9 @@ def _fail(message: str, code: int) -> None:
 
 def main() -> None:
     """The console entry point."""
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that drafts are removed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what is wrong is said by our errors
     with _exit_codes():
         sys.exit(cli(prog_name="spa-prune", standalone_mode=False))

@@ -13,6 +13,7 @@ from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 from spa_graph.passes.options import METHODS
 
 LATENCY_SECONDS = 2.0
+MOST_THREADS = 256
 
 
 def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -38,8 +39,8 @@ conditions_options = together(
     click.option("--provider", default="cpu", show_default=True,
                  help="What latency is measured on: an execution provider of the installed "
                  "onnxruntime: cpu, cuda, tensorrt, dml, coreml, openvino, ..."),
-    click.option("--threads", type=click.IntRange(0), default=0, show_default="all cores",
-                 help="Of a session."),
+    click.option("--threads", type=click.IntRange(0, MOST_THREADS), default=0,
+                 show_default="all cores", help="Of a session."),
     click.option("--batch", type=click.IntRange(1),
                  help="Samples per run, if the batch is dynamic."),
 )  # fmt: skip

@@ -26,8 +26,9 @@ class Model(click.Path):
         if kind is None:
             return path
         target = path.with_name(f"{path.stem if path.is_file() else path.resolve().name}.onnx")
-        convert(path, kind, target, ctx.params.get("input_shapes", ()) if ctx else ())
-        click.echo(f"converted the {kind.name} {path} to {target}", err=True)
+        now = convert(path, kind, target, ctx.params.get("input_shapes", ()) if ctx else ())
+        done = f"converted the {kind.name} {path} to {target}"
+        click.echo(done if now else f"{target} is the {kind.name} {path}, converted", err=True)
         return target
 
 

@@ -113,16 +113,19 @@ def sweep_command(
         check_pages()
         check_inputs([html], model, [])
         check_writable(html, options["overwrite"])
-    with console.progress(quiet) as progress:
-        found = sweep(
-            model,
-            ratios,
-            output=output or model.with_name(f"{model.stem}.sweep"),
-            quantity=quantity,
-            input_shapes=dict(input_shapes),
-            progress=progress,
-            **options,
-        )
+    try:
+        with console.progress(quiet) as progress:
+            found = sweep(
+                model,
+                ratios,
+                output=output or model.with_name(f"{model.stem}.sweep"),
+                quantity=quantity,
+                input_shapes=dict(input_shapes),
+                progress=progress,
+                **options,
+            )
+    except KeyboardInterrupt as error:
+        raise click.Abort("networks that are finished are kept: run it again to go on") from error
     if drawable():
         _draw(found)
     if html is not None:

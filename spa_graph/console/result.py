@@ -9,7 +9,7 @@ from rich.console import Console
 
 from spa_graph.console.inspection import show_unsupported
 from spa_graph.console.text import duration, plain, ratio, scaled, shapes, stdout, table
-from spa_graph.passes.report import budget_met
+from spa_graph.passes.report import DEAD, budget_met
 
 
 def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]] = ()) -> None:
@@ -43,7 +43,7 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
     console.print(rows)
     console.print(f"FLOPs and latency are for input {shapes(report['input_shapes'])}")
     if "latency_budget" in report:
-        console.print(budget_met(report["latency_budget"]))
+        console.print(budget_met(report["latency_budget"], latency))
     _show_last_resort(console, report)
     _show_reconstruction(console, report)
     _show_training(console, report)
@@ -100,6 +100,8 @@ def _show_training(console: Console, report: dict[str, Any]) -> None:
 def _show_proof(console: Console, proof: dict[str, Any] | None) -> None:
     if proof is None:
         return
+    if not proof["alive"]:
+        console.print(DEAD, style="bold")
     if proof["output_varied"]:
         console.print(
             f"verified: equals the original with zeroed channels to {proof['error']:.1e} of the "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,7 +58,8 @@ def verify(
         _check_file(draft, analysis.original, folder)
         for seed in range(TRIES):
             try:
-                return _prove(analysis, pruned, draft, masked, seed)
+                found = _prove(analysis, pruned, draft, masked, seed)
+                return replace(found, alive=_is_alive(analysis, pruned, draft, folder))
             except _HiddenError:
                 if seed == TRIES - 1:
                     raise
@@ -293,6 +294,37 @@ def _check_file(draft: Path, original: ir.Model, folder: Path) -> None:
 def _open(path: Path) -> None:
     with files.openable(path) as opened:
         open_session(opened)
+
+
+RESPONSE = 1e-6
+"""An output that changes by less than this share of its largest number doesn't depend on inputs."""
+
+
+def _is_alive(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path) -> bool:
+    """Whether outputs still depend on the input, unless those of the unpruned network don't."""
+    if _responds(draft, pruned.graph):
+        return True
+    whole = folder / "whole.onnx"
+    files.write(analysis.model, whole)
+    return not _responds(whole, analysis.graph)
+
+
+def _responds(path: Path, graph: Graph) -> bool:
+    """Whether an output changes with the input; a network that fails on such input may."""
+    feeds = [random_inputs(graph, seed=seed) for seed in range(2)]
+    try:
+        with files.openable(path) as opened:
+            first, second = _run_plain(opened, graph, feeds)
+    except ModelError:
+        return True
+    return any(map(_differ, first, second))
+
+
+def _differ(first: Array, second: Array) -> bool:
+    if first.shape != second.shape or first.dtype.kind != "f":
+        return first.shape != second.shape or bool((first != second).any())
+    change = np.abs(first - second).max(initial=0)
+    return bool(change > RESPONSE * np.abs(first).max(initial=0))
 
 
 def _reference(

@@ -79,6 +79,7 @@ def report(
             "output": agreement.output,
             "error": agreement.error,
             "output_varied": agreement.shown,
+            "alive": agreement.alive,
             "tolerated": agreement.tolerated,
         }
     if latency is not None:
@@ -95,14 +96,36 @@ def report(
     return data
 
 
-def budget_met(found: dict[str, Any]) -> str:
-    """What came of a budget of latency, in a sentence."""
+DEAD = (
+    "the outputs no longer depend on the input, where the unpruned network's do: without training, "
+    "the network is of no use at this size, and the proof says little"
+)
+APART = 0.1
+"""Two measurements of the same network that differ by more were disturbed."""
+
+
+def budget_met(found: dict[str, Any], last: dict[str, Any] | None = None) -> str:
+    """What came of a budget of latency, in a sentence.
+
+    Args:
+        last: the latencies of the table, measured when all was done.
+    """
     how = "within 5%" if found["within_5_percent"] else "no closer network was found"
     count = len(found["trials"])
     return (
         f"latency budget {found['budget_ms']:.3g} ms: measured {found['measured_ms']:.3g} ms, "
         f"predicted {found['predicted_ms']:.3g} ms ({how}; {count} network{'s' * (count > 1)} "
         f"measured); channel counts are multiples of {found['unit']} where they can be"
+        + _disturbed(found["measured_ms"], last)
+    )
+
+
+def _disturbed(measured: float, last: dict[str, Any] | None) -> str:
+    if last is None or abs(last["after_ms"] / measured - 1) <= APART:
+        return ""
+    return (
+        f"; measured again at the end it takes {last['after_ms']:.3g} ms: something else ran "
+        "meanwhile, so repeat it when the machine is idle"
     )
 
 

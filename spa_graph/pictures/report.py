@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from spa_graph.passes.report import budget_met
+from spa_graph.passes.report import DEAD, budget_met
 from spa_graph.pictures.page import Section, Table, drawing, page
 from spa_graph.pictures.pruning import (
     cuts_figure,
@@ -91,7 +91,7 @@ def _summary(report: dict[str, Any]) -> Section:
             f"{low:.3f} and {high:.3f} with 95% confidence."
         )
     if "latency_budget" in report:
-        lines.append(f"The {budget_met(report['latency_budget'])}.")
+        lines.append(f"The {budget_met(report['latency_budget'], report.get('latency'))}.")
     calibration = report.get("calibration")
     if calibration:
         lines.append(
@@ -106,6 +106,8 @@ def _summary(report: dict[str, Any]) -> Section:
 def _proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
         return "Not verified."
+    if not proof["alive"]:
+        return f"{DEAD[0].upper()}{DEAD[1:]}."
     if not proof["output_varied"]:
         return "Verified only in part: its output is constant on random input."
     return (

@@ -39,6 +39,8 @@ class Agreement:
     tolerated: float
     shown: bool = True
     """Whether the reference's output varied: equality of two constants proves little."""
+    alive: bool = True
+    """Whether outputs still depend on inputs on which those of the unpruned network do."""
 
     @property
     def share(self) -> float:

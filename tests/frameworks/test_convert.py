@@ -68,6 +68,12 @@ def test_a_torch_export_file(tmp_path: Path, process: Command) -> None:
     pruned = onnx.load(tmp_path / "net.pruned.onnx")
     assert outputs(pruned, random_feeds(pruned, dynamic=3))[0].shape == (3, 4)
 
+    written = (tmp_path / "net.onnx").stat().st_mtime_ns
+    again = process("inspect", "net.pt2")
+    assert again.code == 0, again.err
+    assert "net.onnx is the torch.export file net.pt2, converted" in again.err
+    assert (tmp_path / "net.onnx").stat().st_mtime_ns == written
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("way", ["script", "trace"])

@@ -7,13 +7,17 @@ file to write.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
 
 from spa_graph.errors import ModelError
 from spa_graph.frontends.onnx import checker, files
@@ -43,6 +47,8 @@ TFLITE = Format("TFLite file", *_TENSORFLOW)
 EXPORTED = Format("torch.export file", "exported_program", ("torch", "onnxscript"), "torch")
 TORCHSCRIPT = Format("TorchScript file", "torchscript", ("torch",), "torch")
 SUFFIXES = {".keras": KERAS, ".tflite": TFLITE, ".pt2": EXPORTED}
+STAMP = "spa-prune.converted_from"
+"""A property of a converted file; see `_stamp`."""
 PICKLES = (".pt", ".pth", ".ts", ".torchscript")
 
 
@@ -72,30 +78,38 @@ def convert(
     kind: Format,
     target: Path,
     shapes: Iterable[tuple[str, tuple[int, ...]]] = (),
-) -> None:
-    """Write a network of another framework as ONNX; complete or not at all.
+) -> bool:
+    """Write a network of another framework as ONNX, unless that was done before.
 
     Args:
+        target: written completely or not at all.
         shapes: sizes of inputs, for formats that don't hold them.
 
+    Returns:
+        Whether it was written now.
+
     Raises:
-        ModelError: the exporter isn't installed, the target exists, or the exporter fails.
+        ModelError: the exporter isn't installed, the target is another file, or the exporter fails.
     """
+    given = [f"{name}={','.join(map(str, sizes))}" for name, sizes in shapes]
+    if kind is not TORCHSCRIPT:
+        given = []
+    stamp = _stamp(source, given)
+    if target.exists():
+        if _stamped(target) == stamp:
+            return False
+        raise ModelError(
+            f"{source} is converted to {target}, which exists: give that file, or move it away"
+        )
     missing = [name for name in kind.needs if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
             f"{source} is a {kind.name}; converting it needs {' and '.join(missing)}: "
             f"pip install 'spa-prune[{kind.extra}]'"
         )
-    if target.exists():
-        raise ModelError(
-            f"{source} is converted to {target}, which exists: give that file, or move it away"
-        )
     with files.staged(target) as draft:
         module = f"spa_graph.frontends.convert.{kind.module}"
-        line = [sys.executable, "-W", "ignore", "-m", module, str(source), str(draft)]
-        if kind is TORCHSCRIPT:
-            line += [f"{name}={','.join(map(str, sizes))}" for name, sizes in shapes]
+        line = [sys.executable, "-W", "ignore", "-m", module, str(source), str(draft), *given]
         done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode or not draft.is_file():
             lines = done.stderr.strip().splitlines() or ["it says nothing"]
@@ -103,3 +117,26 @@ def convert(
         complaint = checker.complaint(draft)
         if complaint is not None:  # an operator that the exporter doesn't know, and left as it is
             raise ModelError(f"{source}: what the exporter wrote is not valid ONNX: {complaint}")
+        message = onnx.load(draft, load_external_data=False)
+        message.metadata_props.add(key=STAMP, value=stamp)
+        draft.write_bytes(message.SerializeToString())
+    return True
+
+
+def _stamp(source: Path, given: Sequence[str]) -> str:
+    """What tells a conversion from that of another file: a digest of all that it was made from."""
+    digest = hashlib.sha256(" ".join(given).encode())
+    for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _stamped(target: Path) -> str | None:
+    """The stamp of a conversion; None of any other file."""
+    try:
+        found = onnx.load(target, load_external_data=False).metadata_props
+    except (OSError, DecodeError):
+        return None
+    return next((entry.value for entry in found if entry.key == STAMP), None)

@@ -225,7 +225,8 @@ def read_message(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
     except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+        why = "a folder without saved_model.pb" if path.is_dir() else error.strerror
+        raise ModelError(f"cannot read {path}: {why}") from error
     except (wire.WireError, DecodeError, ValueError) as error:
         raise ModelError(
             f"{path} is not an ONNX model, or is truncated: {error}; check the download or export"

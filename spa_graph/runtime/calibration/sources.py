@@ -137,7 +137,7 @@ def from_file(path: Path, wants: tuple[Wanted, ...]) -> list[Piece]:
     """
     arrays = {"": _map_npy(path)} if path.suffix == ".npy" else _read_npz(path, wants)
     where = path.name
-    if len(arrays) == 1 and not set(arrays) & {want.name for want in wants}:
+    if set(arrays) in ({""}, {"arr_0"}):  # what has no name
         arrays = {only_input(wants, where).name: next(iter(arrays.values()))}
     return stacked(arrays, wants, where) or [piece(arrays, wants, where)]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,6 +128,12 @@ class Folder:
             return None
         found: dict[str, Any] = data["settings"]
         return found
+
+    def remove_drafts(self) -> None:
+        """Remove what processes that were killed did not finish."""
+        for pattern in (".spa-prune.*", ".*.onnx.*", ".*.json.*"):
+            for left in self.path.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _clear(self) -> None:
         """Remove what a sweep wrote, and nothing else."""

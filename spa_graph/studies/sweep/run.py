@@ -80,6 +80,7 @@ def sweep(
         folder.check(settings)
     if overwrite or folder.settings() is None:
         folder.begin(settings, _whole(path, evaluation, timer))
+    folder.remove_drafts()
     missing = folder.missing(points)
     if missing:
         with timer.step("prune") as step:
