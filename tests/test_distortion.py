@@ -91,6 +91,16 @@ def test_scaled_curves_have_the_measured_heights_and_never_fall() -> None:
     assert (np.diff(scaled(curve, {1: 5.0, 3: 1.0})) >= 0).all()
 
 
+def test_where_outputs_are_lost_the_curve_still_rises() -> None:
+    """On data that hardly moves the outputs, to lose half of a group is to lose all that they say:
+    it was measured that three quarters lose no more, which is no reason to remove these."""
+    curve = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    found = scaled(curve, {1: 1.4, 2: 1.05, 3: 1.05})
+    np.testing.assert_allclose(found, 1.4 * curve)
+    found = scaled(curve, {1: 0.4, 2: 1.5, 3: 1.2})
+    np.testing.assert_allclose(found, [0, 0.4, 1.5, 2.25, 3])
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 def test_allocation_is_near_the_best_and_uses_the_budget(seed: int, share: float) -> None:

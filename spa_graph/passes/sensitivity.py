@@ -42,6 +42,8 @@ from spa_graph.runtime.sessions import Feeds, run
 
 Floats = NDArray[np.float64]
 
+ALL = 1.0
+"""The distortion of outputs that say no more than a constant."""
 EFFORT = 16
 LEAST_SAMPLES = 8
 
@@ -119,11 +121,18 @@ def _shape(layers: Layers, group: ChannelGroup, order: NDArray[np.int64], scores
 
 
 def scaled(curve: Floats, heights: Mapping[int, float]) -> Floats:
-    """The curve that has the measured heights at some counts; it never falls."""
+    """The curve that has the measured heights at some counts; it never falls.
+
+    Where outputs are lost, that more channels lose no more of them is no reason to remove more:
+    from there on the curve is at least what the last ratio makes of it.
+    """
     at = np.array(sorted(heights))
     measured = np.array([heights[count] for count in at.tolist()])
     floor = 1e-9 * max(float(curve[-1]), 1e-30)
     ratios = measured / np.maximum(curve[at], floor)
+    for i in range(1, len(ratios)):
+        if measured[i] >= ALL:
+            ratios[i] = max(ratios[i], ratios[i - 1])
     result = curve * np.interp(np.arange(len(curve)), at, ratios)
     return np.maximum.accumulate(result)
 
