@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from spa_graph.passes.options import Progress as Callback
 
@@ -31,13 +32,16 @@ def progress(quiet: bool) -> Iterator[Callback | None]:
         return
     columns = (
         TextColumn("{task.description:16}"),
-        BarColumn(30),
+        BarColumn(20),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(Column(min_width=7, no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
+        # what is said of the last part is cut, not the times beside it
+        TextColumn(
+            "{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
     )
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, expand=True) as bars:
         tasks: dict[str, Any] = {}
 
         def update(step: str, done: int, total: int, detail: str = "") -> None:
