@@ -87,7 +87,9 @@ def test_a_missing_file(command: Command, tmp_path: Path) -> None:
 
 
 def test_a_folder(command: Command, tmp_path: Path) -> None:
-    assert_refused(command, tmp_path, tmp_path, "--flops", 0.5, says="Is a directory")
+    assert_refused(
+        command, tmp_path, tmp_path, "--flops", 0.5, says="a folder without saved_model.pb"
+    )
 
 
 def test_a_mistyped_command(command: Command, tmp_path: Path) -> None:

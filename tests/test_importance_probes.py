@@ -33,8 +33,8 @@ net (float[N,3,6,6] x) => (float[N,6,8,8] y) <float[8,3,3,3] w1, float[8,3,3,3] 
 { h = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(h) y = ConvTranspose<group=2>(r, w2) }
 """
 EINSUM = """
-net (float[N,4] x) => (float[N,3] y) <float[4,8] w1, float[8,3] w2>
-{ h = MatMul(x, w1) r = Relu(h) y = Einsum<equation="nc,co->no">(r, w2) }
+net (float[N,4] x) => (float[N,3,2] y) <float[4,8] w1, float[8,3,2] w2>
+{ h = MatMul(x, w1) r = Relu(h) y = Einsum<equation="nc,cop->nop">(r, w2) }
 """
 NORMALISED = """
 net (float[N,7,4] x) => (float[N,7,3] y) <float[4,8] w1, float[8] s, float[8] b, float[8,3] w2>
