@@ -50,7 +50,8 @@ left alone because the result could not be proven. All of these are explained be
 Here each network has one form. That others have the same groups is tested by
 `tests/architectures/test_forms.py`: thirteen networks from both exporters of torch (dynamo at
 opset 18 and its newest, TorchScript at 13, 17, 18 and its newest), simplified, merged, in fp16;
-encoders, decoders, LSTM and GRU with free batch and free sequence. Asked for opset 13, dynamo
+encoders, decoders, LSTM and GRU with free batch and free sequence, a plain RNN so from TorchScript
+(dynamo unrolls it at a fixed length). Asked for opset 13, dynamo
 writes 18 for all thirteen; asked for 17, it writes 17 for `vit_b_16` and `unet_groupnorm`, a file
 that onnx refuses for `yolo`, and 18 for the rest. One form differs: in TorchScript's file of
 `bert` the language head's tied weight is stored twice, so that its channels are no longer those
