@@ -32,12 +32,14 @@ class Format:
         module: the module of this package that converts it.
         needs: the packages that it imports.
         extra: the extra of spa-prune that installs them.
+        unsized: whether the module must be told the sizes of inputs.
     """
 
     name: str
     module: str
     needs: tuple[str, ...]
     extra: str
+    unsized: bool = False
 
 
 _TENSORFLOW = ("tensorflow", ("tensorflow", "tf2onnx"), "tensorflow")
@@ -45,7 +47,7 @@ KERAS = Format("Keras file", *_TENSORFLOW)
 SAVED_MODEL = Format("SavedModel", *_TENSORFLOW)
 TFLITE = Format("TFLite file", *_TENSORFLOW)
 EXPORTED = Format("torch.export file", "exported_program", ("torch", "onnxscript"), "torch")
-TORCHSCRIPT = Format("TorchScript file", "torchscript", ("torch",), "torch")
+TORCHSCRIPT = Format("TorchScript file", "torchscript", ("torch",), "torch", unsized=True)
 SUFFIXES = {".keras": KERAS, ".tflite": TFLITE, ".pt2": EXPORTED}
 STAMP = "spa-prune.converted_from"
 """A property of a converted file; see `_stamp`."""
@@ -91,9 +93,7 @@ def convert(
     Raises:
         ModelError: the exporter isn't installed, the target is another file, or the exporter fails.
     """
-    given = [f"{name}={','.join(map(str, sizes))}" for name, sizes in shapes]
-    if kind is not TORCHSCRIPT:
-        given = []
+    given = [f"{name}={','.join(map(str, sizes))}" for name, sizes in shapes if kind.unsized]
     stamp = _stamp(source, given)
     if target.exists():
         if _stamped(target) == stamp:

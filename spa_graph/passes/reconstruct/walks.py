@@ -38,6 +38,7 @@ class Beside:
     """The pruned network beside the dense one.
 
     dense, small: the two, run as far as they are needed.
+    wholes: the networks of full width that sites may be fitted to (`whole`).
     fitting: so many batches are fitted to; the others are held out.
     places: which positions count.
 
@@ -54,9 +55,12 @@ class Beside:
         limit: int,
         folder: Path,
     ) -> None:
+        def start(model: ir.Model) -> Runner:
+            return Runner(model, calibrated.batches, limit, folder)
+
         self.model = pruned.model
-        self.dense = Runner(self._dense_model(analysis), calibrated.batches, limit, folder)
-        self.small = Runner(pruned.model, calibrated.batches, limit, folder)
+        self.dense, self.small = start(analysis.model), start(pruned.model)
+        self.wholes = [self.dense, *map(start, self._followed(analysis))]
         self.fitting = len(calibrated.fitting)
         self.places = places_in(calibrated.padding, calibrated.batches)
         self._addends: dict[Site, str] = {}  # what results are added to, if both have computed it
@@ -77,21 +81,14 @@ class Beside:
         found = ((site, site.addend.value) for site in stage if site.addend)
         self._addends = {site: addend for site, addend in found if addend not in unknown}
         added = [*self._addends.values()]
-        self._advance_whole(self.dense, stage, waiting, added)
+        for network in self.wholes:
+            # all uses of a shared weight are looked at, and layers that wait may lie between them
+            now, later = (
+                [source for site in sites if self.whole(site) is network for source in site.sources]
+                for sites in (stage, waiting)
+            )
+            network.advance([*now, *added], later)
         self.small.advance([site.waits_for for site in stage] + added)
-
-    def _advance_whole(
-        self, network: Runner, stage: Iterable[Site], waiting: Iterable[Site], added: Sequence[str]
-    ) -> None:
-        """Run a network with whole layers up to all that the sites of a stage read.
-
-        All uses of a shared weight are looked at, and layers that wait may lie between them.
-        """
-        now, later = (
-            [source for site in sites if self.whole(site) is network for source in site.sources]
-            for sites in (stage, waiting)
-        )
-        network.advance([*now, *added], later)
 
     def count(self, site: Site, layer: Layer, batch: int) -> int:
         """How many positions of a batch count."""
@@ -129,8 +126,9 @@ class Beside:
         if site.bias is not None:
             add_to_bias(self.model, site, update.bias)
 
-    def _dense_model(self, analysis: Analysis) -> ir.Model:
-        return analysis.model
+    def _followed(self, analysis: Analysis) -> list[ir.Model]:  # noqa: ARG002
+        """Other networks of full width that are run."""
+        return []
 
     def _wanted(self, site: Site, layer: Layer, features: Array, positions: Ints) -> Rows:
         return site.wanted(layer, features, positions)
@@ -139,30 +137,19 @@ class Beside:
 class Following(Beside):
     """The pruned network beside a dense one whose layers are repaired as well.
 
-    That one, in the place of the dense, keeps the channels that are gone, computed from those that
+    That one keeps the channels that are gone, computed from those that
     stay: so it has all results of a layer, and where a layer lost no inputs both compute the same.
     Sites that can't be fitted on it (`Site.reads_dense`) are fitted on the dense network.
     """
 
-    def __init__(
-        self,
-        analysis: Analysis,
-        pruned: Pruned,
-        calibrated: Calibrated,
-        limit: int,
-        folder: Path,
-    ) -> None:
-        super().__init__(analysis, pruned, calibrated, limit, folder)
-        self._truth = Runner(analysis.model, calibrated.batches, limit, folder)
-
-    def _dense_model(self, analysis: Analysis) -> ir.Model:
+    def _followed(self, analysis: Analysis) -> list[ir.Model]:
         model = analysis.model.clone()
         model.meta.update(analysis.model.meta)
         every = np.ones(analysis.coupling.count, bool)
         sites = find_sites(analysis.coupling, model, analysis.graph, every)
         self._repaired = {site.layers[0].key: site for site in sites}
         self._repaired_model = model
-        return model
+        return [model]
 
     def fitting_sites(self, sites: Iterable[Site]) -> Iterator[Site]:
         for site in sites:
@@ -172,11 +159,7 @@ class Following(Beside):
                 yield replace(site, bias=site.bias if twin.bias else None, addend=None)
 
     def whole(self, site: Site) -> Runner:
-        return self._truth if site.reads_dense else self.dense
-
-    def advance(self, stage: Sequence[Site], waiting: Sequence[Site]) -> None:
-        super().advance(stage, waiting)
-        self._advance_whole(self._truth, stage, waiting, ())
+        return self.wholes[0 if site.reads_dense else 1]
 
     def matrix(self, site: Site) -> Rows:
         return site.inputs_left
