@@ -149,6 +149,16 @@ def outputs(model: onnx.ModelProto | Path, feeds: Mapping[str, Array]) -> list[A
     return [np.asarray(value) for value in session.run(None, dict(feeds))]
 
 
+def optimized(model: onnx.ModelProto | Path, folder: Path) -> list[str]:
+    """The operators that ONNX Runtime runs of a network, once it has simplified it."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    source = model if isinstance(model, Path) else model.SerializeToString()
+    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
+
+
 def assert_same_outputs(
     first: onnx.ModelProto | Path,
     second: onnx.ModelProto | Path,

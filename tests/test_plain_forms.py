@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from spa_graph import analyze, prune
-from tests.models import assert_pruned, network
+from tests.models import assert_pruned, network, optimized
 
 LOOKUP = """
 lookup (float[N,6] x) => (float[N,3] y)
@@ -284,3 +286,51 @@ def test_only_tables_of_nothing_but_zeros_are_no_initial_state(zeros: int, left_
     table = (np.arange(40) >= zeros).astype(np.int64)[:, None].repeat(6, 1)
     analysis = analyze(network(TABLE, values={"table": table}))
     assert bool(analysis.changed) == left_out
+
+
+EXCITATION = """
+excitation (float[N,8,6,6] x) => (float[N,4,6,6] y)
+<float[12,8,1,1] w1, float[12,12,1,1] w2, float[4,12,1,1] w3,
+ int64[4] first = {-1,12,1,1}, int64[4] last = {-1,1,1,12}>
+{
+    h = Conv(x, w1)
+    a = Transpose<perm = [0,2,3,1]>(h)
+    b = HardSwish(a)
+    mean = ReduceMean<axes = [1,2], keepdims = 1>(b)
+    c = Reshape(mean, first)
+    d = Conv(c, w2)
+    e = Reshape(d, last)
+    f = Mul(b, e)
+    g = Transpose<perm = [0,3,1,2]>(f)
+    y = Conv(g, w3)
+}
+"""
+
+
+def test_reshapes_that_change_a_layout_no_longer_keep_transposes_from_cancelling(
+    tmp_path: Path,
+) -> None:
+    model = network(EXCITATION)
+    assert optimized(model, tmp_path).count("Transpose") == 2
+    result = prune(model, flops=0.5)
+    pruned = assert_pruned(model, result)
+    assert result.report["canonicalized"] == ["2 changes of layout became Transpose"]
+    assert "Transpose" not in optimized(pruned, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ("float[N,2,3,1] x", "0,3,1,2"),  # elements change places
+        ("float[N,M,1,1] x", "0,1,1,-1"),  # two sizes that may differ
+        ("float[N,6,1,1] x", "1,-1,6,1"),  # no Transpose does so here
+    ],
+)
+def test_other_reshapes_stay(shape: str, sizes: str) -> None:
+    text = f"""
+    other ({shape}, float[N,6,4,4] image) => (float[a,b,c,d] y, float[N,4,4,6] z)
+    <int64[4] sizes = {{{sizes}}}> {{
+        y = Reshape(x, sizes)
+        z = Transpose<perm = [0,2,3,1]>(image)
+    }}"""
+    assert not analyze(network(text)).changed

@@ -4,6 +4,10 @@
   PyTorch's exporter writes `as_strided` so. As a look-up it would freeze every channel.
 * A list of parts that are taken out by constant positions becomes a Split: PyTorch's exporter
   writes `split` and `chunk` so before it optimises.
+* A Reshape that changes the layout of axes of which all but one have one element becomes a
+  Transpose, in networks that change layouts in this way: TFLite writes the layouts of
+  squeeze-and-excitation so. As a Reshape it keeps ONNX Runtime from cancelling the Transposes
+  around it.
 * Zeros as initial state of a recurrent layer are left out: they are the default. Layers whose
   states are cut out of one tensor of zeros would be tied in their hidden sizes. So are computed
   biases of zeros, as PyTorch's exporter writes them before it optimises: a weight of which they
@@ -21,13 +25,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from spa_graph.frontends.onnx.editor import become_reshape, become_split, operator_nodes
+from spa_graph.frontends.onnx.editor import (
+    become_reshape,
+    become_split,
+    become_transpose,
+    operator_nodes,
+)
 from spa_graph.graph import ONE, Extent, Graph, Known, Operator, Shape
 
 Lookup = tuple[Operator, NDArray[np.int64]]
 """The look-up, and the sizes that it arranges the elements in."""
 Parts = tuple[Operator, list[int]]
 """The operator that makes a list of parts, and their sizes."""
+Layout = tuple[Operator, tuple[int, ...]]
+"""The operator that changes a layout, and the permutation of axes that it comes to."""
 Input = tuple[Operator, int]
 """An operator and the position of its input."""
 
@@ -194,6 +205,50 @@ def _use_splits(model: ir.Model, graph: Graph, lists: list[Parts]) -> None:
         become_split(model, node, operator.attributes.get("axis", 0), sizes, takers)
 
 
+# --- reshapes that are transposes -------------------------------------------------------------
+
+
+def _find_layouts(graph: Graph) -> list[Layout]:
+    """Reshapes that do what a Transpose of the network does, or undoes, to axes of one element."""
+    found = []
+    orders = {order for operator in graph.operators for order in _orders(operator)}
+    for operator in graph.operators:
+        if operator.op_type != "Reshape" or operator.domain or operator.outputs[0] in graph.known:
+            continue
+        source, target = (graph.shapes.get(n) for n in (operator.inputs[0], operator.outputs[0]))
+        if source is None or target is None or source == target:
+            continue
+        if any(map(graph.unsized_in, (operator.inputs[0], operator.outputs[0]))):
+            continue
+        # Sizes that change could be the same by chance if there were several
+        if sum(not extent.static for extent in source) > 1 or (0, 0) in source:
+            continue
+        for order in sorted(orders):
+            kept = [axis for axis in order if axis < len(source) and source[axis] != ONE]
+            moved = len(order) == len(source) and tuple(source[axis] for axis in order)
+            if moved == target and kept == sorted(kept):
+                found.append((operator, order))
+                break
+    return found
+
+
+def _orders(operator: Operator) -> list[tuple[int, ...]]:
+    """The permutation of a Transpose, and the one that undoes it."""
+    order = operator.attributes.get("perm") if operator.op_type == "Transpose" else None
+    if order is None or operator.domain:
+        return []
+    return [tuple(order), tuple(int(axis) for axis in np.argsort(order))]
+
+
+def _use_transposes(model: ir.Model, graph: Graph, layouts: list[Layout]) -> None:
+    nodes = operator_nodes(model, graph)
+    for operator, order in layouts:
+        node = nodes[operator.index]
+        sizes = node.inputs[1]
+        become_transpose(model, node, order)
+        remove_unused(model, sizes.producer() if sizes is not None else None)
+
+
 # --- optional inputs of zeros -----------------------------------------------------------------
 
 STATE_SLOTS = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
@@ -232,6 +287,7 @@ def _leave_out(model: ir.Model, graph: Graph, inputs: list[Input]) -> None:
 STEPS: tuple[tuple[Callable[[Graph], Any], Callable[[ir.Model, Graph, Any], None], str], ...] = (
     (_find_lists, _use_splits, "lists of parts became Split"),
     (_find_lookups, _use_reshapes, "look-ups of all elements in order became Reshape"),
+    (_find_layouts, _use_transposes, "changes of layout became Transpose"),
     (_find_zeros(STATE_SLOTS), _leave_out, "initial states of zeros were left out"),
     (_find_zeros(BIAS_SLOTS), _leave_out, "computed biases of zeros were left out"),
 )

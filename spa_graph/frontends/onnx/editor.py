@@ -94,6 +94,13 @@ def become_reshape(model: ir.Model, node: ir.Node, source: ir.Value | None, size
     return _become(model, node, "Reshape", source, f"{node.outputs[0].name}.sizes", sizes, [])
 
 
+def become_transpose(model: ir.Model, node: ir.Node, order: Sequence[int]) -> None:
+    """Put a Transpose of a node's first input in its place; its output keeps its consumers."""
+    attributes = [ir.AttrInt64s("perm", list(order))]
+    new = ir.Node("", "Transpose", node.inputs[:1], attributes, name=node.name)
+    _replace_node(model, node, new)
+
+
 def _become(
     model: ir.Model,
     node: ir.Node,
