@@ -14,6 +14,10 @@ class SpaError(Exception):
     """Base of every error that the package raises on purpose."""
 
 
+class SpaWarning(UserWarning):
+    """What may not be what was meant, though it can be done; one line, as an error's text."""
+
+
 class ModelError(SpaError):
     """The model can't be read, or is not one that can be pruned: what, where, how to fix."""
 

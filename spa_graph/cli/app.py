@@ -9,13 +9,16 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import click
 
 import spa_graph
-from spa_graph.errors import RewriteError, SpaError, VerificationError
+from spa_graph.errors import RewriteError, SpaError, SpaWarning, VerificationError
 
 
 class _Prune(click.Group):
@@ -74,7 +77,9 @@ def _exit_codes() -> Iterator[None]:
         _fail(error.format_message(), 2)
     except click.Abort as error:
         _fail(f"interrupted; {str(error) or 'nothing was written'}", 1)
-    except (MemoryError, OSError) as error:
+    except MemoryError as error:
+        _fail(f"out of memory: {error or 'MemoryError'}; smaller inputs need less", 1)
+    except OSError as error:
         _fail(f"{type(error).__name__}: {error}", 1)
     except Exception as error:
         if os.environ.get("SPA_PRUNE_DEBUG"):
@@ -91,11 +96,26 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _warn(
+    otherwise: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *where: Any,
+    **more: Any,
+) -> None:
+    """Warnings of ours are one line, as errors are."""
+    if issubclass(category, SpaWarning):
+        click.echo("spa-prune: " + " ".join(str(message).split()), err=True)
+    else:
+        otherwise(message, category, *where, **more)
+
+
 def main() -> None:
     """The console entry point."""
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that drafts are removed
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what is wrong is said by our errors
-    with _exit_codes():
+    with _exit_codes(), warnings.catch_warnings():
+        warnings.showwarning = partial(_warn, warnings.showwarning)
         sys.exit(cli(prog_name="spa-prune", standalone_mode=False))

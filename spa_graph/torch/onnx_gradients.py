@@ -19,6 +19,7 @@ from spa_graph.passes.importance.differential import FromGradients
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Options
 from spa_graph.passes.pipeline import NetworkWithout, chosen_criterion
+from spa_graph.runtime.calibration.wanted import convert, wanted, warn_unscaled
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.torch.gradients import Differentiated, Gradients
 from spa_graph.torch.objective import make_objective
@@ -101,12 +102,14 @@ def cut(
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items()))
         raise OptionError(f"the arrays of --data have different numbers of samples: {listed}")
+    wants = wanted(graph)
+    for want in wants:
+        warn_unscaled(want, [arrays[want.name]], "--data")
     order = np.arange(sizes[others[0]]) if order is None else order
     for start in range(0, len(order), BATCH):
         own = order[start : start + BATCH]
         given = {
-            name: _tensor(arrays[name][own].astype(graph.dtypes.get(name, np.float32)))
-            for name in graph.inputs
+            want.name: _tensor(convert(want, arrays[want.name][own], "--data")) for want in wants
         }
         yield given, _targets(arrays[others[0]][own])
 

@@ -13,7 +13,14 @@ import numpy as np
 from spa_graph.errors import OptionError
 from spa_graph.graph import Graph
 from spa_graph.runtime.calibration.batches import Calibration, Group, Indices, batch_size, in_units
-from spa_graph.runtime.calibration.wanted import Array, Wanted, by_name, check_shape, convert
+from spa_graph.runtime.calibration.wanted import (
+    Array,
+    Wanted,
+    by_name,
+    check_shape,
+    convert,
+    warn_unscaled,
+)
 from spa_graph.runtime.inputs import Feeds
 
 IN_MEMORY = 2**28
@@ -137,23 +144,25 @@ class Pieces:
 
     def read(self, indices: Indices) -> Feeds:
         """Feeds for one run."""
+        return {
+            want.name: convert(want, self.stored(want, indices), self._where)
+            for want in self._wants
+        }
+
+    def stored(self, want: Wanted, indices: Indices) -> Array:
+        """What one run gets for an input, in the type that it was given in."""
         owners = np.searchsorted(self._starts, indices, side="right") - 1
-        feeds = {}
-        for want in self._wants:
-            first = self._pieces[int(owners[0])]
-            if want.axis is None or want.name in first.same:
-                array = first.arrays[want.name]
-            else:
-                runs = np.flatnonzero(np.diff(owners, prepend=-1, append=-1))
-                array = np.concatenate(
-                    [
-                        self._rows(want, int(owners[start]), indices[start:stop])
-                        for start, stop in pairwise(runs.tolist())
-                    ],
-                    axis=want.axis,
-                )
-            feeds[want.name] = convert(want, array, self._where)
-        return feeds
+        first = self._pieces[int(owners[0])]
+        if want.axis is None or want.name in first.same:
+            return first.arrays[want.name]
+        runs = np.flatnonzero(np.diff(owners, prepend=-1, append=-1))
+        return np.concatenate(
+            [
+                self._rows(want, int(owners[start]), indices[start:stop])
+                for start, stop in pairwise(runs.tolist())
+            ],
+            axis=want.axis,
+        )
 
     def _rows(self, want: Wanted, owner: int, indices: Indices) -> Array:
         rows = indices - self._starts[owner]
@@ -192,6 +201,10 @@ def calibrate(
             groups.append(Group(members, each.count, ordered))
         elif len(indices):
             groups.append(Group(in_units(indices, unit), size, ordered))
+    for want in wants:
+        if any(each.arrays[want.name].dtype.kind in "iu" for each in pieces):
+            used = (reader.stored(want, run) for group in groups for run in group.batches())
+            label += warn_unscaled(want, used, label)
     return Calibration(label, "data", reader, tuple(groups), unit, seed)
 
 

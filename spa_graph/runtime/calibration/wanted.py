@@ -9,7 +9,8 @@ every run.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from spa_graph.errors import ModelError, OptionError
+from spa_graph.errors import ModelError, OptionError, SpaWarning
 from spa_graph.graph import Graph
 
 Array = NDArray[Any]
@@ -186,6 +187,33 @@ def convert(want: Wanted, array: Array, where: str) -> Array:
             f"but the network's input is {want}"
         )
     return converted
+
+
+def warn_unscaled(want: Wanted, arrays: Iterable[Array], where: str) -> str:
+    """Warn of images and sounds as they are stored, for an input of real numbers.
+
+    Nobody knows whether the network scales them itself. Integers of more than two bytes are taken
+    for numbers as they are meant, and so is what lies between -1 and 1, such as a mask.
+
+    Returns:
+        What to add to a label: empty if there is nothing to be said.
+    """
+    if not want.floating:
+        return ""
+    stored = [each for each in arrays if each.dtype.kind in "iu" and each.dtype.itemsize <= 2]
+    low = min((int(each.min()) for each in stored), default=0)
+    high = max((int(each.max()) for each in stored), default=0)
+    if low >= -1 and high <= 1:
+        return ""
+    dtype = stored[0].dtype
+    warnings.warn(
+        f"{where}: `{want.name}` is {dtype} from {low} to {high}, and the network gets these "
+        f"numbers as they are; if it takes scaled ones, store those, as in "
+        f"(x / {np.iinfo(dtype).max}).astype('float32'); --preprocess scales images in a folder",
+        SpaWarning,
+        stacklevel=2,
+    )
+    return f", `{want.name}` as stored: {dtype} from {low} to {high}"
 
 
 def _is_extended_float(dtype: np.dtype[Any]) -> bool:
