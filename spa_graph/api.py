@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +17,15 @@ from spa_graph.frontends.onnx import files, forms
 from spa_graph.passes import pipeline, proof
 from spa_graph.passes.calibrated import Calibrated, calibrate, estimated_seconds
 from spa_graph.passes.differentiated import differentiable
-from spa_graph.passes.finetuned import finetuner
+from spa_graph.passes.finetuned import check_training, finetuner
+from spa_graph.passes.importance.base import uncalibrated
 from spa_graph.passes.network import Analysis, Pruned, check_budget, prepare, rewrite
 from spa_graph.passes.options import BUDGETS, Options, Progress, Timer
 from spa_graph.passes.reconstruct import reconstruct
 from spa_graph.passes.report import calibration_report, file_size, importance_report, report
 from spa_graph.plan import Plan
 from spa_graph.runtime.benchmark import PROFILED, Latency, OperatorTime, measure, operator_times
+from spa_graph.runtime.calibration import check_source
 from spa_graph.runtime.calibration.wanted import wanted, with_batch
 from spa_graph.runtime.inputs import Feeds, random_inputs
 from spa_graph.runtime.providers import provider_named
@@ -64,7 +66,7 @@ def analyze(model: object, *, progress: Progress | None = None, **options: Any) 
     Raises:
         SpaError: the model can't be read, or an option is wrong.
     """
-    chosen = _options(options)
+    chosen = checked(options)
     with _blaming(model):
         original, _ = forms.take(model)
         return prepare(original, chosen, Timer(progress))
@@ -116,9 +118,7 @@ def prune(
         VerificationError: the proof failed; nothing was written.
         SpaError: anything else about the model or the options.
     """
-    chosen = _options(options)
-    if all(getattr(chosen, name) is None for name in BUDGETS):
-        raise OptionError(f"give a budget: {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}")
+    checked(options, budget=True)
     with ready(model, output=output, progress=progress, **options) as network:
         return network.prune(
             output, verify=verify, latency_seconds=latency_seconds, profile=profile
@@ -217,10 +217,8 @@ def ready(
         output: a file beside which there is room for what is needed on disk.
         model, progress, options: as those of `prune`.
     """
-    chosen = _options(options)
+    chosen = checked(options)
     criterion = pipeline.chosen_criterion(chosen)
-    if chosen.finetune is not None:
-        finetuner()  # says early that it can't be had
     timer = Timer(progress)
     with ExitStack() as stack:
         with _blaming(model):
@@ -256,7 +254,7 @@ def apply_plan(
         VerificationError: the proof failed; nothing was written.
     """
     blocks = {key: plan.model[key] for key in ("attention", "groups") if key in plan.model}
-    chosen = _options(options | blocks)
+    chosen = checked(options | blocks)
     timer = Timer(progress)
     wanted = _Wanted(model, chosen, timer, output, verify, latency_seconds, profile)
     with _blaming(model):
@@ -284,12 +282,30 @@ def _blaming(model: object) -> Iterator[None]:
         raise ModelError(f"the model is not valid ONNX: {complaint}") from error
 
 
-def _options(given: dict[str, Any]) -> Options:
-    unknown = set(given) - set(Options.__dataclass_fields__)
+def checked(options: Mapping[str, Any], *, budget: bool = False) -> Options:
+    """Options, and all that can be said against them before a network is read.
+
+    Args:
+        budget: whether there must be one.
+
+    Raises:
+        OptionError: one is unknown or wrong, or what it names isn't there.
+    """
+    unknown = set(options) - set(Options.__dataclass_fields__)
     if unknown:
         known = ", ".join(sorted(Options.__dataclass_fields__))
         raise OptionError(f"unknown option `{unknown.pop()}`; there are: {known}")
-    return Options(**given)
+    chosen = Options(**options)
+    if budget and all(getattr(chosen, name) is None for name in BUDGETS):
+        raise OptionError(f"give a budget: {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}")
+    criterion = pipeline.chosen_criterion(chosen)
+    if criterion.needs_data and chosen.calibrate is None:
+        raise OptionError(uncalibrated(criterion.name))
+    provider_named(chosen.provider)
+    if chosen.calibrate is not None:
+        check_source(chosen.calibrate, chosen.preprocess)
+    check_training(chosen)
+    return chosen
 
 
 def _prepare(

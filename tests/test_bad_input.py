@@ -27,8 +27,9 @@ from tests.models import BIG, CHAIN, MLP, RESIDUAL, external_model, network
 def test_a_file_that_is_not_onnx(command: Command, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    assert_refused(command, tmp_path, path, "--flops", 0.5, says="is not an ONNX model")
-    assert_refused(command, tmp_path, "inspect", path, says="is not an ONNX model")
+    says = "is not an ONNX model" if content else "is empty"
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says=says)
+    assert_refused(command, tmp_path, "inspect", path, says=says)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999])

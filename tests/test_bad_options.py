@@ -9,6 +9,9 @@ import pytest
 
 import spa_graph
 from spa_graph import BudgetError, ModelError, OptionError
+from spa_graph.cli import cli
+from spa_graph.cli.command import CONDITIONS
+from spa_graph.passes.options import NEEDS
 from tests.conftest import Command, assert_refused
 from tests.models import CHAIN, MLP, external_model, network
 
@@ -141,6 +144,7 @@ def test_an_unreachable_budget_names_the_smallest_that_works(
         (("--input-shape", "x"), "--input-shape"),
         (("--input-shape", "x=1,2"), "has 4 axes"),
         (("--input-shape", "z=1,3,8,8"), "no input `z`"),
+        (("--round-to", "512"), "and counts are multiples of 512"),
         (("--no-such-option",), "--no-such-option"),
         (("--criterion",), "--criterion"),
     ],
@@ -149,6 +153,90 @@ def test_an_option_that_cannot_be_used(
     command: Command, chain: Path, arguments: tuple[str, ...], says: str
 ) -> None:
     assert_refused(command, chain.parent, chain, "--flops", 0.5, *arguments, says=says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--learning-rate", "0.1"), "--learning-rate needs --finetune: it has no effect without"),
+        (("--learning-rate", "1e-3"), "--learning-rate needs --finetune"),  # the default, asked for
+        (("--teacher",), "--teacher needs --finetune"),
+        (("--samples", "9"), "--samples needs --calibrate or --data"),
+        (("--memory-limit", "4GB"), "--memory-limit needs --calibrate"),
+        (("--preprocess", "imagenet"), "--preprocess needs --calibrate"),
+        (("--loss", "mse"), "--loss needs --data"),
+        (("--threads", "2", "--latency-seconds", "0"), "--threads needs --latency or --latency-"),
+        (("--provider", "cpu", "--latency-seconds", "0"), "--provider needs --latency or"),
+        (("--batch", "2", "--latency-seconds", "0"), "--batch needs --latency or"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_have_no_effect(
+    command: Command, chain: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    assert_refused(command, chain.parent, chain, "--flops", 0.5, *arguments, says=says)
+
+
+@pytest.mark.parametrize("name", ["samples", "preprocess"])
+def test_options_of_data_that_is_not_given(command: Command, chain: Path, name: str) -> None:
+    value = {"samples": 3, "preprocess": "imagenet"}[name]
+    arguments = ("compare", chain, chain, f"--{name}", value)
+    assert_refused(command, chain.parent, *arguments, says=f"--{name} needs --data: it has no")
+    plan = write_plan(chain.parent, with_kept({}))
+    arguments = ("apply", chain, plan, f"--{name}", value)
+    assert_refused(command, chain.parent, *arguments, says=f"--{name} needs --calibrate: it has no")
+
+
+def test_every_option_that_needs_another_is_one() -> None:
+    for name, others in (NEEDS | CONDITIONS).items():
+        commands = [cli.commands[verb] for verb in ("prune", "sweep")]
+        assert {name, *others} <= {each.name for command in commands for each in command.params}
+
+
+def test_options_of_the_library_that_would_have_no_effect() -> None:
+    model = network(MLP)
+    for wrong in ({"samples": 3}, {"teacher": True}, {"learning_rate": 0.1}, {"loss": "mse"},
+                  {"memory_limit": 1 << 30}, {"preprocess": "imagenet"}):  # fmt: skip
+        with pytest.raises(OptionError, match="it has no effect without"):
+            spa_graph.prune(model, flops=0.5, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_provider_that_is_not_there_is_said_before_anything_is_read(
+    command: Command, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent.onnx"
+    for verb in ((), ("bench",), ("sweep",)):
+        arguments = (*verb, absent, "--provider", "abacus")
+        assert_refused(command, tmp_path, *arguments, says="--provider abacus: the installed")
+    with pytest.raises(OptionError, match="--provider abacus"):
+        spa_graph.prune(absent, flops=0.5, provider="abacus")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--dynamic", "batch=0", "'batch=0': a size is a whole number from 1 on, as in batch=8"),
+        ("--dynamic", "batch=-3", "a size is a whole number from 1 on"),
+        ("--dynamic", "batch=1.5", "a size is a whole number from 1 on"),
+        ("--dynamic", "batch=", "a size is a whole number from 1 on"),
+        ("--dynamic", "batch", "is not of the form NAME=N, as batch=8 is"),
+        ("--dynamic", "=4", "is not of the form NAME=N"),
+        ("--input-shape", "x=1,0", "sizes are whole numbers from 1 on"),
+        ("--input-shape", "=1,3", "is not of the form NAME=1,3,224,224"),
+    ],
+)
+def test_sizes_that_are_none(
+    command: Command, chain: Path, option: str, value: str, says: str
+) -> None:
+    assert_refused(command, chain.parent, "bench", chain, option, value, says=says)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", ""])
+def test_a_folder_in_the_place_of_a_file(
+    command: Command, chain: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(chain.parent)
+    assert_refused(command, chain.parent, name, "--flops", 0.5, says="a folder without saved_model")
+    assert_refused(command, chain.parent, chain, "--flops", 0.5, "-o", name, says="is a folder")
 
 
 def test_options_of_the_library() -> None:

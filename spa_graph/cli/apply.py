@@ -9,18 +9,21 @@ from typing import Any
 import click
 
 import spa_graph
+from spa_graph.api import checked
+from spa_graph.cli.command import Command
+from spa_graph.cli.network import Network
 from spa_graph.cli.options import analysis_options, calibration_options, model, output_options
 from spa_graph.cli.target import Target
 
 
-@click.command(name="apply")
+@click.command(name="apply", cls=Command)
 @model
 @click.argument("plan", type=click.Path(path_type=Path))
 @calibration_options
 @analysis_options
 @output_options
 def apply_command(
-    model: Path,
+    model: Network,
     plan: Path,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     **options: Any,
@@ -34,4 +37,5 @@ def apply_command(
     """
     target = Target.take(model, options, None, inputs=[plan])
     loaded = spa_graph.Plan.load(plan)
-    target.run(partial(spa_graph.apply_plan, model, loaded), input_shapes, options)
+    checked(options)
+    target.run(partial(spa_graph.apply_plan, plan=loaded), input_shapes, options)

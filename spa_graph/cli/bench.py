@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from spa_graph import console
+from spa_graph.cli.network import Network, NetworkType
 from spa_graph.cli.options import answer_options, conditions_options, input_shape_option
 from spa_graph.cli.parameters import NamedSize
 
 
 @click.command(name="bench")
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=NetworkType())
 @conditions_options
 @click.option(
     "--dynamic",
@@ -31,7 +31,7 @@ from spa_graph.cli.parameters import NamedSize
 )
 @answer_options
 def bench_command(
-    models: tuple[Path, ...],
+    models: tuple[Network, ...],
     dynamic: tuple[tuple[str, int], ...],
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     as_json: bool,
@@ -51,9 +51,10 @@ def bench_command(
     """
     from spa_graph.studies.bench import bench
 
+    paths = [each.onnx(input_shapes) for each in models]
     with console.progress(quiet) as progress:
         found = bench(
-            models,
+            paths,
             dynamic=dict(dynamic),
             input_shapes=dict(input_shapes),
             progress=progress,

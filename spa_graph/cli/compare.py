@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from spa_graph import console
+from spa_graph.cli.command import Command
+from spa_graph.cli.network import Network, NetworkType
 from spa_graph.cli.options import answer_options, input_shape_option, seed_option
 
 
-@click.command(name="compare")
-@click.argument("before", type=click.Path(path_type=Path))
-@click.argument("after", type=click.Path(path_type=Path))
+@click.command(name="compare", cls=Command, needs={"samples": ("data",), "preprocess": ("data",)})
+@click.argument("before", type=NetworkType())
+@click.argument("after", type=NetworkType())
 @click.option(
     "--data",
     metavar="DATA",
@@ -26,8 +27,8 @@ from spa_graph.cli.options import answer_options, input_shape_option, seed_optio
 @input_shape_option
 @answer_options
 def compare_command(
-    before: Path,
-    after: Path,
+    before: Network,
+    after: Network,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     as_json: bool,
     quiet: bool,
@@ -41,10 +42,10 @@ def compare_command(
       spa-prune compare model.onnx model.pruned.onnx --data samples.npz
       spa-prune compare a.onnx b.onnx --json | jq .ratio
     """
-    from spa_graph.studies.compare import compare
+    from spa_graph.studies.compare import check, compare
 
+    check(options["data"], options["preprocess"])
+    paths = [each.onnx(input_shapes) for each in (before, after)]
     with console.progress(quiet) as progress:
-        found = compare(
-            before, after, input_shapes=dict(input_shapes), progress=progress, **options
-        )
+        found = compare(*paths, input_shapes=dict(input_shapes), progress=progress, **options)
     console.answer(found, console.show_comparison, as_json=as_json, quiet=quiet)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 import spa_graph
 from spa_graph import console
+from spa_graph.api import checked
+from spa_graph.cli.network import Network
 from spa_graph.cli.options import analysis_options, answer_options, block_options, model
 from spa_graph.errors import OptionError
 
@@ -21,7 +22,7 @@ from spa_graph.errors import OptionError
 @click.option("--dot", metavar="GROUP", help="Print why a group's channels go together, as DOT.")
 @answer_options
 def inspect_command(
-    model: Path,
+    model: Network,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     as_json: bool,
     quiet: bool,
@@ -38,17 +39,23 @@ def inspect_command(
     """
     from spa_graph.passes.report import inspection
 
+    if dot is not None and as_json:
+        raise OptionError("--dot prints DOT, not JSON: leave out --dot or --json")
+    checked(options)
+    path = model.onnx(input_shapes)
     # a pipe gets what was asked for alone
     with console.progress(quiet or not sys.stderr.isatty()) as progress:
         analysis = spa_graph.analyze(
-            model, input_shapes=dict(input_shapes), progress=progress, **options
+            path, input_shapes=dict(input_shapes), progress=progress, **options
         )
     if dot is not None:
         from spa_graph.coupling.explain import group_dot
 
         group = next((group for group in analysis.groups if group.name == dot), None)
         if group is None:
-            raise OptionError(f"--dot {dot}: no such group; `spa-prune inspect {model}` lists them")
+            raise OptionError(
+                f"--dot {dot}: no such group; `spa-prune inspect {model.given}` lists them"
+            )
         click.echo(group_dot(analysis.coupling, group))
     else:
         console.answer(inspection(analysis), console.show_inspection, as_json=as_json, quiet=quiet)

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
 import click
 
 from spa_graph.coupling.structures import KINDS
-from spa_graph.frontends.convert import convert, format_of
 from spa_graph.passes.importance import CRITERIA
-
-
-class Model(click.Path):
-    """An ONNX file; one of another framework is converted to NAME.onnx beside it."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        path = Path(str(super().convert(value, param, ctx)))
-        kind = format_of(path)
-        if kind is None:
-            return path
-        target = path.with_name(f"{path.stem if path.is_file() else path.resolve().name}.onnx")
-        now = convert(path, kind, target, ctx.params.get("input_shapes", ()) if ctx else ())
-        done = f"converted the {kind.name} {path} to {target}"
-        click.echo(done if now else f"{target} is the {kind.name} {path}, converted", err=True)
-        return target
+from spa_graph.runtime.providers import provider_named
 
 
 class InputShape(click.ParamType[Any]):
@@ -41,8 +22,10 @@ class InputShape(click.ParamType[Any]):
             shape = tuple(int(size) for size in sizes.replace("x", ",").split(","))
         except ValueError:
             shape = ()
-        if not separator or not shape or min(shape) < 1:
+        if not separator or not name or not shape:
             self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        if min(shape) < 1:
+            self.fail(f"{value!r}: sizes are whole numbers from 1 on", param, ctx)
         return name, shape
 
 
@@ -51,9 +34,21 @@ class NamedSize(click.ParamType[Any]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
         name, separator, size = str(value).rpartition("=")
-        if not separator or not name or not size.isdecimal() or int(size) < 1:
-            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        if not separator or not name:
+            self.fail(f"{value!r} is not of the form {self.name}, as batch=8 is", param, ctx)
+        if not size.isdecimal() or int(size) < 1:
+            self.fail(f"{value!r}: a size is a whole number from 1 on, as in {name}=8", param, ctx)
         return name, int(size)
+
+
+class Provider(click.ParamType[Any]):
+    """Said at once if it isn't there, not when it is needed."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ARG002
+        provider_named(value)
+        return str(value)
 
 
 class Shares(click.ParamType[Any]):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 import spa_graph
+from spa_graph.api import checked
+from spa_graph.cli.command import Command
+from spa_graph.cli.network import Network
 from spa_graph.cli.options import (
     conditions_options,
     criterion_option,
@@ -18,9 +20,10 @@ from spa_graph.cli.options import (
     pruning_options,
 )
 from spa_graph.cli.target import Target
+from spa_graph.passes.pipeline import check_data_taken
 
 
-@click.command(name="prune")
+@click.command(name="prune", cls=Command)
 @model
 @click.option(
     "--flops", type=float, metavar="R", help="Keep at most this share of the FLOPs (0 < R < 1)."
@@ -55,7 +58,7 @@ from spa_graph.cli.target import Target
 )
 @output_options
 def prune_command(
-    model: Path,
+    model: Network,
     plan_path: Path | None,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     **options: Any,
@@ -75,4 +78,5 @@ def prune_command(
       spa-prune model.onnx --ratio 0.3 --dry-run --json | jq .ratio
     """
     target = Target.take(model, options, plan_path)
-    target.run(partial(spa_graph.prune, model), input_shapes, options)
+    check_data_taken([checked(options, budget=True)])
+    target.run(spa_graph.prune, input_shapes, options)

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from spa_graph import console
+from spa_graph.cli.command import Command
+from spa_graph.cli.network import Network
 from spa_graph.cli.options import (
     analysis_options,
     answer_options,
@@ -25,7 +27,7 @@ from spa_graph.cli.target import check_picture
 from spa_graph.frontends.onnx import files
 
 
-@click.command(name="sensitivity")
+@click.command(name="sensitivity", cls=Command)
 @model
 @click.option(
     "--levels",
@@ -44,7 +46,7 @@ from spa_graph.frontends.onnx import files
 @overwrite_option
 @answer_options
 def sensitivity_command(
-    model: Path,
+    model: Network,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     picture: Path | None,
     overwrite: bool,
@@ -63,11 +65,13 @@ def sensitivity_command(
       spa-prune sensitivity model.onnx --calibrate data-free --picture groups.svg
       spa-prune sensitivity model.onnx --calibrate photos/ --preprocess imagenet --json
     """
-    from spa_graph.studies.sensitivity import sensitivity
+    from spa_graph.studies.sensitivity import check, sensitivity
 
     check_picture(picture, model, overwrite)
+    check(**options)
+    path = model.onnx(input_shapes)
     with console.progress(quiet) as progress:
-        found = sensitivity(model, input_shapes=dict(input_shapes), progress=progress, **options)
+        found = sensitivity(path, input_shapes=dict(input_shapes), progress=progress, **options)
     if picture is not None:
         from spa_graph.pictures.sensitivity import sensitivity_figure
         from spa_graph.pictures.style import save

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from spa_graph import console
+from spa_graph.cli.command import Command
+from spa_graph.cli.network import Network
 from spa_graph.cli.options import (
     LATENCY_SECONDS,
     answer_options,
@@ -19,7 +21,7 @@ from spa_graph.cli.options import (
     together,
 )
 from spa_graph.cli.parameters import Criteria, Ratios
-from spa_graph.cli.target import check_inputs, check_writable, typed, write_text
+from spa_graph.cli.target import beside, check_inputs, check_writable, typed, write_text
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
 from spa_graph.passes.cost import NAMES
@@ -34,7 +36,7 @@ budget_options = together(*(
 ))  # fmt: skip
 
 
-@click.command(name="sweep")
+@click.command(name="sweep", cls=Command)
 @model
 @budget_options
 @conditions_options
@@ -78,7 +80,7 @@ budget_options = together(*(
 )
 @answer_options
 def sweep_command(
-    model: Path,
+    model: Network,
     output: Path | None,
     html: Path | None,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
@@ -101,7 +103,7 @@ def sweep_command(
       spa-prune sweep model.onnx --params 0.9:0.5:0.2 --eval metrics:f1 --backend dask \\
           --cluster tcp://head:8786
     """
-    from spa_graph.studies.sweep import sweep
+    from spa_graph.studies.sweep import check, sweep
 
     budgets = {quantity: options.pop(quantity) for quantity in KEPT}
     given = [(quantity, ratios) for quantity, ratios in budgets.items() if ratios]
@@ -111,18 +113,15 @@ def sweep_command(
     quantity, ratios = given[0]
     if html is not None:
         check_pages()
-        check_inputs([html], model, [])
+        check_inputs([html], model)
         check_writable(html, options["overwrite"])
+    options |= {"output": output or beside(model, ".sweep"), "quantity": quantity}
+    check(ratios, **options)
+    path = model.onnx(input_shapes)
     try:
         with console.progress(quiet) as progress:
             found = sweep(
-                model,
-                ratios,
-                output=output or model.with_name(f"{model.stem}.sweep"),
-                quantity=quantity,
-                input_shapes=dict(input_shapes),
-                progress=progress,
-                **options,
+                path, ratios, input_shapes=dict(input_shapes), progress=progress, **options
             )
     except KeyboardInterrupt as error:
         raise click.Abort("networks that are finished are kept: run it again to go on") from error

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import click
 
 import spa_graph
 from spa_graph import console
+from spa_graph.cli.network import Network, Shapes
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
 from spa_graph.pictures.page import check_pages
@@ -25,7 +26,7 @@ from spa_graph.pictures.style import check_pictures
 class Target:
     """Where a run writes to, and what it prints; checked before any work is done."""
 
-    model: Path
+    model: Network
     output: Path | None
     plan: Path | None
     report: Path | None
@@ -36,15 +37,15 @@ class Target:
 
     @classmethod
     def take(
-        cls, model: Path, options: dict[str, Any], plan: Path | None, inputs: Sequence[Path] = ()
+        cls, model: Network, options: dict[str, Any], plan: Path | None, inputs: Sequence[Path] = ()
     ) -> Target:
         """Take the output options out of `options` and check them; `inputs` are read as well."""
-        output = options.pop("output") or model.with_name(f"{model.stem}.pruned.onnx")
+        output = options.pop("output") or beside(model, ".pruned.onnx")
         report, html = options.pop("report_path"), options.pop("html")
         overwrite, dry_run = options.pop("overwrite"), options.pop("dry_run")
         if html is not None:
             check_pages()
-        weights = output.with_name(f"{output.name}.data")
+        weights = output.parent / f"{output.name}.data"
         paths = [path for path in (output, weights, plan, report, html) if path is not None]
         for path in paths:
             if sum(_same_file(path, other) for other in paths) > 1:
@@ -72,12 +73,14 @@ class Target:
     def run(
         self,
         function: Callable[..., spa_graph.Result],
-        input_shapes: Iterable[tuple[str, tuple[int, ...]]],
+        input_shapes: Shapes,
         options: dict[str, Any],
     ) -> None:
         """Call `prune` or `apply_plan` with the options that are left, and show what it did."""
+        model = self.model.onnx(input_shapes)
         with console.progress(self.quiet) as progress:
             result = function(
+                model,
                 output=self.output,
                 latency_seconds=self.latency_seconds,
                 profile=self.html is not None,
@@ -98,7 +101,7 @@ class Target:
             from spa_graph.pictures.report import report_page
             from spa_graph.studies.sweep.run import earlier
 
-            write_text(self.html, report_page(result.report, typed(), earlier(self.model)))
+            write_text(self.html, report_page(result.report, typed(), earlier(self.model.path)))
         console.answer(result.report, self._tell, as_json=self.as_json, quiet=self.quiet)
 
     def _tell(self, report: dict[str, Any]) -> None:
@@ -122,11 +125,16 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
-def check_inputs(outputs: Sequence[Path], model: Path, others: Sequence[Path]) -> None:
+def beside(model: Network, ending: str) -> Path:
+    """A file or folder beside the model that has its name."""
+    return model.path.parent / f"{model.path.stem}{ending}"
+
+
+def check_inputs(outputs: Sequence[Path], model: Network, others: Sequence[Path] = ()) -> None:
     """No output takes the place of a file that is read: the model, its weights, a plan."""
     taken = [path for path in outputs if path.exists()]
     # only a file that exists can hold the model's weights, so most runs needn't look for them
-    read = [model, *others, *(files.sources(files.load(model)) if taken else ())]
+    read = [model.given, model.path, *others, *(model.sources() if taken else ())]
     for path in outputs:
         if any(_same_file(path, source) for source in read):
             raise OptionError(
@@ -153,7 +161,7 @@ def check_writable(path: Path, overwrite: bool) -> None:
         raise OptionError(f"{path} exists; choose another name, or pass --overwrite")
 
 
-def check_picture(path: Path | None, model: Path, overwrite: bool) -> None:
+def check_picture(path: Path | None, model: Network, overwrite: bool) -> None:
     """Whether a picture of what was found about a model can be drawn and written.
 
     Raises:
@@ -162,5 +170,5 @@ def check_picture(path: Path | None, model: Path, overwrite: bool) -> None:
     if path is None:
         return
     check_pictures(path)
-    check_inputs([path], model, [])
+    check_inputs([path], model)
     check_writable(path, overwrite)

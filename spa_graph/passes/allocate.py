@@ -201,6 +201,8 @@ def allocate_uniform(
 def _kept_for(coupling: Coupling, limits: Limits) -> str:
     few = f"every group keeps {limits.min_channels} channels"
     needs = few if limits.min_channels > 1 else "no layer vanishes"
+    if limits.round_to is not None and limits.round_to > 1:
+        needs += f" and counts are multiples of {limits.round_to}"
     picks = any(group.least > 1 for group in coupling.groups)
     return f"{needs} and a router finds as many experts as it picks" if picks else needs
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from numbers import Real
 from typing import Any, Literal, Protocol, get_args
@@ -40,6 +40,15 @@ KEPT: tuple[Quantity, ...] = get_args(Quantity)
 BUDGETS = ("flops", "params", "ratio", "memory", "latency")
 """At most one is given: the share that is kept of a quantity, or the ratio that goes everywhere."""
 LEAST_MEMORY = 64 << 20
+NEEDS: dict[str, tuple[str, ...]] = {
+    "samples": ("calibrate", "data"),
+    "preprocess": ("calibrate",),
+    "memory_limit": ("calibrate",),
+    "loss": ("data",),
+    "learning_rate": ("finetune",),
+    "teacher": ("finetune",),
+}
+"""Options that have no effect unless one of others is given."""
 CHOICES: dict[str, tuple[str, ...]] = {
     "scope": KINDS,
     "attention": ("heads", "head-dim"),
@@ -108,16 +117,19 @@ class Options:
             for each in chosen if name == "scope" else (chosen,):
                 if each not in allowed and each is not None:
                     raise OptionError(f"--{name} {each}: choose among {', '.join(allowed)}")
+        self._check_needs()
         self._check_finetuning()
-        if (self.data is None) != (self.loss is None):
-            there, lacks = ("loss", "data") if self.data is None else ("data", "loss")
-            raise OptionError(f"--{there} needs --{lacks}: gradients are those of a loss over data")
+        if self.data is not None and self.loss is None:
+            raise OptionError("--data needs --loss: gradients are those of a loss over data")
         self._check_calibration()
+
+    def _check_needs(self) -> None:
+        defaults = {each.name: each.default for each in fields(self)}
+        given = {name for name in NEEDS if getattr(self, name) != defaults[name]}
+        check_needs(NEEDS, given, {name: getattr(self, name) is not None for name in defaults})
 
     def _check_finetuning(self) -> None:
         if self.finetune is None:
-            if self.teacher:
-                raise OptionError("--teacher needs --finetune: it teaches while the network trains")
             return
         if self.finetune < 1 or not self.learning_rate > 0:
             raise OptionError("--finetune must be at least 1 epoch, and --learning-rate positive")
@@ -133,7 +145,7 @@ class Options:
             raise OptionError(f"--memory-limit must be at least {LEAST_MEMORY >> 20} MiB")
         if self.calibrate is not None:
             return
-        for name in ("reconstruct", "allocation", "preprocess"):
+        for name in ("reconstruct", "allocation"):
             if getattr(self, name) not in (None, "none", "global"):
                 raise OptionError(
                     f"--{name} {getattr(self, name)} needs calibration data: "
@@ -185,6 +197,31 @@ class Options:
             if isinstance(kept, Real):
                 return Budget(quantity, float(kept))
         return None
+
+
+def check_needs(
+    needs: Mapping[str, Sequence[str]], given: Collection[str], there: Mapping[str, bool]
+) -> None:
+    """Whether each option that was given can have an effect.
+
+    Args:
+        needs: by option those of which one must be there; see NEEDS.
+        given: the options that were given.
+        there: all options, by whether something follows from them, given or by default.
+
+    Raises:
+        OptionError: one would be ignored.
+    """
+    for name, others in needs.items():
+        known = [other for other in others if other in there]
+        if name in given and known and not any(there[other] for other in known):
+            wanted = " or ".join(map(flag, known))
+            raise OptionError(f"{flag(name)} needs {wanted}: it has no effect without")
+
+
+def flag(name: str) -> str:
+    """An option as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
 
 
 _LATENCY = re.compile(r"(\d+\.?\d*|\.\d+)\s*(us|µs|ms|s|)")

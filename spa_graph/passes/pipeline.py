@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -134,6 +134,23 @@ def chosen_criterion(options: Options) -> Criterion:
     if lacking and options.data is None:
         raise OptionError(missing(criterion.name))
     return criterion
+
+
+def check_data_taken(options: Sequence[Options]) -> None:
+    """Whether one of these runs takes the samples with targets that are given.
+
+    Raises:
+        OptionError: none does.
+    """
+    criteria = [chosen_criterion(each) for each in options]
+    taken = any(isinstance(each, FromGradients) and each.needs_loss for each in criteria)
+    if taken or all(each.data is None or each.finetune is not None for each in options):
+        return
+    names = ", ".join(dict.fromkeys(each.name for each in criteria))
+    raise OptionError(
+        "--data has no effect: it is for --finetune, and for criteria by gradients of a loss, such "
+        f"as taylor; this is {names}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

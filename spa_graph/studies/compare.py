@@ -16,7 +16,7 @@ from spa_graph.passes.network import Analysis, prepare
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.report import inspection
 from spa_graph.passes.statistics.distortion import alignment, distortion
-from spa_graph.runtime.calibration import calibration
+from spa_graph.runtime.calibration import calibration, check_source
 from spa_graph.runtime.inputs import Feeds
 from spa_graph.runtime.machine import versions
 from spa_graph.runtime.sessions import open_session, run
@@ -51,6 +51,7 @@ def compare(
         OptionError: they take other inputs or give other outputs, or the data doesn't fit.
         ModelError: a network can't be read or run.
     """
+    check(data, preprocess)
     timer = Timer(progress)
     options = Options(input_shapes=input_shapes or {})
     with timer.step("load"):
@@ -84,6 +85,16 @@ def compare(
         "data": "random input" if data is None else batches.source,
         "outputs": outputs,
     }
+
+
+def check(data: Any, preprocess: str | None) -> None:
+    """All that can be said against samples before the networks are read.
+
+    Raises:
+        OptionError: they can't be had.
+    """
+    if data is not None:
+        check_source(data, preprocess)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -116,8 +116,11 @@ def same_inputs(first: Opened, other: Opened) -> None:
     def taken(network: Opened) -> dict[str, str]:
         return {want.name: f"{want.dtype}, {len(want.shape)} axes" for want in network.wants}
 
+    def listed(network: Opened) -> str:
+        return ", ".join(f"`{name}` ({what})" for name, what in taken(network).items())
+
     if taken(first) != taken(other):
         raise OptionError(
-            f"{other.path.name} takes other inputs than {first.path.name}: "
-            f"{taken(other)} instead of {taken(first)}"
+            f"{other.path.name} takes other inputs than {first.path.name}: {listed(other)} instead "
+            f"of {listed(first)}"
         )

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from spa_graph.api import ready
+from spa_graph.api import checked, ready
 from spa_graph.errors import ModelError, OptionError
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Progress, Timer
+from spa_graph.passes.pipeline import check_data_taken
 from spa_graph.passes.sensitivity import Probe, measure
 from spa_graph.passes.statistics.layers import LEVELS
 from spa_graph.runtime.machine import versions
@@ -41,10 +42,7 @@ def sensitivity(
         OptionError: there is no calibration data, or it doesn't fit.
         ModelError: the model can't be read, or nothing in it can be pruned.
     """
-    if not levels or not all(0 < level < 1 for level in levels):
-        raise OptionError(f"--levels are shares between 0 and 1, not {list(levels)}")
-    if options.get("calibrate") is None:
-        raise OptionError("give calibration data: --calibrate FILE, or --calibrate data-free")
+    check(levels=levels, **options)
     with ready(model, progress=progress, **options) as network:
         analysis, calibrated = network.analysis, network.calibrated
         assert calibrated is not None  # there is calibration data
@@ -70,6 +68,19 @@ def sensitivity(
         "levels": sorted(levels),
         "groups": _groups(analysis, found.probes),
     }
+
+
+def check(*, levels: Sequence[float] = LEVELS, **options: Any) -> None:
+    """All that can be said against options before the network is read.
+
+    Raises:
+        OptionError: one is wrong, or there is no calibration data.
+    """
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise OptionError(f"--levels are shares between 0 and 1, not {list(levels)}")
+    if options.get("calibrate") is None:
+        raise OptionError("give calibration data: --calibrate FILE, or --calibrate data-free")
+    check_data_taken([checked(options)])
 
 
 def _groups(analysis: Analysis, probes: Sequence[Probe]) -> list[dict[str, Any]]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 
+import spa_graph
+from spa_graph.cli import network
+from spa_graph.errors import ModelError
+from spa_graph.studies.opened import open_network
 from tests.conftest import Command, assert_refused
 from tests.models import outputs, random_feeds
 
+MAGIC = b"\x89HDF\r\n\x1a\n"
 PIP = "pip install 'spa-prune[{}]'"
 
 
@@ -21,21 +27,100 @@ def a_file(folder: Path, name: str) -> Path:
         (folder / name).mkdir()
         (folder / name / "saved_model.pb").write_bytes(b"x")
     else:
-        (folder / name).write_bytes(b"x")
+        (folder / name).write_bytes(MAGIC + b"model_config" if name.endswith(".h5") else b"x")
     return folder / name
 
 
 @pytest.mark.parametrize(
     ("name", "extra"),
     [("net.keras", "tensorflow"), ("net", "tensorflow"), ("net.tflite", "tensorflow"),
-     ("net.pt2", "torch")],
+     ("net.h5", "tensorflow"), ("net.pt2", "torch")],
 )  # fmt: skip
 def test_without_the_exporter(
     name: str, extra: str, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     path = a_file(tmp_path, name)
-    assert_refused(command, tmp_path, path, "--flops", 0.5, says=PIP.format(extra))
+    says = PIP.format(extra)
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says=says)
+    assert_refused(command, tmp_path, "bench", path, says=says)
+    assert_refused(command, tmp_path, "compare", path, path, says=says)
+    for function in (partial(spa_graph.prune, flops=0.5), open_network):
+        with pytest.raises(ModelError, match=rf"`spa-prune inspect {path}` converts to net\.onnx"):
+            function(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("NET",), "give a budget"),
+        (("NET", "--flops", 1.5), "--flops must lie between 0 and 1"),
+        (("NET", "--flops", 0.5, "-o", "no/out.onnx"), "no does not exist"),
+        (("NET", "--flops", 0.5, "-o", "NET", "--overwrite"), "inputs are never modified"),
+        (("NET", "--flops", 0.5, "-o", "net.onnx"), "inputs are never modified"),
+        (("NET", "--flops", 0.5, "--provider", "abacus"), "has no such provider"),
+        (("NET", "--flops", 0.5, "--criterion", "wanda"), "`wanda` needs calibration data"),
+        (("NET", "--flops", 0.5, "--criterion", "taylor"), "give --data and --loss"),
+        (("NET", "--flops", 0.5, "--calibrate", "no.npz"), "no such file: no.npz"),
+        (("NET", "--flops", 0.5, "--calibrate", "no:function"), "can't import no"),
+        (("NET", "--flops", 0.5, "--calibrate", "data-free:guess"), "choose among"),
+        (("NET", "--flops", 0.5, "--calibrate", "photos"), "no images in photos"),
+        (("NET", "--flops", 0.5, "--calibrate", "photos", "--preprocess", "magic"), "`magic`"),
+        (("NET", "--flops", 0.5, "--calibrate", "data-free", "--preprocess", "imagenet"),
+         "a folder of images"),
+        (("apply", "NET", "no.json"), "cannot read plan"),
+        (("inspect", "NET", "--dot", "g", "--json"), "not JSON"),
+        (("sensitivity", "NET"), "give calibration data"),
+        (("sensitivity", "NET", "--calibrate", "no.npz"), "no such file: no.npz"),
+        (("sweep", "NET", "--flops", "0.5"), "needs a measure of quality"),
+        (("sweep", "NET", "--flops", "0.5", "--eval", "no:function"), "can't import no"),
+        (("sweep", "NET", "--flops", "0.5", "--calibrate", "no.npz"), "no such file: no.npz"),
+        (("sweep", "NET", "--flops", "0.5", "--calibrate", "data-free", "-o", "no/s"),
+         "no does not exist"),
+        (("bench", "NET", "--provider", "abacus"), "has no such provider"),
+        (("bench", "NET", "--dynamic", "batch=0"), "from 1 on"),
+        (("compare", "NET", "NET", "--data", "no.npz"), "no such file: no.npz"),
+    ],
+)  # fmt: skip
+def test_options_are_checked_before_a_network_is_converted(
+    arguments: tuple[object, ...],
+    says: str,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def converting(*_arguments: object) -> bool:
+        raise AssertionError("it was converted first")
+
+    monkeypatch.setattr(network, "convert", converting)
+    monkeypatch.chdir(tmp_path)
+    a_file(tmp_path, "net.keras")
+    (tmp_path / "photos").mkdir()
+    given = ["net.keras" if each == "NET" else each for each in arguments]
+    assert_refused(command, tmp_path, *given, says=says)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("net.h5", MAGIC + b"weights", "holds no Keras network, perhaps its weights alone"),
+        ("net.keras", b"", "is empty"),
+        ("net.pt", b"\x80\x02", "torch.export.save"),
+        ("net.safetensors", b"x" * 99, "weights without their network"),
+        ("net.pdmodel", b"x" * 99, "paddle"),
+    ],
+)
+@pytest.mark.parametrize("verb", [("inspect",), ("bench",)])
+def test_files_that_hold_no_network_that_could_be_converted(
+    name: str,
+    content: bytes,
+    says: str,
+    verb: tuple[str, ...],
+    tmp_path: Path,
+    command: Command,
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert_refused(command, tmp_path, *verb, tmp_path / name, says=says)
 
 
 def test_a_converted_file_is_not_replaced(
@@ -72,6 +157,11 @@ def test_a_torch_export_file(tmp_path: Path, process: Command) -> None:
     again = process("inspect", "net.pt2")
     assert again.code == 0, again.err
     assert "net.onnx is the torch.export file net.pt2, converted" in again.err
+    for verb in ("bench", "compare"):
+        options = ("--seconds", 0.05) if verb == "bench" else ()
+        both = process(verb, "net.pt2", "net.pruned.onnx", *options)
+        assert both.code == 0, both.err
+        assert "net.onnx is the torch.export file net.pt2, converted" in both.err
     assert (tmp_path / "net.onnx").stat().st_mtime_ns == written
 
 
@@ -132,7 +222,7 @@ def test_a_file_of_weights(tmp_path: Path, command: Command) -> None:
     assert_refused(command, tmp_path, path, "--flops", 0.5, says="torch.export.save")
 
 
-@pytest.mark.parametrize("form", ["keras", "saved_model", "tflite"])
+@pytest.mark.parametrize("form", ["keras", "hdf5", "saved_model", "tflite"])
 def test_files_of_tensorflow(form: str, tmp_path: Path, process: Command) -> None:
     pytest.importorskip("tf2onnx")
     keras = pytest.importorskip("keras")
@@ -163,8 +253,10 @@ def test_convolutions_of_groups(form: str, tmp_path: Path, process: Command) -> 
 
 def assert_converts(model: Any, form: str, folder: Path, process: Command) -> None:
     """The command converts a Keras network to what computes the same, and prunes it."""
-    name = {"keras": "net.keras", "saved_model": "net", "tflite": "net.tflite"}[form]
-    if form == "keras":
+    name = {
+        "keras": "net.keras", "hdf5": "net.h5", "saved_model": "net", "tflite": "net.tflite"
+    }[form]  # fmt: skip
+    if form in ("keras", "hdf5"):
         model.save(folder / name)
     else:
         kind = {"format": "tf_saved_model"} if form == "saved_model" else {"format": "litert"}

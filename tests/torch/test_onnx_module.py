@@ -274,6 +274,17 @@ def test_the_command_line_prunes_by_gradients(process: Command, chain: Path, tra
     assert {"chain.pruned.onnx", "r.json"} <= listing(chain.parent).keys()
 
 
+def test_bytes_for_an_input_of_real_numbers(process: Command, chain: Path) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (40, 3, 8, 8)).astype(np.uint8)
+    np.savez(chain.with_name("train.npz"), x=x, label=generator.integers(0, 5, 40))
+    options = ("--data", "train.npz", "--finetune", 2)
+    ran = process("chain.onnx", *options, *FAST, "--quiet")
+    assert ran.code == 0, ran.err
+    (line,) = ran.err.splitlines()
+    assert line.startswith("spa-prune: --data: `x` is uint8 from ")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -284,6 +295,7 @@ def test_the_command_line_prunes_by_gradients(process: Command, chain: Path, tra
             ("--criterion", "taylor", "--data", "no.npz", "--loss", "mse"),
             "cannot read --data no",
         ),
+        (("--criterion", "l1", "--data", "train.npz", "--loss", "mse"), "--data has no effect"),
         (("--criterion", "taylor", "--data", "chain.onnx", "--loss", "mse"), "no .npz file"),
         (("--criterion", "taylor", "--data", "train.npz", "--loss", "best"), "unknown loss `best`"),
     ],

@@ -11,68 +11,18 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from spa_graph.errors import ModelError
+from spa_graph.frontends.formats import Format
 from spa_graph.frontends.onnx import checker, files
 
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A format that is converted.
-
-    Attributes:
-        name: as people call it.
-        module: the module of this package that converts it.
-        needs: the packages that it imports.
-        extra: the extra of spa-prune that installs them.
-        unsized: whether the module must be told the sizes of inputs.
-    """
-
-    name: str
-    module: str
-    needs: tuple[str, ...]
-    extra: str
-    unsized: bool = False
-
-
-_TENSORFLOW = ("tensorflow", ("tensorflow", "tf2onnx"), "tensorflow")
-KERAS = Format("Keras file", *_TENSORFLOW)
-SAVED_MODEL = Format("SavedModel", *_TENSORFLOW)
-TFLITE = Format("TFLite file", *_TENSORFLOW)
-EXPORTED = Format("torch.export file", "exported_program", ("torch", "onnxscript"), "torch")
-TORCHSCRIPT = Format("TorchScript file", "torchscript", ("torch",), "torch", unsized=True)
-SUFFIXES = {".keras": KERAS, ".tflite": TFLITE, ".pt2": EXPORTED}
 STAMP = "spa-prune.converted_from"
 """A property of a converted file; see `_stamp`."""
-PICKLES = (".pt", ".pth", ".ts", ".torchscript")
-
-
-def format_of(path: Path) -> Format | None:
-    """The format of a file or folder that must be converted; None for ONNX and what isn't known.
-
-    Raises:
-        ModelError: a file of torch that holds no network.
-    """
-    if path.is_dir() and (path / "saved_model.pb").is_file():
-        return SAVED_MODEL
-    suffix = path.suffix.lower()
-    if not path.is_file() or suffix not in PICKLES or not zipfile.is_zipfile(path):
-        return SUFFIXES.get(suffix) if path.is_file() else None
-    with zipfile.ZipFile(path) as archive:
-        parts = {tuple(name.split("/")[1:2]) for name in archive.namelist()}
-    if ("code",) in parts:
-        return TORCHSCRIPT
-    raise ModelError(
-        f"{path} holds weights, or a module that can't be read without its Python code: export the "
-        "network with torch.onnx.export, or torch.export.save to a .pt2 file"
-    )
 
 
 def convert(

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from spa_graph.errors import ModelError, root_cause
+from spa_graph.frontends import formats
 from spa_graph.frontends.onnx import wire
 from spa_graph.frontends.onnx.mapping import MappedFile, Mappings, mapped
 
@@ -226,14 +227,21 @@ def read_message(path: Path) -> onnx.ModelProto:
         raise ModelError(f"no such file: {path}") from error
     except OSError as error:
         why = "a folder without saved_model.pb" if path.is_dir() else error.strerror
-        raise ModelError(f"cannot read {path}: {why}") from error
+        raise _no_onnx(path, f"cannot read {path}: {why}") from error
     except (wire.WireError, DecodeError, ValueError) as error:
-        raise ModelError(
+        text = (
             f"{path} is not an ONNX model, or is truncated: {error}; check the download or export"
-        ) from error
+        )
+        raise _no_onnx(path, text) from error
     if not message.HasField("graph") or not message.opset_import:
-        raise ModelError(f"{path} is not an ONNX model: it has no graph or no opset")
+        raise _no_onnx(path, f"{path} is not an ONNX model: it has no graph or no opset")
     return message
+
+
+def _no_onnx(path: Path, why: str) -> ModelError:
+    """What to say of a file that can't be read: what it is, if it is known, else why it can't."""
+    known = formats.instead(path)
+    return ModelError(why if known is None else f"{path} is not an ONNX model: {known}")
 
 
 def _map_weights(model: ir.Model, path: Path) -> list[Path]:

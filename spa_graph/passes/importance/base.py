@@ -239,10 +239,7 @@ def score(
     _check(aggregate, "aggregate", AGGREGATES)
     _check(normalize, "normalize", NORMALIZERS)
     if chosen.needs_data and layers is None:
-        raise OptionError(
-            f"criterion `{chosen.name}` needs calibration data: add --calibrate FILE, or "
-            "--calibrate data-free"
-        )
+        raise OptionError(uncalibrated(chosen.name))
     chosen.check()
     known = layers or {}
     scores = np.zeros(coupling.count)
@@ -257,6 +254,13 @@ def score(
         if progress:
             progress(position + 1, len(coupling.groups))
     return scores
+
+
+def uncalibrated(name: str) -> str:
+    """What to say where a criterion has no samples to look at."""
+    return (
+        f"criterion `{name}` needs calibration data: add --calibrate FILE, or --calibrate data-free"
+    )
 
 
 def _check(value: str, what: str, known: Mapping[str, object]) -> None:

@@ -31,9 +31,9 @@ from spa_graph.runtime.calibration.images import Preprocess
 from spa_graph.runtime.calibration.matching import Probe
 from spa_graph.runtime.calibration.pieces import calibrate
 from spa_graph.runtime.calibration.prober import Prober
-from spa_graph.runtime.calibration.synthetic import data_free
+from spa_graph.runtime.calibration.synthetic import data_free, method_named
 from spa_graph.runtime.calibration.wanted import Wanted, wanted
-from spa_graph.runtime.imported import FUNCTION
+from spa_graph.runtime.imported import FUNCTION, imported
 
 __all__ = ["Calibration", "Preprocess", "Probe", "Prober", "calibration"]
 
@@ -71,13 +71,12 @@ def calibration(
     """
     if samples < 1:
         raise OptionError(f"--samples must be at least 1, not {samples}")
+    check_source(spec, preprocess)
     wants = wanted(graph, model)
     if isinstance(spec, str | os.PathLike):
         path = Path(spec)
         if path.is_dir():
             return _folder(path, graph, wants, preprocess, samples, seed, batch)
-    if preprocess is not None:
-        raise OptionError("--preprocess is for a folder of images; the calibration data is none")
     if isinstance(spec, str) and spec.partition(":")[0] == DATA_FREE:
         method = spec.partition(":")[2]
         return data_free(graph, wants, method, samples=samples, seed=seed, batch=batch, probe=probe)
@@ -85,10 +84,8 @@ def calibration(
         text = os.fspath(spec)
         if path.suffix in (".npz", ".npy"):
             pieces, label = sources.from_file(path, wants), path.name
-        elif FUNCTION.fullmatch(text):
-            pieces, label = sources.from_function(text, wants, samples, seed), text
         else:
-            raise OptionError(_unknown(path))
+            pieces, label = sources.from_function(text, wants, samples, seed), text
     elif callable(spec) and not hasattr(spec, "__array__"):
         label = getattr(spec, "__name__", type(spec).__name__)
         pieces = sources.from_callable(spec, wants, label, samples, seed)
@@ -96,6 +93,34 @@ def calibration(
         label = f"a {type(spec).__name__}"
         pieces = sources.from_object(spec, wants, label, samples)
     return calibrate(pieces, graph, wants, label, samples=samples, seed=seed, batch=batch)
+
+
+def check_source(spec: object, preprocess: str | Preprocess | None = None) -> None:
+    """All that can be said against calibration data before the network is read.
+
+    Raises:
+        OptionError: there is no such file or function, or `preprocess` can't be used.
+    """
+    named = isinstance(spec, str | os.PathLike)
+    folder = named and Path(str(spec)).is_dir()
+    if preprocess is not None and not folder:
+        raise OptionError("--preprocess is for a folder of images; the calibration data is none")
+    if isinstance(preprocess, str):
+        Preprocess.parse(preprocess)
+    if folder:
+        images.check(Path(str(spec)))
+    if not named or folder:
+        return
+    text = str(spec)
+    kind, _, method = text.partition(":")
+    if kind == DATA_FREE:
+        method_named(method)
+    elif Path(text).suffix in (".npz", ".npy"):
+        sources.check_file(Path(text))
+    elif FUNCTION.fullmatch(text):
+        imported(text)
+    else:
+        raise OptionError(_unknown(Path(text)))
 
 
 def _unknown(path: Path) -> str:

@@ -255,6 +255,16 @@ def _pillow() -> Any:
         ) from error
 
 
+def check(folder: Path) -> None:
+    """Whether there are images in a folder, and what reads them.
+
+    Raises:
+        OptionError: there are none, or Pillow isn't installed.
+    """
+    find(folder, 1, 0)
+    _pillow()
+
+
 def find(folder: Path, samples: int, seed: int) -> list[Path]:
     """Images in a folder and below, a random choice if there are more than asked for.
 

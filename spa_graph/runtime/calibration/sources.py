@@ -142,6 +142,19 @@ def from_file(path: Path, wants: tuple[Wanted, ...]) -> list[Piece]:
     return stacked(arrays, wants, where) or [piece(arrays, wants, where)]
 
 
+def check_file(path: Path) -> None:
+    """Whether a .npy or .npz file can be read at all; of the latter nothing is.
+
+    Raises:
+        OptionError: it can't.
+    """
+    if path.suffix == ".npy":
+        _map_npy(path)
+    else:
+        with _reading(path):
+            zipfile.ZipFile(path).close()
+
+
 def _map_npy(path: Path) -> Array:
     with _reading(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)

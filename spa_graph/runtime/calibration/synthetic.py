@@ -127,6 +127,17 @@ def _sound_maker(look: Look) -> Maker:
 # --- the whole -----------------------------------------------------------------------------------
 
 
+def method_named(method: str) -> str:
+    """One of METHODS; the first if none is named.
+
+    Raises:
+        OptionError: there is no such method.
+    """
+    if method and method not in METHODS:
+        raise OptionError(f"data-free:{method}: choose among {', '.join(METHODS)}")
+    return method or METHODS[0]
+
+
 def data_free(
     graph: Graph,
     wants: tuple[Wanted, ...],
@@ -146,9 +157,7 @@ def data_free(
     Raises:
         OptionError: there is no such method.
     """
-    method = method or METHODS[0]
-    if method not in METHODS:
-        raise OptionError(f"data-free:{method}: choose among {', '.join(METHODS)}")
+    method = method_named(method)
     size, unit = batch_size(graph, wants, batch)
     groups = (Group(in_units(np.arange(samples), unit), size),)
     looks: dict[str, Look] = {}

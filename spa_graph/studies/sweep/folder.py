@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -54,16 +55,27 @@ class Folder:
     def record(self, point: Point) -> Path:
         return self.path / f"{point.name}.json"
 
+    def check_place(self) -> None:
+        """Whether there is such a folder, or can be.
+
+        Raises:
+            OptionError: there can't.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OptionError(f"{self.path} is a file; name a folder")
+        if not self.path.parent.is_dir():
+            raise OptionError(f"cannot make {self.path}: {self.path.parent} does not exist")
+        there = self.path if self.path.exists() else self.path.parent
+        if not os.access(there, os.W_OK):
+            raise OptionError(f"cannot write {self.path}: no permission to write in {there}")
+
     def check(self, settings: dict[str, Any]) -> None:
         """Whether a sweep with these settings can go on here; nothing is written.
 
         Raises:
             OptionError: the folder holds a sweep of other settings, or can't be made.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise OptionError(f"{self.path} is a file; name a folder")
-        if not self.path.parent.is_dir():
-            raise OptionError(f"cannot make {self.path}: {self.path.parent} does not exist")
+        self.check_place()
         known = self.settings()
         if known is None:
             return

@@ -9,10 +9,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from spa_graph.api import checked
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
-from spa_graph.passes.importance import CRITERIA
 from spa_graph.passes.options import KEPT, Options, Progress, Timer, plain
+from spa_graph.passes.pipeline import check_data_taken
 from spa_graph.runtime.benchmark import measure
 from spa_graph.runtime.imported import imported
 from spa_graph.runtime.inputs import Feeds
@@ -63,19 +64,21 @@ def sweep(
         OptionError: an option is wrong, or the folder holds a sweep of other settings.
         ModelError: the model can't be read or pruned.
     """
+    points, jobs = check(
+        ratios,
+        output=output,
+        quantity=quantity,
+        criteria=criteria,
+        evaluation=evaluation,
+        jobs=jobs,
+        backend=backend,
+        cluster=cluster,
+        **options,
+    )
     path, folder = Path(model), Folder(Path(output).absolute())
-    points = _points(ratios, quantity, criteria, options)
-    if evaluation is None and options.get("calibrate") is None:
-        raise OptionError("a sweep needs a measure of quality: give --calibrate, --eval, or both")
-    if cluster is not None and backend == "loky":
-        raise OptionError("--cluster needs --backend dask or --backend ray")
-    jobs = _jobs(jobs, quantity, backend)
-    provider_named(options.get("provider", "cpu"))  # says that it isn't there
     timer = Timer(progress)
     with timer.step("load"):
         settings = {"model": fingerprint(path), "eval": evaluation, **_plain(options)}
-        if evaluation is not None:
-            imported(evaluation)
     if not overwrite:
         folder.check(settings)
     if overwrite or folder.settings() is None:
@@ -105,6 +108,39 @@ def sweep(
     return found
 
 
+def check(
+    ratios: Sequence[float],
+    *,
+    output: str | os.PathLike[str],
+    quantity: str = "flops",
+    criteria: Sequence[str] = (),
+    evaluation: str | None = None,
+    jobs: int | None = None,
+    backend: Backend = "loky",
+    cluster: str | None = None,
+    **options: Any,
+) -> tuple[list[Point], int]:
+    """All that can be said against a sweep before the network is read; args as those of `sweep`.
+
+    Returns:
+        The networks to make, and how many at once.
+
+    Raises:
+        OptionError: an option is wrong.
+    """
+    ours = {"latency_seconds", "overwrite"}
+    options = {name: value for name, value in options.items() if name not in ours}
+    points = _points(ratios, quantity, criteria, options)
+    if evaluation is None and options.get("calibrate") is None:
+        raise OptionError("a sweep needs a measure of quality: give --calibrate, --eval, or both")
+    if cluster is not None and backend == "loky":
+        raise OptionError("--cluster needs --backend dask or --backend ray")
+    Folder(Path(output).absolute()).check_place()
+    if evaluation is not None:
+        imported(evaluation)
+    return points, _jobs(jobs, quantity, backend)
+
+
 def earlier(model: Path) -> dict[str, Any] | None:
     """The sweep of this very network in the folder beside it that `sweep` takes by default."""
     folder = Folder(model.with_name(f"{model.stem}.sweep"))
@@ -119,17 +155,13 @@ def _points(
 ) -> list[Point]:
     if quantity not in KEPT:
         raise OptionError(f"a budget is one of {', '.join(KEPT)}, not {quantity}")
-    found = []
-    for ratio in ratios:
-        for criterion in criteria or (None,):
-            budget: dict[str, Any] = {quantity: ratio, "criterion": criterion}
-            chosen = Options(**options, **budget)  # says what is wrong with them
-            found.append(Point(chosen.criterion_name, quantity, float(ratio)))
-    for point in found:
-        if point.criterion not in CRITERIA:
-            raise OptionError(
-                f"--criterion {point.criterion}: choose among {', '.join(sorted(CRITERIA))}"
-            )
+    runs = [
+        checked(options | {quantity: ratio, "criterion": criterion})
+        for ratio in ratios
+        for criterion in criteria or (None,)
+    ]
+    check_data_taken(runs)
+    found = [Point(each.criterion_name, quantity, float(getattr(each, quantity))) for each in runs]
     if not found:
         raise OptionError("give budgets, for example --flops 0.9:0.3:0.1")
     return list(dict.fromkeys(found))
