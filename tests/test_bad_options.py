@@ -204,8 +204,10 @@ def test_a_provider_that_is_not_there_is_said_before_anything_is_read(
     command: Command, tmp_path: Path
 ) -> None:
     absent = tmp_path / "absent.onnx"
-    for verb in ((), ("bench",), ("sweep",)):
-        arguments = (*verb, absent, "--provider", "abacus")
+    budget = ("--flops", 0.5)
+    for verb, more in (((), budget), (("bench",), ()),
+                       (("sweep",), (*budget, "--calibrate", "data-free"))):  # fmt: skip
+        arguments = (*verb, absent, *more, "--provider", "abacus")
         assert_refused(command, tmp_path, *arguments, says="--provider abacus: the installed")
     with pytest.raises(OptionError, match="--provider abacus"):
         spa_graph.prune(absent, flops=0.5, provider="abacus")

@@ -10,6 +10,7 @@ from spa_graph import console
 from spa_graph.cli.network import Network, NetworkType
 from spa_graph.cli.options import answer_options, conditions_options, input_shape_option
 from spa_graph.cli.parameters import NamedSize
+from spa_graph.runtime.providers import provider_named
 
 
 @click.command(name="bench")
@@ -51,6 +52,7 @@ def bench_command(
     """
     from spa_graph.studies.bench import bench
 
+    provider_named(options["provider"])  # says that it isn't there
     paths = [each.onnx(input_shapes) for each in models]
     with console.progress(quiet) as progress:
         found = bench(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from spa_graph.cli.network import NetworkType
-from spa_graph.cli.parameters import Bytes, InputShape, Provider, RoundTo, Scope
+from spa_graph.cli.parameters import Bytes, InputShape, RoundTo, Scope
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 from spa_graph.passes.options import METHODS
 
@@ -36,7 +36,7 @@ answer_options = together(
     click.option("--quiet", is_flag=True, help="No progress and no table."),
 )  # fmt: skip
 conditions_options = together(
-    click.option("--provider", type=Provider(), default="cpu", show_default=True,
+    click.option("--provider", default="cpu", show_default=True,
                  help="What latency is measured on: an execution provider of the installed "
                  "onnxruntime: cpu, cuda, tensorrt, dml, coreml, openvino, ..."),
     click.option("--threads", type=click.IntRange(0, MOST_THREADS), default=0,

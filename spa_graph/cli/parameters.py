@@ -10,7 +10,6 @@ import click
 
 from spa_graph.coupling.structures import KINDS
 from spa_graph.passes.importance import CRITERIA
-from spa_graph.runtime.providers import provider_named
 
 
 class InputShape(click.ParamType[Any]):
@@ -39,16 +38,6 @@ class NamedSize(click.ParamType[Any]):
         if not size.isdecimal() or int(size) < 1:
             self.fail(f"{value!r}: a size is a whole number from 1 on, as in {name}=8", param, ctx)
         return name, int(size)
-
-
-class Provider(click.ParamType[Any]):
-    """Said at once if it isn't there, not when it is needed."""
-
-    name = "NAME"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:  # noqa: ARG002
-        provider_named(value)
-        return str(value)
 
 
 class Shares(click.ParamType[Any]):

@@ -73,8 +73,8 @@ class Objective:
             )
         if not torch.isfinite(loss).all():
             raise ModelError(
-                f"the loss of batch {number} is {loss.item()}: check the data and its scale, "
-                "and that the network's outputs are finite"
+                f"the loss of batch {number} is {loss.item()}: check the data and its scale, the "
+                "learning rate, and that the network's outputs are finite"
             )
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise OptionError(

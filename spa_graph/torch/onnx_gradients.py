@@ -19,7 +19,7 @@ from spa_graph.passes.importance.differential import FromGradients
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Options
 from spa_graph.passes.pipeline import NetworkWithout, chosen_criterion
-from spa_graph.runtime.calibration.wanted import convert, wanted, warn_unscaled
+from spa_graph.runtime.calibration.wanted import check_shape, convert, wanted, warn_unscaled
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.torch.gradients import Differentiated, Gradients
 from spa_graph.torch.objective import make_objective
@@ -104,6 +104,8 @@ def cut(
         raise OptionError(f"the arrays of --data have different numbers of samples: {listed}")
     wants = wanted(graph)
     for want in wants:
+        if want.axis == 0 and arrays[want.name].ndim != len(want.shape):
+            check_shape(want, arrays[want.name].shape, "--data")
         warn_unscaled(want, [arrays[want.name]], "--data")
     order = np.arange(sizes[others[0]]) if order is None else order
     for start in range(0, len(order), BATCH):

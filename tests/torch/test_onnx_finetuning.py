@@ -149,6 +149,8 @@ def test_bad_options(options: dict[str, Any], said: str) -> None:
         ({"x": np.zeros((4, 4), np.float32)}, "one for the targets"),
         ({"x": np.zeros((4, 4), np.float32), "t": np.zeros(3)}, "different numbers of samples"),
         ({"x": np.zeros((0, 4), np.float32), "t": np.zeros(0)}, "yields no batch"),
+        ({"x": np.zeros((4, 4, 1), np.float32), "t": np.zeros(4)}, r"`x` has shape \[4, 4, 1\]"),
+        ({"x": np.full((4, 4), np.nan, np.float32), "t": np.zeros(4)}, "`x` has NaN"),
         ("absent.npz", "cannot read --data absent.npz"),
     ],
 )
