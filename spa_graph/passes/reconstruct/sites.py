@@ -122,9 +122,13 @@ class Site:
 
     def wanted(self, layer: Layer, features: Array, positions: Array) -> Rows:
         """What the dense layer computes, in the results that stay; (groups, positions, outputs)."""
-        results = layer.map.rows(features, positions) @ layer.matrix
-        flat = results.transpose(1, 0, 2).reshape(len(positions), -1)
-        return np.asarray(self.pruned.grouped(flat[:, self.results]))
+        rows = layer.map.rows(features, positions)
+        if len(rows) == 1:  # what is lost needn't be computed
+            flat = rows[0] @ layer.matrix[0][:, self.results]
+        else:
+            flat = (rows @ layer.matrix).transpose(1, 0, 2).reshape(len(positions), -1)
+            flat = flat[:, self.results]
+        return np.asarray(self.pruned.grouped(flat))
 
     def lost(self, dense: Array, pruned: Array, positions: Array) -> Rows:
         """What the results can make up for of an addend's loss; (groups, positions, outputs)."""
