@@ -17,6 +17,7 @@ from tests.models import (
     MLP,
     RESIDUAL,
     assert_plan_describes,
+    assert_pruned,
     assert_same_outputs,
     changed_by,
     network,
@@ -235,3 +236,28 @@ def test_a_plan_fits_another_export() -> None:
     result = spa_graph.apply_plan(other, plan)
     assert_plan_describes(plan, other, result.model)
     assert_same_outputs(result.model, changed_by(other, plan, zero), random_feeds(other))
+
+
+def test_a_table_that_layers_only_compute_with_does_not_tie_them() -> None:
+    """Rotary frequencies and position biases are computed once for all layers."""
+    model = network(
+        """
+        table (float[N,4] x) => (float[N,3,4] y)
+        <float[4,24] w1, float[4,24] w2, float[3,8] table, float[8,4] v1, float[8,4] v2,
+         int64[3] split = {-1,3,8}>
+        {
+            a = MatMul(x, w1)
+            b = Reshape(a, split)
+            c = Mul(b, table)
+            d = MatMul(c, v1)
+            e = MatMul(x, w2)
+            f = Reshape(e, split)
+            g = Mul(f, table)
+            h = MatMul(g, v2)
+            y = Add(d, h)
+        }"""
+    )
+    assert len(spa_graph.analyze(model).groups) == 2
+    result = spa_graph.prune(model, ratio=0.5, criterion="random")
+    assert set(result.plan.kept_per_use) == {"table"}
+    assert_pruned(model, result)

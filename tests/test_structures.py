@@ -224,3 +224,24 @@ def test_depthwise_channels_are_not_groups_to_prune_within() -> None:
         for groups in ("groups", "within")
     )
     assert [g.size for g in default.groups] == [g.size for g in within.groups]
+
+
+def test_bounds_computed_from_another_width_stay() -> None:
+    """`weight[:x.shape[-1]]` takes as many rows of a weight when x gets narrower."""
+    model = network(
+        """
+        bounds (float[N,4] x) => (float[N,8] y)
+        <float[4,8] w, float[16,4] both, float[8,8] v, int64[1] zero = {0}, int64[1] first = {0}>
+        {
+            h = MatMul(x, w)
+            width = Shape<start = 1, end = 2>(h)
+            half = Slice(both, zero, width, first)
+            turned = Transpose<perm = [1,0]>(half)
+            k = MatMul(x, turned)
+            a = MatMul(h, v)
+            y = Add(a, k)
+        }"""
+    )
+    result = spa_graph.prune(model, ratio=0.5)
+    assert result.report["groups"][0]["kept"] == 4
+    assert_pruned(model, result)

@@ -357,14 +357,8 @@ def _freeze_value(relations: Relations, facts: Facts, name: str, reason: str) ->
 
 def _freeze_origins(relations: Relations, known: Known, *why: object) -> None:
     """The axes whose sizes a number was computed from."""
-    if known.fill:
-        return
-    for name, position in known.origins:
-        if name in relations.graph.parameters:
-            axes = [use.axes[position] for use in relations.uses if use.parameter == name]
-        else:
-            axes = [(relations.value(name) or ())[position]]
-        relations.freeze(axes, *why)
+    if not known.fill:
+        relations.freeze(relations.origins(known), *why)
 
 
 def _freeze_parameter(relations: Relations, name: str, reason: str) -> None:

@@ -13,14 +13,14 @@ tensors; each of its uses gets axes of its own, and it is copied if they end up 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spa_graph.graph import ONE, Extent, Graph, Operator, Parameter, Shape
+from spa_graph.graph import ONE, Extent, Graph, Known, Operator, Parameter, Shape
 
 Axis = int
 Axes = tuple[Axis, ...]
@@ -129,9 +129,10 @@ class Relations:
             self.uses += [Use(name, operator, slot, axes) for operator, slot in places]
 
     def _is_tied(self, parameter: Parameter, places: Sequence[tuple[int, int]]) -> bool:
-        users = [self.graph.operators[operator].op_type for operator, _ in places]
-        on_purpose = not self.graph.merges or CUTTING.issuperset(users)
-        return on_purpose or tied_on_purpose(parameter)
+        users = {self.graph.operators[operator].op_type for operator, _ in places}
+        if not self.graph.merges or users <= CUTTING:
+            return True
+        return not users <= ARITHMETIC and tied_on_purpose(parameter)
 
     # --- axes ---------------------------------------------------------------------------------
 
@@ -178,6 +179,14 @@ class Relations:
             return list(map(self.value, operator.inputs))
         slots = enumerate(operator.inputs)
         return [own[slot] if slot in own else self.value(name) for slot, name in slots]
+
+    def origins(self, known: Known) -> Iterator[Axis]:
+        """The axes whose sizes a number was computed from."""
+        for name, position in known.origins:
+            if name in self.graph.parameters:
+                yield from (use.axes[position] for use in self.uses if use.parameter == name)
+            else:
+                yield (self.value(name) or ())[position]
 
     def extent(self, axis: Axis) -> Extent:
         return self.extents[axis]
@@ -259,6 +268,9 @@ def _is_setting(parameter: Parameter) -> bool:
 
 CUTTING = frozenset({"Slice", "Split"})
 """A vector that all users take parts of (the gates of a bias) is one on purpose."""
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Where"})
+"""A table that all users add, multiply or choose by is no layer's weight: exporters compute one for
+all layers (rotary frequencies, ALiBi, relative positions), which would tie the heads of all."""
 _PIECE = 1 << 16
 """How many weights are compared at a time: varied ones show at once."""
 

@@ -7,7 +7,7 @@ value must have afterwards, by which sizes that are computed inside the network 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,28 @@ def plan_edits(coupling: Coupling, kept: Kept) -> Edits:
     for use in coupling.relations.uses:
         edits.slices.append((use, use_slices(coupling, use, kept)))
     for binding in coupling.facts.bindings:
-        if any(coupling.kept_elements(axis, kept) is not None for axis in binding.axes):
+        axes = (*binding.axes, *_computed_from(coupling, binding))
+        if any(coupling.kept_elements(axis, kept) is not None for axis in axes):
             _BIND[binding.kind](edits, coupling, binding, kept)
     for name in coupling.graph.shapes:
         shape = pruned_shape(coupling, name, kept)
         if shape is not None:
             edits.expected[name] = shape
     return edits
+
+
+def _computed_from(coupling: Coupling, binding: Binding) -> Iterator[Axis]:
+    """The axes whose sizes the bounds of a slice are computed from, which may be another value's.
+
+    `in_proj_weight[:x.shape[-1]]` takes as many rows when x is narrower.
+    """
+    if binding.kind != "bounds":
+        return
+    graph = coupling.graph
+    for name in graph.operators[binding.operator].inputs[1:3]:
+        known = graph.known.get(name)
+        if known is not None and known.static:
+            yield from coupling.relations.origins(known)
 
 
 def pruned_shape(coupling: Coupling, name: str, kept: Kept) -> Shape | None:
