@@ -11,6 +11,7 @@ import pytest
 
 import spa_graph
 from spa_graph import BudgetError, OptionError
+from spa_graph.coupling.structures import structures
 from spa_graph.models_zoo.topologies import TOPOLOGIES
 from tests.models import assert_pruned, network, shapes
 
@@ -245,3 +246,29 @@ def test_bounds_computed_from_another_width_stay() -> None:
     result = spa_graph.prune(model, ratio=0.5)
     assert result.report["groups"][0]["kept"] == 4
     assert_pruned(model, result)
+
+
+SEPARATE = """
+separate (float[N,5,8] x) => (float[N,5,8] y)
+<float[8,3,4] q, float[8,3,4] k, float[8,3,4] v, float[3,4,8] o>
+{
+    a = Einsum<equation = "ntc,chd->nhtd">(x, q)
+    b = Einsum<equation = "ntc,chd->nhtd">(x, k)
+    c = Einsum<equation = "ntc,chd->nhtd">(x, v)
+    scores = Einsum<equation = "nhtd,nhsd->nhts">(a, b)
+    weights = Softmax<axis = -1>(scores)
+    mixed = Einsum<equation = "nhts,nhsd->nhtd">(weights, c)
+    y = Einsum<equation = "nhtd,hdc->ntc">(mixed, o)
+}
+"""
+
+
+@pytest.mark.parametrize(("attention", "left"), [("heads", {3, 4}), ("head-dim", {4})])
+def test_what_heads_are_made_of_belongs_to_them_on_an_axis_of_its_own(
+    attention: str, left: set[int]
+) -> None:
+    analysis = spa_graph.analyze(network(SEPARATE), attention=attention)
+    assert {each.kind for each in structures(analysis.coupling)} == {"heads"}
+    assert {group.stop - group.start for group in analysis.groups} == left
+    result = spa_graph.prune(network(SEPARATE), ratio=0.5, attention=attention, scope="heads")
+    assert_pruned(network(SEPARATE), result)

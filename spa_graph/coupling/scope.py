@@ -148,6 +148,7 @@ class Facts:
     renormalised: list[tuple[int, Axis]] = field(default_factory=list)
     frozen_operators: dict[int, str] = field(default_factory=dict)
     blocks: list[tuple[Block, Axis]] = field(default_factory=list)
+    inside_blocks: list[tuple[tuple[Axis, ...], tuple[Axis, ...]]] = field(default_factory=list)
     hidden_units: list[Axis] = field(default_factory=list)
     only_experts: list[tuple[Axis, Why]] = field(default_factory=list)
     stored: set[str] = field(default_factory=set)
@@ -323,6 +324,10 @@ class Scope:
         self.relations.prefer(axis)
         if block is not None:
             self.facts.blocks.append((block, axis))
+
+    def inside_blocks(self, blocks: Iterable[Axis], axes: Iterable[Axis]) -> None:
+        """Some axes are what blocks of features are made of, heads or positions."""
+        self.facts.inside_blocks.append((tuple(blocks), tuple(axes)))
 
     def hidden_units(self, axis: Axis) -> None:
         """The axis is the state of a recurrent layer."""

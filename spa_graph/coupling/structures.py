@@ -25,6 +25,7 @@ is none of the others; residual: widths that run through residual sums; conv: ch
 convolutions; rnn: hidden units of recurrent layers; experts: of a mixture."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+LINEAR = ("MatMul", "Einsum")
 SUMS = ("Add", "Sum", "QLinearAdd", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 
 
@@ -51,7 +52,7 @@ def structures(coupling: Coupling) -> list[Structure]:
         ("heads", _blocks(coupling, "heads")),
         ("experts", _blocks(coupling, "experts")),
         ("residual", set(_residual_dims(coupling, features, operands))),
-        ("heads", set(_contents(coupling, "heads"))),
+        ("heads", set(_inside_heads(coupling))),
     ]
     found = []
     for group, dims in zip(coupling.groups, _dims_of_groups(coupling), strict=True):
@@ -73,9 +74,15 @@ def _blocks(coupling: Coupling, block: Block) -> set[Axis]:
     return found
 
 
-def _contents(coupling: Coupling, block: Block) -> Iterator[Axis]:
-    """The Dims that are merged with such blocks: what one of them is made of."""
-    blocks = _blocks(coupling, block)
+def _inside_heads(coupling: Coupling) -> Iterator[Axis]:
+    """The Dims that heads are made of: merged with them, or beside them in a weight."""
+    dim, operators = coupling.relations.dim, coupling.graph.operators
+    weights = (use for use in coupling.relations.uses if operators[use.operator].op_type in LINEAR)
+    stored = {dim(axis) for use in weights for axis in use.axes}
+    for own, axes in coupling.facts.inside_blocks:
+        if not stored.isdisjoint(map(dim, own)):
+            yield from map(dim, axes)
+    blocks = _blocks(coupling, "heads")
     for item in coupling.relations.items:
         if isinstance(item, Product):
             dims = [coupling.relations.dim(axis) for axis in item.factors]

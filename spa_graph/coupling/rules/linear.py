@@ -77,7 +77,8 @@ def multiply(
     broadcast(scope, a[:-2], batch)
     broadcast(scope, b[:-2], batch)
     if len(a) > 2 and len(b) > 2:
-        _prefer_blocks(scope, _blocks(scope, a[-3::-1], b[-3::-1], batch[::-1]))
+        blocks = _blocks(scope, a[-3::-1], b[-3::-1], batch[::-1])
+        _prefer_blocks(scope, blocks, (k, *rows, *columns))
     scope.zero("any")
     scope.macs(1.0, *out, k)
 
@@ -95,11 +96,17 @@ def _blocks(scope: Scope, a: Axes, b: Axes, out: Axes) -> list[Axis]:
     ]
 
 
-def _prefer_blocks(scope: Scope, blocks: Sequence[Axis]) -> None:
-    """Both operands have one matrix per block: of attention, or a stored one per expert."""
+def _prefer_blocks(scope: Scope, blocks: Sequence[Axis], inside: Sequence[Axis]) -> None:
+    """Both operands have one matrix per block: of attention, or a stored one per expert.
+
+    Args:
+        inside: the axes of these matrices.
+    """
     stored = any(scope.is_parameter(slot) for slot in range(len(scope.operator.inputs)))
     for axis in blocks:
         scope.prefer(axis, "experts" if stored else "heads")
+    if blocks and not stored:
+        scope.inside_blocks(blocks, inside)
 
 
 def broadcast(scope: Scope, axes: Axes, out: Axes) -> None:
@@ -145,7 +152,9 @@ def einsum(scope: Scope) -> None:
     if len(terms) == 2:  # else experts, say, are summed over with what a router thinks of them
         everywhere &= kept
     if len(terms) > 1:
-        _prefer_blocks(scope, [axis for letter, axis in bound.items() if letter in everywhere])
+        blocks = [axis for letter, axis in bound.items() if letter in everywhere]
+        inside = [axis for letter, axis in bound.items() if letter not in everywhere]
+        _prefer_blocks(scope, blocks, inside)
     if len(terms) == 2:
         operands = [
             dict(zip(_letters(term, len(own)), own, strict=True))
