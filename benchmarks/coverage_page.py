@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -207,16 +208,19 @@ def _goals(suites: list[Suite]) -> Iterator[str]:
         if cell.get("analysis_seconds", 0) > ANALYSIS
     ]
     yield f"Analyses of more than {ANALYSIS:.0f} s: {', '.join(slow) or 'none'}."
-    greedy = [
-        f"{key} ({share:.1f})"
-        for key, name, suite, cell in rows
-        if (share := _memory(suite.exported[name], cell)) is not None
-        and share > MEMORY
-        and suite.exported[name]["bytes"] > LARGE
-    ]
+    sizes = ((key, suite.exported[name].get("bytes", 0), cell) for key, name, suite, cell in rows)
+    memory = [(key, size, cell["memory"]) for key, size, cell in sizes if cell.get("memory")]
+    large, small = (
+        [(key, used, size) for key, size, used in memory if least < size <= most]
+        for least, most in ((LARGE, math.inf), (SMALL, LARGE))
+    )
+    greedy = [f"{key} ({used / size:.1f})" for key, used, size in large if used > MEMORY * size]
+    more = [used - MEMORY * size for _, used, size in small if used > MEMORY * size]
     yield (
-        f"Files of more than {LARGE / 1e6:.0f} MB that needed more than {MEMORY:.0f} times their "
-        f"size in memory: {', '.join(greedy) or 'none'}."
+        f"Of {len(large)} files of more than {LARGE / 1e6:.0f} MB these needed more than "
+        f"{MEMORY:.0f} times their size in memory: {', '.join(greedy) or 'none'}. Of {len(small)} "
+        f"from {SMALL / 1e6:.0f} MB on {len(more)} did, by up to {max(more, default=0) / 1e6:.0f} "
+        "MB: features, when the proof runs a network, are independent of the file's size."
     )
 
 
