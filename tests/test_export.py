@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 import spa_graph
 from spa_graph import export
 from spa_graph.errors import OptionError
+from spa_graph.export.heads import fit_heads
 from spa_graph.export.stored import StoredWeights
+from spa_graph.plan import Plan
 
 Array = NDArray[Any]
 RANDOM = np.random.default_rng(0)
@@ -84,6 +86,102 @@ def test_a_folded_scale_is_found(weights: dict[str, Array], stored: StoredWeight
     assert np.allclose(found.after, plain[..., stored.plan.kept["first"][0]])
 
 
+def recurrent_network(**weights: Array) -> onnx.ModelProto:
+    """A bidirectional LSTM: gates i o f c, one below the other, in each direction."""
+    names = ["x", "inputs", "states", "biases"]
+    hidden = weights["states"].shape[2]
+    cell = oh.make_node("LSTM", names, ["y"], hidden_size=hidden, direction="bidirectional")
+    x = oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [5, "n", 6])
+    y = oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [5, 2, "n", hidden])
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = oh.make_graph([cell], "g", [x], [y], stored)
+    return oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_gates_in_another_order_are_found(direction: int) -> None:
+    """Gates i f c o side by side, in a kernel of its own for each direction, as Keras has them."""
+    gates = {name: weight(2, 4, 8, size) for name, size in {"inputs": 6, "states": 8}.items()}
+    biases = weight(2, 2, 4, 8)
+    left, shift = np.array([1, 4, 6]), weight(2, 2, 4, 3)
+    every = (left[None] + 8 * np.arange(4)[:, None]).reshape(-1)
+    dense = recurrent_network(
+        inputs=gates["inputs"].reshape(2, 32, 6), states=gates["states"].reshape(2, 32, 8),
+        biases=biases.reshape(2, 64),
+    )  # fmt: skip
+    states = gates["states"][:, :, left][..., left]
+    small = recurrent_network(
+        inputs=gates["inputs"][:, :, left].reshape(2, 12, 6), states=states.reshape(2, 12, 3),
+        biases=(biases[..., left] + shift).reshape(2, 24),
+    )  # fmt: skip
+    both = np.concatenate([every, every + 32])
+    plan = Plan({}, {"inputs": {1: every}, "states": {1: every, 2: left}, "biases": {1: both}})
+    stored = StoredWeights(dense, small, plan)
+
+    ours = [0, 2, 3, 1]
+    for part, name in enumerate(gates):
+        kernel = gates[name][direction, ours]  # (gates, hidden, in)
+        found = stored.find(kernel.reshape(32, -1).T)
+        assert found is not None and found.name == name and found.shift is not None
+        expected = kernel[:, left] if name == "inputs" else kernel[:, left][..., left]
+        assert np.array_equal(found.after, expected.reshape(12, -1).T)
+        assert found.kept[1] is not None and np.array_equal(found.kept[1], every)
+        added = shift[direction, part, ours].reshape(-1)
+        assert np.allclose(found.shift, np.broadcast_to(added, found.shift.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("left", "found"), [([4, 5, 6, 7], True), ([1, 2, 5, 6], True), ([0, 1, 4, 6], False)]
+)
+def test_merged_heads_are_found(weights: dict[str, Array], left: list[int], found: bool) -> None:
+    """2 heads of 4 elements each: one is gone, or some elements of both; not some of each."""
+    small = weights | {"third": weights["third"][left]}
+    plan = Plan({}, {"third": {0: np.array(left)}})
+    stored = StoredWeights(network(**weights), network(**small), plan)
+    match = stored.find(weights["third"].reshape(2, 4, 4))
+    assert (match is not None) == found
+    if match is not None:
+        assert np.array_equal(match.after.reshape(len(left), 4), weights["third"][left])
+
+
+def attention(x: Array, weights: dict[tuple[str, str], Array]) -> Array:
+    """What attention layers of frameworks compute for (tokens, features)."""
+    query, key, value = (
+        np.einsum("ti,ihs->hts", x, weights[part, "kernel"]) + weights[part, "bias"][:, None]
+        for part in ("query", "key", "value")
+    )
+    scores = np.exp(query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1]))
+    mixed = scores / scores.sum(-1, keepdims=True) @ value
+    return np.einsum("hts,hso->to", mixed, weights["out", "kernel"])
+
+
+@pytest.mark.parametrize(("size", "value_size"), [(8, 8), (4, 4), (4, 6), (6, 4)])
+def test_heads_of_another_size(size: int, value_size: int) -> None:
+    """Heads of queries had 8 elements: the result is as if the root of 8 still divided."""
+    sizes = {"query": size, "key": size, "value": value_size}
+    weights = {(part, "kernel"): weight(5, 2, each) for part, each in sizes.items()}
+    weights |= {(part, "bias"): weight(2, each) for part, each in sizes.items()}
+    weights["out", "kernel"] = weight(2, value_size, 5)
+    x = weight(7, 5)
+    query = {
+        ("query", name): weights["query", name] * np.sqrt(size / 8) for name in ("kernel", "bias")
+    }
+    expected = attention(x, weights | query)
+    for one_size in (False, True):
+        fitted = fit_heads(weights, 8, one_size=one_size)
+        assert np.allclose(attention(x, fitted), expected, atol=1e-5)
+        alike = fitted["query", "kernel"].shape == fitted["value", "kernel"].shape
+        assert alike == (one_size or size == value_size)
+
+
+def test_zeros_in_normalised_heads() -> None:
+    weights = {(part, "kernel"): weight(5, 2, 4) for part in ("query", "key")}
+    weights |= {("value", "kernel"): weight(5, 2, 6), ("out", "kernel"): weight(2, 6, 5)}
+    weights["query_ln", "scale"] = weight(4)
+    with pytest.raises(OptionError, match="4 elements left, those of values 6"):
+        fit_heads(weights, 8, one_size=True)
+
+
 def test_other_values_are_not_found(weights: dict[str, Array], stored: StoredWeights) -> None:
     assert stored.find(weights["second"] * 2) is None
     assert stored.find_scaled(weight(3, 3, 3, 6), (3, 2, 0, 1), 3) is None
@@ -106,13 +204,14 @@ def test_equal_weights_that_lose_different_channels_are_not_found(
 
 def test_what_a_refit_added_to_results(weights: dict[str, Array]) -> None:
     model = network(**weights)
-    data = RANDOM.standard_normal((64, 3, 8, 8)).astype(np.float32)
+    data = (1 + RANDOM.standard_normal((64, 3, 8, 8))).astype(np.float32)
     result = spa_graph.prune(model, flops=0.5, calibrate=data, reconstruct="bias")
     stored = StoredWeights(model, result.model, result.plan)
     found = stored.find(weights["third"])
     assert found is not None
     after = {each.name: onnx.numpy_helper.to_array(each) for each in result.model.graph.initializer}
-    assert np.allclose(stored.shift(found, 1), after["last"] - weights["last"])
+    assert found.shift is not None
+    assert np.allclose(found.shift, np.tile(after["last"] - weights["last"], (len(found.after), 1)))
 
 
 def test_a_plan_for_another_network(weights: dict[str, Array], stored: StoredWeights) -> None:
@@ -157,6 +256,121 @@ def test_keras(tmp_path: Path) -> None:
         assert small.count_params() < 0.8 * model.count_params()
 
 
+KERAS = {
+    "lstm": lambda k: [
+        k.Bidirectional(k.LSTM(12, return_sequences=True)), k.LSTM(12, return_sequences=True),
+        k.Bidirectional(k.LSTM(10), merge_mode="sum"),
+    ],
+    "gru": lambda k: [
+        k.GRU(12, unroll=True, return_sequences=True), k.LayerNormalization(),
+        k.GRU(12, unroll=True),
+    ],
+    "rnn": lambda k: [k.SimpleRNN(16, unroll=True), k.Dense(24, activation=_swish)],
+    "cells": lambda k: [k.RNN([k.LSTMCell(12), k.GRUCell(14)], unroll=True)],
+    "time distributed": lambda k: [
+        k.TimeDistributed(k.Dense(16, activation="relu")), k.BatchNormalization(), k.LSTM(12),
+    ],
+    "multi-head": lambda k: [_residual(k, k.MultiHeadAttention(4, 8))],
+    "values": lambda k: [_residual(k, k.MultiHeadAttention(4, 8, value_dim=6, output_shape=24))],
+    "group query": lambda k: [_residual(k, k.GroupQueryAttention(8, 4, 2))],
+}  # fmt: skip
+"""Layers between an input of (8, 6) and a Dense layer, by what they show."""
+
+
+def _swish(x: Any) -> Any:
+    return x / (1 + 2 ** (-x))
+
+
+_swish.__name__ = "swish"  # Keras has another function of this name
+
+
+def _residual(layers: Any, attention: Any) -> Any:
+    """Attention behind a Dense layer, and around it."""
+
+    def block(x: Any) -> Any:
+        x = layers.Dense(24)(x)
+        y = attention(x, x)
+        return layers.GlobalAveragePooling1D()(layers.Add()([x, y]))
+
+    return block
+
+
+def _keras(name: str, path: Path) -> Any:
+    """A network with weights as if trained, and its export."""
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tf2onnx")
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((8, 6))
+    for layer in KERAS[name](keras.layers):
+        x = layer(x)
+    model = keras.Model(inputs, keras.layers.Dense(10)(x))
+    for variable in model.weights:
+        if variable.dtype == "float32":
+            variable.assign(variable + 0.1 * np.abs(RANDOM.standard_normal(variable.shape)))
+    model(np.zeros((2, 8, 6), np.float32))
+    model.export(path, format="onnx", verbose=False)
+    return model
+
+
+@pytest.mark.parametrize("name", KERAS)
+@pytest.mark.parametrize("options", [{}, {"attention": "head-dim"}, {"calibrate": True}], ids=str)
+def test_keras_layers(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = _keras(name, tmp_path / "keras.onnx")
+    if "calibrate" in options:
+        options = {"calibrate": RANDOM.standard_normal((64, 8, 6)).astype(np.float32)}
+    result = spa_graph.prune(tmp_path / "keras.onnx", flops=0.7, **options)
+    small = export.to_keras(model, tmp_path / "keras.onnx", result.model, result.plan)  # compares
+    assert small.count_params() < 0.9 * model.count_params()
+
+
+def test_keras_models_in_models(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tf2onnx")
+    layers = keras.layers
+    inputs = keras.Input((8, 6))
+    x = layers.Dense(16, activation="relu")(inputs)
+    inner = keras.Model(inputs, layers.LSTM(12, return_sequences=True)(x))
+    inputs = keras.Input((8, 6))
+    x = layers.LSTM(9)(layers.BatchNormalization()(inner(inputs)))
+    model = keras.Model(inputs, layers.Dense(10)(x))
+    model(np.zeros((2, 8, 6), np.float32))
+    model.export(tmp_path / "keras.onnx", format="onnx", verbose=False)
+    result = spa_graph.prune(tmp_path / "keras.onnx", flops=0.6)
+    small = export.to_keras(model, tmp_path / "keras.onnx", result.model, result.plan)
+    assert small.count_params() < 0.8 * model.count_params()
+
+
+def test_a_keras_layer_that_has_no_such_size(tmp_path: Path) -> None:
+    """The output of GroupQueryAttention is as wide as its queries' input: nothing states it."""
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tf2onnx")
+    layers = keras.layers
+    inputs = keras.Input((8, 24))
+    x = layers.GroupQueryAttention(8, 4, 2)(inputs, inputs)
+    x = layers.Dense(10)(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(inputs, x)
+    model(np.zeros((2, 8, 24), np.float32))
+    model.export(tmp_path / "keras.onnx", format="onnx", verbose=False)
+    result = spa_graph.prune(tmp_path / "keras.onnx", ratio=0.3, scope=["ffn", "residual"])
+    with pytest.raises(OptionError, match="attention_output/kernel` with the sizes that are left"):
+        export.to_keras(model, tmp_path / "keras.onnx", result.model, result.plan)
+
+
+def test_a_keras_layer_without_bias(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tf2onnx")
+    layers = keras.layers
+    cells = layers.LSTM(12, return_sequences=True), layers.LSTM(12, use_bias=False)
+    model = keras.Sequential([keras.Input((8, 6)), *cells, layers.Dense(10)])
+    model(np.zeros((2, 8, 6), np.float32))
+    model.export(tmp_path / "keras.onnx", format="onnx", verbose=False)
+    data = RANDOM.standard_normal((64, 8, 6)).astype(np.float32) + 1
+    result = spa_graph.prune(tmp_path / "keras.onnx", flops=0.6, calibrate=data)
+    with pytest.raises(OptionError, match="no bias for what the refit added: prune with"):
+        export.to_keras(model, tmp_path / "keras.onnx", result.model, result.plan)
+
+
 def test_flax(tmp_path: Path) -> None:
     nnx = pytest.importorskip("flax.nnx")
     jax2onnx = pytest.importorskip("jax2onnx")
@@ -190,3 +404,117 @@ def test_flax(tmp_path: Path) -> None:
         result = spa_graph.prune(path, flops=0.5, **options)
         small = export.to_flax(model, path, result.model, result.plan)  # compares outputs
         assert small.first.out_features == small.second.in_features < 16
+
+
+def _flax(build: Any, path: Path) -> Any:
+    """An nnx network of (4, 6) with weights as if trained, and its export."""
+    nnx = pytest.importorskip("flax.nnx")
+    jax2onnx = pytest.importorskip("jax2onnx")
+    jnp = pytest.importorskip("jax.numpy")
+
+    class Net(nnx.Module):  # type: ignore[name-defined, misc]
+        def __init__(self, rngs: Any) -> None:
+            self.first = nnx.Linear(6, 24, rngs=rngs)
+            self.layer = build(nnx, rngs)
+            self.head = nnx.Linear(24, 10, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            x = nnx.relu(self.first(x))
+            if not hasattr(self.layer, "hidden_features"):
+                return self.head((x + self.layer(x)).mean(1))
+            state = jnp.zeros((x.shape[0], self.layer.hidden_features))
+            carry = (state, state) if "LSTM" in type(self.layer).__name__ else state
+            for step in range(x.shape[1]):
+                carry, y = self.layer(carry, x[:, step])
+            return self.head(y)
+
+    model = Net(nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    for _, variable in nnx.to_flat_state(state):
+        noise = 0.1 * np.abs(RANDOM.standard_normal(variable.shape))
+        variable.set_value(variable.get_value() + noise.astype(np.float32))
+    nnx.update(model, state)
+    model.eval()
+    jax2onnx.to_onnx(model, [("B", 4, 6)], return_mode="file", output_path=str(path))
+    return model
+
+
+FLAX = {
+    **{
+        cell: lambda nnx, rngs, cell=cell: getattr(nnx, cell)(24, 24, rngs=rngs)
+        for cell in ("LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell")
+    },
+    "multi-head": lambda nnx, rngs: nnx.MultiHeadAttention(3, 24, decode=False, rngs=rngs),
+    "grouped": lambda nnx, rngs: nnx.MultiHeadAttention(
+        4, 24, num_kv_heads=2, decode=False, rngs=rngs
+    ),
+    "normalised": lambda nnx, rngs: nnx.MultiHeadAttention(
+        4, 24, normalize_qk=True, decode=False, rngs=rngs
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLAX)
+@pytest.mark.parametrize("options", [{}, {"attention": "head-dim"}, {"calibrate": True}], ids=str)
+def test_flax_layers(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    nnx = pytest.importorskip("flax.nnx")
+    path = tmp_path / "flax.onnx"
+    model = _flax(FLAX[name], path)
+    if "calibrate" in options:
+        options = {"calibrate": RANDOM.standard_normal((64, 4, 6)).astype(np.float32)}
+    result = spa_graph.prune(path, flops=0.6, **options)
+    if name == "normalised" and "attention" in options:
+        with pytest.raises(OptionError, match="normalises queries: prune whole heads"):
+            export.to_flax(model, path, result.model, result.plan)
+        return
+    small = export.to_flax(model, path, result.model, result.plan)  # compares outputs
+    left, whole = (
+        sum(each.get_value().size for _, each in nnx.to_flat_state(nnx.state(net, nnx.Param)))
+        for net in (small, model)
+    )
+    assert left < 0.8 * whole
+
+
+def test_linen_variables(tmp_path: Path) -> None:
+    """Attention and an LSTM cell; the caller builds the module with the sizes that are left."""
+    linen = pytest.importorskip("flax.linen")
+    jax2onnx = pytest.importorskip("jax2onnx")
+    jax = pytest.importorskip("jax")
+
+    class Net(linen.Module):  # type: ignore[name-defined, misc]
+        width: int = 24
+        heads: int = 4
+        size: int = 6
+        hidden: int = 12
+
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            x = linen.relu(linen.Dense(self.width, name="first")(x))
+            attention = linen.MultiHeadDotProductAttention(
+                self.heads, qkv_features=self.heads * self.size, name="attention"
+            )
+            x = x + attention(x)
+            cell = linen.OptimizedLSTMCell(self.hidden, name="cell")
+            carry = tuple(jax.numpy.zeros((x.shape[0], self.hidden)) for _ in range(2))
+            for step in range(x.shape[1]):
+                carry, y = cell(carry, x[:, step])
+            return linen.Dense(10)(y)
+
+    variables = Net().init(jax.random.key(0), np.zeros((1, 4, 6), np.float32))
+    path = tmp_path / "linen.onnx"
+
+    def whole(x: Any) -> Any:
+        return Net().apply(variables, x)
+
+    def apply(left: Any, x: Any) -> Any:
+        of = left["params"]
+        width, heads, size = of["attention"]["query"]["kernel"].shape
+        return Net(width, heads, size, of["cell"]["hi"]["kernel"].shape[0]).apply(left, x)
+
+    jax2onnx.to_onnx(whole, [("B", 4, 6)], return_mode="file", output_path=str(path))
+    for options in ({}, {"attention": "head-dim"}):
+        result = spa_graph.prune(path, flops=0.5, **options)
+        small = export.to_flax(variables, path, result.model, result.plan, apply)  # compares
+        assert small["params"]["cell"]["hi"]["kernel"].shape[0] < 12
+    with pytest.raises(OptionError, match="need `apply`"):
+        export.to_flax(variables, path, result.model, result.plan)

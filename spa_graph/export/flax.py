@@ -6,21 +6,27 @@ Layers are found in the tree of variables: what stands beside each other is one 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from spa_graph.errors import OptionError
 from spa_graph.export.agreement import check_agreement
+from spa_graph.export.heads import PROJECTIONS, Weight, fit_heads
 from spa_graph.export.stored import Array, StoredWeights, sliced
 from spa_graph.plan import Plan
 
 Path = tuple[Any, ...]
+_COLLECTIONS = ("params", "batch_stats")
 
 
 def to_flax(
-    model: Any, original: object, pruned: object, plan: Plan | str | os.PathLike[str]
+    model: Any,
+    original: object,
+    pruned: object,
+    plan: Plan | str | os.PathLike[str],
+    apply: Callable[..., Any] | None = None,
 ) -> Any:
     """The smaller Flax model, with the pruned ONNX model's weights.
 
@@ -30,90 +36,182 @@ def to_flax(
         original: its ONNX export (a path or a model in memory).
         pruned: the pruned ONNX model.
         plan: what was kept; `result.plan`, or the file that `--plan` wrote.
+        apply: needed for variables: (variables, *inputs) -> outputs, by a linen module of the sizes
+            that the variables have.
 
     Returns:
-        An `nnx.Module` that was compared with the pruned ONNX model; or variables, for a linen
-        module that the caller builds with the sizes that they have.
+        An `nnx.Module`, or variables.
 
     Raises:
-        OptionError: a weight isn't stored in the ONNX model, or the plan is for another network.
+        OptionError: a weight isn't stored in the ONNX model, a module can't have the sizes that are
+            left, or the plan is for another network.
         VerificationError: the result doesn't compute what the pruned ONNX model does.
     """
     stored = StoredWeights(original, pruned, plan)
     from flax import nnx, traverse_util
 
     if isinstance(model, Mapping):
+        if apply is None:
+            raise OptionError("variables of a linen module need `apply`, which runs it on them")
         variables = traverse_util.flatten_dict(model)
         arrays = {path: np.asarray(each) for path, each in variables.items()}
-        return traverse_util.unflatten_dict(_smaller(stored, arrays))
+        left = traverse_util.unflatten_dict(_smaller(stored, arrays))
+        check_agreement(stored.after, lambda feeds: apply(left, *feeds.values()), "Flax")
+        return left
     small = nnx.clone(model)
     state = nnx.state(small, nnx.Any(nnx.Param, nnx.BatchStat))
-    flat = dict(state.flat_state())
+    flat = dict(nnx.to_flat_state(state))
     arrays = _smaller(stored, {path: np.asarray(each.get_value()) for path, each in flat.items()})
     for path, variable in flat.items():
         variable.set_value(arrays[path])
     nnx.update(small, state)
-    for path in {path[:-1] for path in arrays}:
-        _set_sizes(small, path, {key[-1]: arrays[key] for key in arrays if key[:-1] == path})
+    for path, inside in _modules(arrays).items():
+        _set_sizes(_at(small, path), inside)
 
-    check_agreement(stored.after, lambda feeds: small(*feeds.values()), "Flax")
+    def compute(feeds: dict[str, Array]) -> Any:
+        try:
+            return small(*feeds.values())
+        except (ValueError, TypeError, AssertionError) as error:
+            why = str(error).splitlines()[0]
+            raise OptionError(f"Flax can't run the sizes that are left: {why}") from error
+
+    check_agreement(stored.after, compute, "Flax")
     return small
+
+
+# --- variables ------------------------------------------------------------------------------------
 
 
 def _smaller(stored: StoredWeights, arrays: Mapping[Path, Array]) -> dict[Path, Array]:
     """What is left of all variables, by their paths."""
     layers: dict[Path, dict[Path, Array]] = {}
     for path, array in arrays.items():
-        layer = path[1:-1] if path and path[0] in ("params", "batch_stats") else path[:-1]
-        layers.setdefault(layer, {})[path] = array
-    return {path: a for layer in layers.values() for path, a in _layer(stored, layer).items()}
-
-
-def _layer(stored: StoredWeights, arrays: Mapping[Path, Array]) -> dict[Path, Array]:
-    """Kernels are found by their values; the vectors beside lose what the results lose."""
-    found = {path: stored.find(array) for path, array in arrays.items()}
-    for path, array in arrays.items():
-        if array.ndim > 1 and array.size > 1 and found[path] is None:
-            raise OptionError(
-                f"`{'/'.join(map(str, path))}` is not stored in the ONNX model as it is in Flax"
-            )
-    kernel = next((m for path, m in found.items() if m and arrays[path].ndim > 1), None)
-    some = kernel or next((match for match in found.values() if match is not None), None)
-    results = some.kept[-1] if some is not None else None
-    shift = stored.shift(kernel, len(kernel.kept) - 1) if kernel is not None else None
-    left: dict[Path, Array] = {}
-    for path, array in arrays.items():
-        match = found[path]
-        if match is not None and (array.ndim > 1 or kernel is None):
-            left[path] = match.after
-        else:
-            left[path] = sliced(array, {0: results}) if array.ndim == 1 else array
-            if shift is not None and path[-1] == "bias":
-                left[path], shift = left[path] + shift, None
-    if shift is not None and shift.any():
-        name = "/".join(map(str, next(iter(arrays))[:-1]))
-        raise OptionError(
-            f"layer `{name}` has no bias for what the refit added: prune with reconstruct='none'"
-        )
+        layers.setdefault(_layer_path(path), {})[path] = array
+    left = {path: a for layer in layers.values() for path, a in _layer(stored, layer).items()}
+    _fit_attention(arrays, left)
     return left
 
 
-def _set_sizes(module: Any, path: Path, arrays: Mapping[Any, Array]) -> None:
-    """The attributes of an nnx layer that its variables decide."""
+def _layer_path(path: Path) -> Path:
+    """Where a variable's layer is in the model, whatever collection the variable is in."""
+    return path[1:-1] if path and path[0] in _COLLECTIONS else path[:-1]
+
+
+def _layer(stored: StoredWeights, arrays: Mapping[Path, Array]) -> dict[Path, Array]:
+    """Kernels are found by their values; what stands beside loses what the results lose."""
+    found = {path: stored.find(array) for path, array in arrays.items()}
+    kernels = [path for path, array in arrays.items() if array.ndim > 1 and path[-1] != "bias"]
+    for path in kernels:
+        if arrays[path].size > 1 and found[path] is None:
+            raise OptionError(
+                f"`{'/'.join(map(str, path))}` is not stored in the ONNX model as it is in Flax"
+            )
+    kernel = next((match for path in kernels if (match := found[path])), None)
+    some = kernel or next((match for match in found.values() if match is not None), None)
+    kept = some.kept if some is not None else ()
+    left: dict[Path, Array] = {}
+    for path, array in arrays.items():
+        match = found[path]
+        if match is not None and (path in kernels or kernel is None):
+            left[path] = match.after
+        else:  # the last axes of the kernel are those of the bias
+            axes = enumerate(kept[-array.ndim :]) if array.ndim <= len(kept) else ()
+            left[path] = array if path in kernels else sliced(array, dict(axes))
+    if kernel is not None and kernel.shift is not None:
+        bias = next((path for path in arrays if path[-1] == "bias"), None)
+        if bias is None:
+            name = "/".join(map(str, next(iter(arrays))[:-1]))
+            raise OptionError(
+                f"layer `{name}` has no bias for what the refit added: prune with "
+                "reconstruct='none'"
+            )
+        inner = kernel.shift.ndim - left[bias].ndim
+        left[bias] = left[bias] + kernel.shift[(0,) * inner]
+    return left
+
+
+def _fit_attention(arrays: Mapping[Path, Array], left: dict[Path, Array]) -> None:
+    """Heads as attention layers demand them; these have four projections beside each other."""
+    inside: dict[Path, dict[Weight, Path]] = {}
+    for path in arrays:
+        if len(path) > 1:
+            inside.setdefault(path[:-2], {})[path[-2], path[-1]] = path
+    for paths in inside.values():
+        if _is_attention({part: left[p] for (part, name), p in paths.items() if name == "kernel"}):
+            before = arrays[paths["query", "kernel"]].shape[-1]
+            weights = {key: left[path] for key, path in paths.items()}
+            fitted = fit_heads(weights, before, one_size=True)  # jax.nn.dot_product_attention's
+            left |= {paths[key]: array for key, array in fitted.items()}
+
+
+def _is_attention(kernels: Mapping[Any, Array]) -> bool:
+    """Whether these kernels, by their layers, are (in, heads, size), and (heads, size, out)."""
+    return kernels.keys() >= {*PROJECTIONS} and all(kernels[each].ndim == 3 for each in PROJECTIONS)
+
+
+# --- sizes of nnx modules -------------------------------------------------------------------------
+
+
+def _modules(arrays: Mapping[Path, Array]) -> dict[Path, dict[Path, Array]]:
+    """What is in each module and its parts, by their paths from there."""
+    modules: dict[Path, dict[Path, Array]] = {}
+    for path, array in arrays.items():
+        for end in range(len(path)):
+            modules.setdefault(path[:end], {})[path[end:]] = array
+    return modules
+
+
+def _at(module: Any, path: Path) -> Any:
     for key in path:
         module = module[key] if isinstance(key, int) else getattr(module, key)
-    kernel = arrays.get("kernel", arrays.get("embedding"))
-    vector = arrays.get("scale", arrays.get("mean"))
-    sizes: dict[str, int] = {}
-    if kernel is not None:
-        per_group, results = kernel.shape[-2:]
-        groups = getattr(module, "feature_group_count", 1)
-        if groups > 1 and groups == getattr(module, "in_features", None):  # depthwise
-            groups = results * module.in_features // module.out_features
-            sizes["feature_group_count"] = groups
-        sizes |= {"in_features": per_group * groups, "out_features": results, "features": results}
-    elif vector is not None:
-        sizes["num_features"] = len(vector)
-    for name, size in sizes.items():
-        if isinstance(getattr(module, name, None), int):
+    return module
+
+
+def _set_sizes(module: Any, arrays: Mapping[Path, Array]) -> None:
+    """The attributes of a module that the variables in it decide.
+
+    Args:
+        arrays: by their paths from the module.
+    """
+    for name, size in {**_layer_sizes(module, arrays), **_sizes_of_parts(arrays)}.items():
+        if type(getattr(module, name, None)) is type(size):
             setattr(module, name, size)
+
+
+def _layer_sizes(module: Any, arrays: Mapping[Path, Array]) -> dict[str, Any]:
+    """What a layer's own variables say."""
+    kernel = arrays.get(("kernel",), arrays.get(("embedding",)))
+    vector = arrays.get(("scale",), arrays.get(("mean",)))
+    if kernel is None:
+        return {} if vector is None else {"num_features": len(vector)}
+    stated = getattr(module, "in_features", None)
+    if isinstance(stated, tuple):  # LinearGeneral: (in ..., out ...)
+        split = len(stated)
+        return {"in_features": kernel.shape[:split], "out_features": kernel.shape[split:]}
+    per_group, results = kernel.shape[-2:]
+    groups = getattr(module, "feature_group_count", 1)
+    sizes: dict[str, Any] = {}
+    if groups > 1 and groups == stated:  # depthwise
+        groups = results * module.in_features // module.out_features
+        sizes["feature_group_count"] = groups
+    return sizes | {
+        "in_features": per_group * groups, "out_features": results, "features": results,
+    }  # fmt: skip
+
+
+def _sizes_of_parts(arrays: Mapping[Path, Array]) -> dict[str, Any]:
+    """What the kernels of attention and of recurrent cells say."""
+    kernels = {path[0]: each for path, each in arrays.items() if path[1:] == ("kernel",)}
+    if _is_attention(kernels):
+        features, heads, size = kernels["query"].shape
+        in_kv, kv_heads, _ = kernels["key"].shape
+        return {
+            "in_features": features, "in_kv_features": in_kv, "num_heads": heads,
+            "num_kv_heads": kv_heads, "head_dim": size, "qkv_features": heads * size,
+            "out_features": kernels["out"].shape[-1],
+        }  # fmt: skip
+    cells = {
+        "dense_i": "in_features", "ii": "in_features",
+        "dense_h": "hidden_features", "hi": "hidden_features",
+    }  # fmt: skip
+    return {cells[part]: kernels[part].shape[0] for part in kernels.keys() & cells.keys()}

@@ -1,25 +1,32 @@
 """The smaller Keras model: the same layers with fewer filters, units or heads.
 
-A layer's kernel is found among the ONNX model's weights; vectors beside it (bias, statistics) lose
-what its results lose. A normalisation whose weights the exporter folded away loses what the layer
-before it lost.
+Weights belong to layers that have no parts, or are parts of others: an LSTM's to its cell, those of
+MultiHeadAttention to four EinsumDense. Such a layer's kernels are found among the ONNX model's
+weights; vectors beside them (bias, statistics) lose what its results lose. A normalisation whose
+weights the exporter folded away loses what the layer before it lost.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from spa_graph.errors import OptionError
+from spa_graph.errors import OptionError, VerificationError
 from spa_graph.export.agreement import check_agreement
+from spa_graph.export.heads import PROJECTIONS, fit_heads
 from spa_graph.export.stored import Array, Kept, Match, StoredWeights, sliced
 from spa_graph.plan import Plan
 
 _FOLDED_BEFORE = "BatchNormalization"
+_PROJECTIONS = dict(
+    zip(PROJECTIONS, ("_query_dense", "_key_dense", "_value_dense", "_output_dense"), strict=True)
+)
 
 
 def to_keras(
@@ -40,101 +47,150 @@ def to_keras(
     import keras
 
     reading = _Reading(StoredWeights(original, pruned, plan))
-    layers = [layer for layer in model._flatten_layers(include_self=False) if layer.weights]
+    layers = [layer for layer in _all_layers(model) if _own_weights(layer)]
     for layer in layers:
         reading.read(layer)
     for layer in layers:
         reading.repair(layer)
+    for layer in _all_layers(model):
+        reading.fit(layer)
 
     def smaller(layer: Any) -> Any:
-        return layer.__class__.from_config(_config(layer, reading.layers.get(layer.name)))
+        return layer.__class__.from_config(reading.config(layer))
 
     try:
         small = keras.models.clone_model(model, clone_function=smaller)
-        for name, change in reading.layers.items():
-            small.get_layer(name).set_weights(change.weights)
     except (ValueError, TypeError) as error:
         why = str(error).splitlines()[0]
         raise OptionError(
             f"Keras can't build {model.name} with the sizes that are left: {why}"
         ) from error
+    for old, new in _pairs(model, small):
+        for before, after in zip(_own_weights(old), _own_weights(new), strict=True):
+            _assign(after, reading.left[id(before)])
 
     def compute(feeds: dict[str, Array]) -> Any:
         arrays = list(feeds.values())
         return small.predict_on_batch(arrays if len(arrays) > 1 else arrays[0])
 
-    check_agreement(reading.stored.after, compute, "Keras")
+    try:
+        check_agreement(reading.stored.after, compute, "Keras")
+    except VerificationError as error:
+        for layer in layers:
+            if id(layer) in reading.shifts:
+                raise OptionError(
+                    f"layer `{layer.path}` has no bias for what the refit added: prune with "
+                    "reconstruct='none'"
+                ) from error
+        raise
     return small
 
 
-@dataclass(slots=True, eq=False)
-class _Layer:
-    """What becomes of a layer: its weights in the order of `layer.weights`."""
-
-    weights: list[Array]
-    results: Kept
-    config: dict[str, Any] = field(default_factory=dict)
+def _assign(weight: Any, left: Array) -> None:
+    if left.size == math.prod(weight.shape):
+        weight.assign(left.reshape(weight.shape))  # (heads x size,) -> (heads, size)
+        return
+    raise OptionError(
+        f"Keras can't build `{weight.path}` with the sizes that are left: {left.shape}, while the "
+        f"rest of its layer makes it {tuple(weight.shape)}"
+    )
 
 
 @dataclass(slots=True, eq=False)
 class _Reading:
+    """What becomes of weights and results, by the `id` of a weight and of a layer."""
+
     stored: StoredWeights
-    layers: dict[str, _Layer] = field(default_factory=dict)
-    shifts: dict[str, Array] = field(default_factory=dict)
+    left: dict[int, Array] = field(default_factory=dict)
+    kept: dict[int, tuple[Kept, ...]] = field(default_factory=dict)
+    """Per axis of kernels."""
+    results: dict[int, Kept] = field(default_factory=dict)
+    shifts: dict[int, Array] = field(default_factory=dict)
     """What a refit added to the results of layers whose scale was folded in, or without a bias."""
 
     def read(self, layer: Any) -> None:
-        """Find a layer's kernel, and with it what its other weights lose."""
-        arrays = [np.asarray(weight) for weight in layer.weights]
-        kernel = next((i for i, array in enumerate(arrays) if array.ndim > 1), None)
-        if kernel is None:
-            vectors = (match for array in arrays if (match := self.stored.find(array)))
-            first = next(vectors, None)
-            results = first.kept[0] if first is not None else self._before(layer)
-            weights = [self._left(array, results) for array in arrays]
-        else:
-            result = _result_axis(layer, arrays[kernel])
-            match = self._kernel(layer, arrays[kernel], result)
-            results = match.kept[result] if match is not None else None
-            weights = [self._left(array, results) for array in arrays]
+        """Find a layer's kernels, and with them what its other weights lose."""
+        weights = {id(weight): weight for weight in _own_weights(layer)}
+        arrays = {key: np.asarray(weight) for key, weight in weights.items()}
+        kernels = [key for key, each in weights.items() if _is_kernel(each)]
+        found = {key: self._kernel(layer, arrays[key]) for key in kernels}
+        results, count = self._lost(layer, arrays, found)
+        self.results[id(layer)] = results
+        for key, array in arrays.items():
+            match = found.get(key)
             if match is not None:
-                weights[kernel] = match.after
-                self._shift(layer, match, result, weights)
-        self.layers[layer.name] = _Layer(weights, results, _sizes(layer, weights))
+                self.left[key], self.kept[key] = match.after, match.kept
+            else:
+                self.left[key] = array if key in found else _left(array, results, count)
+        bias = next((key for key, each in weights.items() if each.name == "bias"), None)
+        for key, match in found.items():
+            if match is not None and match.shift is not None:
+                self._shift(layer, match, bias, row=kernels.index(key))
 
-    def _kernel(self, layer: Any, kernel: Array, result: int) -> Match | None:
+    def _kernel(self, layer: Any, kernel: Array) -> Match | None:
         """The kernel as it is stored, perhaps with the scale of a normalisation folded in."""
         match = self.stored.find(kernel)
         if match is None and kernel.ndim > 2:
+            result = _result_axes(layer, kernel.ndim)[0]
             return self.stored.find_scaled(kernel, _onnx_order(layer, kernel), result)
         return match
 
-    def _left(self, array: Array, results: Kept) -> Array:
-        """What is left of a weight beside the kernel."""
-        if array.ndim == 1:
-            return sliced(array, {0: results})
-        match = self.stored.find(array)
-        return array if match is None else match.after
+    def _lost(
+        self, layer: Any, arrays: Mapping[int, Array], kernels: Mapping[int, Match | None]
+    ) -> tuple[Kept, int]:
+        """What is left of a layer's results, and how many there were: its last kernel says, else
+        its vectors."""
+        if not kernels:
+            vectors = (match for each in arrays.values() if (match := self.stored.find(each)))
+            first = next(vectors, None)
+            count = next(iter(arrays.values())).size
+            return (first.kept[0] if first is not None else self._before(layer)), count
+        last, match = [*kernels.items()][-1]
+        axes = _result_axes(layer, arrays[last].ndim)
+        sizes = [arrays[last].shape[axis] for axis in axes]
+        kept = [match.kept[axis] for axis in axes] if match is not None else []
+        return _merged(kept, sizes), math.prod(sizes)
 
-    def _shift(self, layer: Any, match: Match, result: int, weights: list[Array]) -> None:
+    def _shift(self, layer: Any, match: Match, bias: int | None, row: int) -> None:
         """Put what a refit added into the bias; else leave it to `repair`."""
-        shift = self.stored.shift(match, result)
-        if not shift.any():
+        assert match.shift is not None
+        axes = _result_axes(layer, match.shift.ndim)
+        others = tuple(0 if a not in axes else slice(None) for a in range(match.shift.ndim))
+        shift = match.shift[others].reshape(-1)
+        if bias is None or match.scale is not None:
+            self.shifts[id(layer)] = shift
             return
-        if match.scale is None and getattr(layer, "use_bias", False) and len(weights) > 1:
-            weights[1] = weights[1] + shift
-        else:
-            self.shifts[layer.name] = shift
+        values = self.left[bias].copy()
+        both = values.size == 2 * shift.size  # a GRU has one for the input, and one for the state
+        target = values[row] if both else values
+        target += shift.reshape(target.shape)
+        self.left[bias] = values
 
     def repair(self, layer: Any) -> None:
         """A normalisation takes what the layer before it could not."""
         before = _layer_before(layer)
         if type(layer).__name__ != _FOLDED_BEFORE or before is None:
             return
-        if before.name in self.shifts:
-            weights = self.layers[layer.name].weights
-            beta = [weight.name for weight in layer.weights].index("beta")
-            weights[beta] = weights[beta] + self.shifts.pop(before.name)
+        if id(before) in self.shifts:
+            beta = next(id(weight) for weight in _own_weights(layer) if weight.name == "beta")
+            self.left[beta] = self.left[beta] + self.shifts.pop(id(before))
+
+    def fit(self, layer: Any) -> None:
+        """Heads as attention layers demand them."""
+        if not _is_attention(layer):
+            return
+        weights = {
+            (part, weight.name): id(weight)
+            for part, attribute in _PROJECTIONS.items()
+            for weight in _own_weights(getattr(layer, attribute))
+        }
+        left = {key: self.left[place] for key, place in weights.items()}
+        before = layer._query_dense.kernel.shape[-1]
+        one_size = "value_dim" not in layer.get_config()
+        for key, array in fit_heads(left, before, one_size=one_size).items():
+            self.left[weights[key]] = array
+
+    # --- results ------------------------------------------------------------------------------
 
     def _before(self, layer: Any) -> Kept:
         """What is left of what comes into a layer along the last axis."""
@@ -142,15 +198,119 @@ class _Reading:
         kept: list[Kept] = []
         sizes: list[int] = []
         for parent in node.parent_nodes if node is not None else ():
-            operation = parent.operation
-            known = self.layers.get(operation.name)
-            kept.append(known.results if known is not None else self._before(operation))
-            sizes.append(int(operation.output.shape[-1] or 0))
-        if type(layer).__name__ == "Concatenate" and any(each is not None for each in kept):
-            starts = np.cumsum([0, *sizes[:-1]])
-            whole = (np.arange(n) if k is None else k for k, n in zip(kept, sizes, strict=True))
-            return np.concatenate([k + start for k, start in zip(whole, starts, strict=True)])
+            kept.append(self._results(parent.operation))
+            sizes.append(int(parent.operation.output.shape[-1] or 0))
+        if type(layer).__name__ == "Concatenate":
+            return _joined(kept, sizes)
         return next((each for each in kept if each is not None), None)
+
+    def _results(self, layer: Any) -> Kept:
+        """What is left of what a layer gives along the last axis."""
+        own = _last_part(layer)
+        state = getattr(own, "recurrent_kernel", None)
+        if state is not None:  # (hidden, gates x hidden)
+            return self.kept[id(state)][-2] if id(state) in self.kept else None
+        if getattr(layer, "merge_mode", None) == "concat":
+            both = layer.forward_layer, layer.backward_layer
+            sizes = [int(each.cell.recurrent_kernel.shape[-2]) for each in both]
+            return _joined([self._results(each) for each in both], sizes)
+        if id(own) in self.results:
+            return self.results[id(own)]
+        return self._before(own) if own is layer else self._results(own)
+
+    # --- configurations -----------------------------------------------------------------------
+
+    def config(self, layer: Any) -> dict[str, Any]:
+        """A layer's configuration with the sizes that are left, also those of its parts.
+
+        Functions stand in it themselves: Keras may know another one by the same name (`gelu`).
+        """
+        config = {**layer.get_config()}
+        config |= {key: size for key, size in self._sizes(layer, config).items() if key in config}
+        functions = {key: getattr(layer, key, None) for key in config}
+        config |= {key: each for key, each in functions.items() if inspect.isfunction(each)}
+        if type(layer).__name__ == "Reshape" and -1 not in config["target_shape"]:
+            config["target_shape"] = (*config["target_shape"][:-1], -1)  # the channels left
+        parts = {part.name: part for part in layer._layers}
+        return {key: self._with_parts(each, parts) for key, each in config.items()}
+
+    def _with_parts(self, value: Any, parts: Mapping[str, Any]) -> Any:
+        """An entry of a configuration; it holds those of a layer's parts, perhaps in lists."""
+        if isinstance(value, list | tuple):
+            return type(value)(self._with_parts(each, parts) for each in value)
+        if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+            return value
+        part = parts.get(value["config"].get("name"))
+        if part is None:
+            return value
+        rest = {key: each for key, each in value.items() if key != "build_config"}  # old sizes
+        return rest | {"config": self.config(part)}
+
+    def _sizes(self, layer: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What weights say of the entries of a layer's configuration."""
+        if _is_attention(layer):
+            return self._heads(layer)
+        own = [each for each in _own_weights(getattr(layer, "cell", layer)) if _is_kernel(each)]
+        if not own:
+            return {}
+        shape = self.left[id(own[-1])].shape
+        if own[-1].name == "recurrent_kernel":
+            size = int(shape[-2])
+        else:
+            size = int(shape[_result_axes(layer, len(shape))[0]])
+        sizes: dict[str, Any] = {"filters": size, "units": size, "output_dim": size}
+        if hasattr(layer, "equation"):
+            _, kernel, results = _letters(layer)
+            letters = dict(zip(kernel, map(int, shape), strict=True))
+            old = zip(results[1:], given["output_shape"], strict=False)
+            sizes["output_shape"] = [letters.get(each, n) if n else n for each, n in old]
+        return sizes
+
+    def _heads(self, layer: Any) -> dict[str, Any]:
+        """Of attention, with kernels (in, heads, size), and (heads, size, out) of the output."""
+        parts = (getattr(layer, attribute) for attribute in _PROJECTIONS.values())
+        shapes = ([*map(int, self.left[id(part.kernel)].shape)] for part in parts)
+        query, _, value, output = shapes
+        return {
+            "num_heads": query[1], "key_dim": query[2], "value_dim": value[2],
+            "output_shape": output[2:],
+            "num_query_heads": query[1], "num_key_value_heads": value[1], "head_dim": query[2],
+        }  # fmt: skip
+
+
+def _all_layers(model: Any) -> Iterator[Any]:
+    yield from model._flatten_layers(include_self=False)
+
+
+def _own_weights(layer: Any) -> list[Any]:
+    """The weights of a layer that aren't those of its parts."""
+    others = {id(weight) for part in layer._layers for weight in part.weights}
+    return [weight for weight in layer.weights if id(weight) not in others]
+
+
+def _pairs(model: Any, small: Any) -> Iterator[tuple[Any, Any]]:
+    """The layers of a model, and their parts, with those of the smaller one."""
+    for layer in model.layers:
+        if type(layer).__name__ != "InputLayer":  # the clone's has a name of its own
+            both = layer, small.get_layer(layer.name)
+            yield from zip(*(each._flatten_layers() for each in both), strict=True)
+
+
+def _is_attention(layer: Any) -> bool:
+    return all(hasattr(layer, attribute) for attribute in _PROJECTIONS.values())
+
+
+def _is_kernel(weight: Any) -> bool:
+    return len(weight.shape) > 1 and weight.name != "bias"
+
+
+def _last_part(layer: Any) -> Any:
+    """The part that makes what a layer gives: of attention, RNN, wrappers, and models in models."""
+    for name in ("_output_dense", "cell", "layer", "forward_layer"):
+        if getattr(layer, name, None) is not None:
+            return getattr(layer, name)
+    outputs = getattr(layer, "outputs", None)
+    return outputs[0]._keras_history.operation if outputs else layer
 
 
 def _layer_before(layer: Any) -> Any:
@@ -159,12 +319,22 @@ def _layer_before(layer: Any) -> Any:
     return parents[0].operation if len(parents) == 1 else None
 
 
-def _result_axis(layer: Any, kernel: Array) -> int:
-    """The axis of a kernel that counts results: the last, but of depthwise and transposed ones."""
+def _result_axes(layer: Any, rank: int) -> list[int]:
+    """The axes of a kernel that count results: the last, but of depthwise, transposed and Einsum
+    ones."""
     kind = type(layer).__name__
+    if hasattr(layer, "equation"):
+        _, kernel, results = _letters(layer)
+        return [axis for axis, letter in enumerate(kernel) if letter in results]
     if kind.startswith("Depthwise") or kind.endswith("Transpose"):
-        return kernel.ndim - 2
-    return kernel.ndim - 1
+        return [rank - 2]
+    return [rank - 1]
+
+
+def _letters(layer: Any) -> list[str]:
+    """The letters of EinsumDense: those of its input, its kernel, and its results."""
+    inputs, _, results = layer.equation.replace("...", "").partition("->")
+    return [*inputs.split(","), results]
 
 
 def _onnx_order(layer: Any, kernel: Array) -> tuple[int, ...]:
@@ -175,24 +345,26 @@ def _onnx_order(layer: Any, kernel: Array) -> tuple[int, ...]:
     return (kernel.ndim - 1, kernel.ndim - 2, *space)
 
 
-def _sizes(layer: Any, weights: Sequence[Array]) -> dict[str, Any]:
-    """The entries of a layer's configuration that its weights decide."""
-    given = layer.get_config()
-    first = weights[0].shape
-    sizes: dict[str, Any] = {}
-    if "filters" in given:
-        sizes["filters"] = first[_result_axis(layer, weights[0])]
-    if "units" in given:
-        sizes["units"] = first[-1]
-    if "output_dim" in given:
-        sizes["output_dim"] = first[-1]
-    return {key: int(size) for key, size in sizes.items()}
+def _merged(kept: list[Kept], sizes: list[int]) -> Kept:
+    """The positions that stay of several axes, counted as one."""
+    if all(each is None for each in kept):
+        return None
+    grid = np.arange(math.prod(sizes)).reshape(sizes)
+    return sliced(grid, dict(enumerate(kept))).reshape(-1)
 
 
-def _config(layer: Any, change: _Layer | None) -> Mapping[str, Any]:
-    config: dict[str, Any] = layer.get_config()
-    if change is not None:
-        config |= change.config
-    if type(layer).__name__ == "Reshape" and -1 not in config["target_shape"]:
-        config["target_shape"] = (*config["target_shape"][:-1], -1)  # the channels that are left
-    return config
+def _joined(kept: list[Kept], sizes: list[int]) -> Kept:
+    """The positions that stay of axes that are concatenated."""
+    if all(each is None for each in kept):
+        return None
+    starts = np.cumsum([0, *sizes[:-1]])
+    whole = (np.arange(n) if k is None else k for k, n in zip(kept, sizes, strict=True))
+    return np.concatenate([k + start for k, start in zip(whole, starts, strict=True)])
+
+
+def _left(array: Array, results: Kept, count: int) -> Array:
+    """What is left of a weight beside the kernel; (results,), or (rows, results) of several."""
+    if results is None or array.size % count:
+        return array
+    left = array.reshape(-1, count)[:, results]
+    return left if len(left) > 1 else left[0]
