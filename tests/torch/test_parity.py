@@ -45,6 +45,30 @@ class Recurrent(nn.Module):
         return self.head(self.cell(self.embedding(x))[0].mean(1))
 
 
+class Relative(nn.Module):
+    """Attention whose heads are merged with the batch, scores looked up by relative position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+        far = (torch.arange(5)[:, None] - torch.arange(5)).abs()
+        self.register_buffer("far", far[None].to(torch.int32))
+
+    def heads(self, x: Any) -> Any:
+        x = x.view(*x.shape[:2], self.num_heads, -1).permute(0, 2, 1, 3)
+        return x.contiguous().view(-1, x.size(2), x.size(3))
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (self.heads(layer(x)) for layer in (self.query, self.key, self.value))
+        scores = torch.bmm(q, k.transpose(1, 2)) / 3
+        far = self.far.expand(q.size(0), q.size(1), k.size(1))
+        scores = scores + scores.gather(-1, far.long())
+        y = torch.bmm(scores.softmax(-1), v)
+        y = y.view(-1, self.num_heads, y.size(1), y.size(2)).permute(0, 2, 1, 3)
+        return self.out(y.reshape(*x.shape[:2], -1))
+
+
 def features(*shape: int) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
@@ -91,6 +115,7 @@ SMALL: dict[str, Build] = {
     "cnn": lambda: (settled(Residual()), features(2, 3, 8, 8)),
     "transformer": lambda: (settled(Block()), features(2, 5, 32)),
     "tied": lambda: (settled(Tied()), tokens() % 50),
+    "relative": lambda: (settled(Relative()), features(2, 5, 32)),
     "lstm": lambda: (settled(Recurrent()), tokens()),
     "bert": lambda: (bert(), tokens()),
     "gpt2": lambda: (gpt2(), tokens()),

@@ -7,8 +7,10 @@ the masked reference runs without the removed channels.
 
 from __future__ import annotations
 
+import operator as python
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,26 @@ class NewCall:
         if self.target is node.target:
             return changed_arguments(node, self.arguments)
         return tuple(self.arguments[each.name] for each in self.target._schema.arguments), {}
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A symbolic size of which `kept` parts in `whole` stay: heads x batch, of which heads go."""
+
+    size: fx.Node
+    kept: int
+    whole: int
+
+    def of(self, size: Any) -> Any:
+        """The share of a number; always a whole one."""
+        return size * self.kept // self.whole
+
+    def inserted(self, graph: fx.Graph, node: fx.Node) -> fx.Node:
+        """Its computation in a graph that `node` stands for the size in."""
+        product = graph.call_function(python.mul, (node, self.kept))
+        share = graph.call_function(python.floordiv, (product, self.whole))
+        share.meta["val"] = self.of(self.size.meta["val"])
+        return share
 
 
 def sliced(tensor: Tensor, kept: AxisIndices) -> Tensor:
@@ -132,9 +154,13 @@ class CallEdits:
     def _correct(
         self, operator: Operator, listed: list[Any], before: Shape, wanted: Shape
     ) -> list[Any]:
-        """A list of sizes with the new ones; -1 stays, and stands for one that is computed."""
+        """A list of sizes with the new ones; -1 stays, and to a Reshape says one that is computed.
+
+        To an Expand it says that the operand's size stays, which may be one.
+        """
         new = list(listed)
         inferred = -1 in [size for size in listed if not isinstance(size, fx.Node)]
+        inferred |= operator.op_type != "Reshape"
         for place, (size, old, extent) in enumerate(zip(listed, before, wanted, strict=True)):
             if old == extent or (not isinstance(size, fx.Node) and size == -1):
                 continue
@@ -144,11 +170,24 @@ class CallEdits:
                 new[place] = extent.nominal
             elif not inferred:
                 new[place], inferred = -1, True
+            elif is_symbolic(size) and self._follows(size):
+                continue
+            elif is_symbolic(size) and old.nominal * extent.other == old.other * extent.nominal:
+                common = gcd(extent.nominal, old.nominal)
+                new[place] = Share(size, extent.nominal // common, old.nominal // common)
             else:
                 raise RewriteError(
                     f"{operator}: more than one of its sizes is computed from a pruned axis"
                 )
         return new
+
+    def _follows(self, size: fx.Node) -> bool:
+        """Whether a size is computed from that of a tensor's axis which itself gets smaller."""
+        if size.target is aten.sym_size.int:
+            read = arguments_by_name(size)
+            name, axis = self._reading.values[read["self"]], int(read["dim"])
+            return self._expected(name)[axis] != self._reading.graph.shapes[name][axis]
+        return any(map(self._follows, filter(is_symbolic, size.all_input_nodes)))
 
 
 def _constant(node: fx.Node, argument: str, value: NDArray[np.int64]) -> Any:
@@ -175,7 +214,8 @@ def prune_graph(module: fx.GraphModule, reading: Reading, edits: Edits, sizes: S
         if new is not None:
             _change(module, nodes[place.node.name], new, nodes)
     for node in module.graph.nodes:
-        node.meta.pop("val", None)  # they have the old shapes
+        if not is_symbolic(node):
+            node.meta.pop("val", None)  # they have the old shapes
         node.meta.pop("tensor_meta", None)
     module.graph.lint()
     module.recompile()
@@ -199,6 +239,9 @@ def _own(
     def replace(each: Any) -> Any:
         if isinstance(each, fx.Node):
             return nodes[each.name]
+        if isinstance(each, Share):
+            with module.graph.inserting_before(node):
+                return each.inserted(module.graph, nodes[each.size.name])
         if not isinstance(each, Tensor):
             return each
         device = next((p.device for p in module.parameters()), each.device)

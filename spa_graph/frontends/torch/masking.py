@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from spa_graph.coupling.analysis import Coupling
 from spa_graph.coupling.relations import Axes
 from spa_graph.edits import Edits
-from spa_graph.frontends.torch.editor import CallEdits, NewCall, sliced, zeroed
+from spa_graph.frontends.torch.editor import CallEdits, NewCall, Share, sliced, zeroed
 from spa_graph.frontends.torch.reader import Place, Reading
 from spa_graph.frontends.torch.sizes import Sizes
 from spa_graph.plan import AxisIndices, Kept
@@ -105,6 +105,8 @@ def _call(node: fx.Node, operands: dict[fx.Node, Any], new: NewCall | None) -> A
     args, kwargs = new.in_place_of(node) if new.arguments else (node.args, node.kwargs)
 
     def concrete(value: Any) -> Any:
+        if isinstance(value, Share):
+            return value.of(operands[value.size])
         return operands.get(value, value) if isinstance(value, fx.Node) else value
 
     args, kwargs = pytree.tree_map(
