@@ -78,6 +78,7 @@ def measure(key: str) -> Result:
     import spa_graph
     import spa_graph.torch as spa
     from spa_graph.errors import BudgetError
+    from spa_graph.frontends.torch.exporting import written
 
     start = time.perf_counter()
     module, inputs, _ = entry(key).build()
@@ -86,11 +87,11 @@ def measure(key: str) -> Result:
     except BudgetError:
         pruned = spa.prune(module, inputs, ratio=0.5)
     analysis = spa.analyze(module, inputs)
-    source = _exported(analysis)
+    source = written(analysis.traced)
     theirs = spa_graph.analyze(source).coupling
     result = spa_graph.apply_plan(source, spa.plan_of(pruned))
     with torch.no_grad():
-        again = _exported(spa.analyze(pruned, inputs))
+        again = written(spa.analyze(pruned, inputs).traced)
     error = _difference(again, result.model, inputs)
     report = spa.report_of(pruned)
     return Result(
@@ -102,15 +103,6 @@ def measure(key: str) -> Result:
         error,
         time.perf_counter() - start,
     )
-
-
-def _exported(analysis: Any) -> Any:
-    import torch
-
-    program: Any = torch.onnx.export(
-        analysis.traced.program, dynamo=True, optimize=False, verbose=False
-    )
-    return program.model
 
 
 def _difference(first: Any, second: Any, inputs: Sequence[Any]) -> float:

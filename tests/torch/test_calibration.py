@@ -84,10 +84,28 @@ class TiedAndWhole(nn.Module):
         return self.inner(x)
 
 
+class Biased(nn.Module):
+    """Attention with a bias, as T5's: torch.onnx by itself can't export the `reshape` behind it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.bias = nn.Parameter(torch.randn(heads, 5, 5))
+
+    def forward(self, x: Any) -> Any:
+        sizes = (*x.shape[:2], self.num_heads, -1)
+        q, k, v = (each(x).view(sizes) for each in (self.query, self.key, self.value))
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias[None])
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
 NETWORKS: dict[str, Any] = {
     "resnet": (ResNet, lambda seed: mixed(64, 3, 6, 6, seed=seed)),
     "residual": (Residual, lambda seed: mixed(64, 3, 8, 8, seed=seed)),
     "transformer": (Block, lambda seed: mixed(64, 5, 32, seed=seed)),
+    "biased": (lambda: Block(attention=Biased), lambda seed: mixed(64, 5, 32, seed=seed)),
     "tied": (TiedAndWhole, lambda seed: tokens(64, seed)),
     "shuffled": (Shuffled, lambda seed: mixed(64, 3, 6, 6, seed=seed)),
 }

@@ -16,11 +16,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import fx
 
 from spa_graph.errors import ModelError, root_cause
 from spa_graph.frontends.torch.tracing import Traced, short
 
 Permutation = tuple[int, ...]
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,11 +54,7 @@ def export(traced: Traced, name: str) -> Exported:
         ModelError: torch.onnx can't export it: why.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program: Any = torch.onnx.export(
-                traced.program, dynamo=True, optimize=False, verbose=False
-            )
+        model = written(traced)
     except ImportError as error:
         raise ModelError(
             f"calibration runs {name} as ONNX, which needs onnxscript: "
@@ -67,7 +65,6 @@ def export(traced: Traced, name: str) -> Exported:
             f"calibration runs {name} as ONNX, which torch.onnx.export can't make of it: "
             f"{short(root_cause(error))}"
         ) from error
-    model: ir.Model = program.model
     for value in model.graph.initializers.values():
         assert value.const_value is not None
         array = np.array(value.const_value.numpy())
@@ -75,6 +72,36 @@ def export(traced: Traced, name: str) -> Exported:
     permuted = {str(value.name): order for value, order in _transpose_stored(model)}
     RemoveUnusedNodesPass()(model)
     return Exported(model, permuted)
+
+
+def written(traced: Traced) -> ir.Model:
+    """A traced module as torch.onnx writes it, without its optimisations."""
+    _fix_layouts(traced.program.graph_module)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(traced.program, dynamo=True, optimize=False, verbose=False)
+    model: ir.Model = program.model
+    return model
+
+
+def _fix_layouts(module: fx.GraphModule) -> None:
+    """Let attention give its result in the plain layout, in place.
+
+    Each implementation has its own. torch.onnx makes a `reshape` behind it a view of the layout
+    that it has here, and then takes attention apart, which gives another: T5 fails so.
+    """
+    for node in list(module.graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default:
+            continue
+        with module.graph.inserting_after(node):
+            copied = module.graph.call_function(
+                aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+            )
+        copied.meta = dict(node.meta)
+        node.replace_all_uses_with(
+            copied, lambda user, own=copied: user is not own and user.op != "output"
+        )
+    module.recompile()
 
 
 def _transpose_stored(model: ir.Model) -> Iterator[tuple[ir.Value, Permutation]]:

@@ -45,7 +45,9 @@ class Traced:
 
     module: runs like the original; its nodes are ATen operators, its state is the original's.
     calls: what it was traced with, and a call at the other sizes if some are free.
-    program: what torch.export gave; None for a graph that was changed since.
+    program: what torch.export gave, before its operators were made functional; None for a graph
+        that was changed since. Exporters start there: a `reshape` that is a mere view of what the
+        operators of this machine give is none of what those give that they write.
     """
 
     module: fx.GraphModule
@@ -71,21 +73,21 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
     """
     _run_once(model, call)
     if dynamic_shapes is not None:
-        return _traced(_export(model, call, dynamic_shapes), call, batched=False)
+        return _traced(*_export(model, call, dynamic_shapes), call, batched=False)
     batch = batch_size(call)
     if batch == 0:
         raise ModelError("the example inputs are empty: give at least one sample")
     if batch is not None:
         wider = call if batch > 1 else resized(call, 2)  # export takes a size of 1 for a constant
         try:
-            program = _export(model, wider, _free_batch(model, wider))
+            programs = _export(model, wider, _free_batch(model, wider))
         except ModelError:
             pass  # it may be traceable for its own sizes
         else:
-            traced = _traced(program, call, batched=True)
+            traced = _traced(*programs, call, batched=True)
             if traced.sizes.dynamic or wider is call:
                 return traced  # else it was fixed at a size that isn't the example's
-    return _traced(_export(model, call, None), call, batched=False)
+    return _traced(*_export(model, call, None), call, batched=False)
 
 
 def check_module(model: nn.Module) -> None:
@@ -132,14 +134,15 @@ def _free_batch(model: nn.Module, call: Call) -> dict[str, Any]:
     return {name: pytree.tree_map(free, value) for name, value in named.items()}
 
 
-def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> Any:
+def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> tuple[Any, Any]:
+    """What torch.export gives, and that with functional operators only."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 model, call.args, call.kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
-            return program.run_decompositions({})
+            return program, program.run_decompositions({})
     except Exception as error:  # a family of many kinds without a common base
         advice = "change that line: no branches on values of tensors, and tensors as outputs"
         if dynamic_shapes is not None:
@@ -170,11 +173,12 @@ def short(error: BaseException) -> str:
     return text if len(text) < 300 else text[:297] + "..."
 
 
-def _traced(program: Any, call: Call, *, batched: bool) -> Traced:
+def _traced(program: Any, functional: Any, call: Call, *, batched: bool) -> Traced:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = program.module(check_guards=False)
-    sizes = choose_sizes(module, program.range_constraints, batched=batched)
+        module = functional.module(check_guards=False)
+    _forget_layouts(module)
+    sizes = choose_sizes(module, functional.range_constraints, batched=batched)
     traced = Traced(module, sizes, [call], program)
     if sizes.dynamic:
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -183,6 +187,18 @@ def _traced(program: Any, call: Call, *, batched: bool) -> Traced:
         args, kwargs = pytree.tree_unflatten(list(flat.args), module._in_spec)
         traced.calls.append(Call(args, kwargs))
     return traced
+
+
+def _forget_layouts(module: fx.GraphModule) -> None:
+    """Let a `reshape` be one again, in place.
+
+    Where it was traced it was a view of what an operator gave; at other sizes, or on another
+    machine, attention is computed by another implementation, whose result is laid out otherwise.
+    """
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    module.recompile()
 
 
 def _other_shape(value: Any, sizes: Sizes) -> tuple[int, ...] | None:
