@@ -129,6 +129,51 @@ def test_list_that_is_taken_apart_by_data_stays() -> None:
     assert not analysis.groups
 
 
+def test_lists_behind_parts_of_lists() -> None:
+    """The sizes of parts follow from what they were cut into, though a file's lists tell none."""
+    model = network("""
+        lists (float[N,5] x) => (float[N,3] y)
+        <float[5,16] w1, float[4,12] w2, float[6,3] w3, int64[2] split = {4, 12}, int64 half = {6},
+         int64 first = {0}, int64 last = {-1}>
+        {
+            h = MatMul(x, w1)
+            parts = SplitToSequence<axis = -1>(h, split)
+            a = SequenceAt(parts, first) b = SequenceAt(parts, last)
+            c = MatMul(a, w2) d = Mul(b, c)
+            halves = SplitToSequence<axis = 1>(d, half)
+            e = SequenceAt(halves, first) f = SequenceAt(halves, last)
+            g = Mul(e, f) y = MatMul(g, w3)
+        }
+        """)
+    result = prune(model, flops=0.5)
+    pruned = assert_pruned(model, result)
+    assert [n.op_type for n in pruned.graph.node].count("Split") == 2
+    assert {group.name for group in analyze(model).groups} == {"w2:0", "w3:0"}
+
+
+def test_look_up_along_one_axis_is_a_gather() -> None:
+    """As torch's exporter writes `h[:, [1, -2]]`: positions in front, computed from constants."""
+    model = network("""
+        picks (float[N,5] x) => (float[N,3] y)
+        <float[5,24] w1, float[8,3] w2, int64[4] heads = {0, 6, 4, 1}, int64[3] flat = {2, -1, 4},
+         int64[2] positions = {1, -2}, int64[1] last = {1}, int64[1] one = {1},
+         int64[2] joined = {0, -1}>
+        {
+            h = MatMul(x, w1) apart = Reshape(h, heads)
+            moved = Transpose<perm = [1,0,2,3]>(apart)
+            index = Unsqueeze(positions, last)
+            picked = GatherND(moved, index)
+            back = Transpose<perm = [1,0,2,3]>(picked)
+            again = Reshape(back, joined)
+            y = MatMul(again, w2)
+        }
+        """)
+    result = prune(model, flops=0.5)
+    pruned = assert_pruned(model, result)
+    assert "Gather" in [node.op_type for node in pruned.graph.node]
+    assert result.report["canonicalized"] == ["1 look-ups along one axis became Gather"]
+
+
 CAPTURING = """total = ReduceMean<keepdims = 0>(c)
     least = Constant<value_float = 0.0>()
     more = Greater(total, least)

@@ -8,6 +8,8 @@
   Transpose, in networks that change layouts in this way: TFLite writes the layouts of
   squeeze-and-excitation so. As a Reshape it keeps ONNX Runtime from cancelling the Transposes
   around it.
+* A GatherND whose constant positions are those of one axis becomes the Gather that it is: PyTorch's
+  exporter writes `x[:, [3]]` so before it optimises.
 * Zeros as initial state of a recurrent layer are left out: they are the default. Layers whose
   states are cut out of one tensor of zeros would be tied in their hidden sizes. So are computed
   biases of zeros, as PyTorch's exporter writes them before it optimises: a weight of which they
@@ -26,11 +28,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.frontends.onnx.editor import (
+    become_gather,
     become_reshape,
     become_split,
     become_transpose,
     operator_nodes,
 )
+from spa_graph.frontends.onnx.lists import part_sizes
 from spa_graph.graph import ONE, Extent, Graph, Known, Operator, Shape
 
 Lookup = tuple[Operator, NDArray[np.int64]]
@@ -178,10 +182,7 @@ def _part_sizes(graph: Graph, operator: Operator) -> list[int]:
     if graph.unsized_in(operator.inputs[0]):
         return []
     extent = shape[operator.attributes.get("axis", 0)]
-    if split.nominal.ndim:
-        return [int(size) for size in split.nominal]
-    size, whole = int(split.nominal), extent.nominal if extent.static else 0
-    return [min(size, whole - start) for start in range(0, whole, size)]
+    return part_sizes(split.nominal, extent.nominal if extent.static else 0)
 
 
 def _taken(graph: Graph, taker: Operator, count: int) -> int | None:
@@ -249,6 +250,31 @@ def _use_transposes(model: ir.Model, graph: Graph, layouts: list[Layout]) -> Non
         remove_unused(model, sizes.producer() if sizes is not None else None)
 
 
+# --- look-ups along one axis ------------------------------------------------------------------
+
+
+def _find_picks(graph: Graph) -> list[Operator]:
+    """GatherNDs that pick elements of the first axis by constant positions."""
+    return [
+        operator
+        for operator in graph.operators
+        if operator.op_type == "GatherND" and not operator.domain
+        if not operator.attributes.get("batch_dims", 0)
+        for known in [graph.known.get(operator.inputs[1])]
+        if known is not None and known.static and known.nominal.shape[-1] == 1
+    ]
+
+
+def _use_gathers(model: ir.Model, graph: Graph, picks: list[Operator]) -> None:
+    nodes = operator_nodes(model, graph)
+    for operator in picks:
+        node, positions = nodes[operator.index], graph.known[operator.inputs[1]].nominal
+        source, old = node.inputs
+        become_gather(model, node, source, 0, positions[..., 0])
+        assert old is not None
+        remove_unused(model, old.producer())
+
+
 # --- optional inputs of zeros -----------------------------------------------------------------
 
 STATE_SLOTS = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
@@ -286,6 +312,7 @@ def _leave_out(model: ir.Model, graph: Graph, inputs: list[Input]) -> None:
 
 STEPS: tuple[tuple[Callable[[Graph], Any], Callable[[ir.Model, Graph, Any], None], str], ...] = (
     (_find_lists, _use_splits, "lists of parts became Split"),
+    (_find_picks, _use_gathers, "look-ups along one axis became Gather"),
     (_find_lookups, _use_reshapes, "look-ups of all elements in order became Reshape"),
     (_find_layouts, _use_transposes, "changes of layout became Transpose"),
     (_find_zeros(STATE_SLOTS), _leave_out, "initial states of zeros were left out"),

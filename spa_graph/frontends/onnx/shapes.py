@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from spa_graph.frontends.onnx import contrib
+from spa_graph.frontends.onnx.lists import part_types
 from spa_graph.frontends.onnx.unknown import branch_types, chosen
 
 KNOWN_LIMIT = 1 << 16
@@ -70,6 +71,7 @@ class Probe:
     chosen: the axes whose size depends on data, which therefore was chosen too.
     uncertain: values behind them; an operator that rejects those doesn't reject the network's
         inputs.
+    parts: the types of all parts of lists.
     """
 
     which: int = 0
@@ -82,6 +84,7 @@ class Probe:
     unshaped: dict[str, str] = field(default_factory=dict)
     chosen: set[tuple[str, int]] = field(default_factory=set)
     uncertain: set[str] = field(default_factory=set)
+    parts: dict[str, list[onnx.TypeProto]] = field(default_factory=dict)
     mismatches: dict[str, tuple[int, NDArray[Any]]] = field(default_factory=dict)
     """Outputs whose shape is not the wanted one: the input that names it, and what it says."""
 
@@ -408,6 +411,10 @@ def _standard_types(
         raise ValueError("control flow")
     types = {name: probe.types[name] for name in proto.input if name}
     values = {name: probe.values[name] for name in proto.input if name in probe.values}
+    if proto.op_type == "SplitToSequence":
+        probe.parts[proto.output[0]] = part_types(proto, types[proto.input[0]], values)
+    elif proto.op_type == "SequenceAt" and (part := _part(probe, proto)) is not None:
+        return {proto.output[0]: part}
     if proto.op_type in _FLOAT_SETTINGS:
         values |= {name: constants[name].numpy() for name in proto.input if name in constants}
     data = {name: onnx.numpy_helper.from_array(np.asarray(v)) for name, v in values.items()}
@@ -418,6 +425,15 @@ def _standard_types(
         for name in proto.output[1:]:
             found[name].tensor_type.shape.CopyFrom(types[proto.input[0]].tensor_type.shape)
     return found
+
+
+def _part(probe: Probe, proto: onnx.NodeProto) -> onnx.TypeProto | None:
+    """The type of the part that is taken out of a list, if both are known."""
+    name, at = proto.input
+    parts, position = probe.parts.get(name, []), probe.values.get(at)
+    if position is None or not -len(parts) <= int(position) < len(parts):
+        return None
+    return parts[int(position)]
 
 
 def _machine_learning_types(
