@@ -182,10 +182,15 @@ merged (float[N,5,6] x) => (float[N,5,3] y)
 """Heads and batch are one axis, relative positions are repeated for each of the batch."""
 
 
-def test_heads_that_are_merged_with_the_batch() -> None:
+@pytest.mark.parametrize(
+    "repeated",
+    ["which = Expand(far, all)", "same = Expand(far, all) which = Cast<to = 6>(same)"],
+)
+def test_heads_that_are_merged_with_the_batch(repeated: str) -> None:
     """How often positions are repeated is computed from heads that leave: `batch * 2 / 2`."""
     far = np.abs(np.arange(5)[:, None] - np.arange(5))[None]
-    model = network(MERGED_WITH_THE_BATCH, values={"far": far})
+    text = MERGED_WITH_THE_BATCH.replace("which = Expand(far, all)", repeated)
+    model = network(text, values={"far": far})
     assert kinds(model) == [("ffn", 6), ("heads", 2)]
     pruned = assert_pruned(model, spa_graph.prune(model, ratio=0.5, scope=("heads",)), dynamic=3)
     assert {shapes(pruned)[name] for name in ("wq", "wk", "wv", "wp")} == {(6, 4)}

@@ -289,16 +289,24 @@ def _freeze_integers(operator: Operator, relations: Relations, facts: Facts) -> 
             relations.freeze(axes, operator, "holds positions or sizes")
 
 
+CASTS = frozenset({"Cast", "CastLike", "Identity"})
+
+
 def _freeze_known(operator: Operator, relations: Relations, facts: Facts) -> None:
     """Values that follow from shapes are data about axes, not features.
 
     One repeated value (zeros, ones) can still take any size that its consumers need; the operator's
-    rule says how that size comes about. So can an axis that repeats a value. Most of these values
-    are single numbers, which have nothing to freeze.
+    rule says how that size comes about. So can an axis that repeats a value, also in another type.
+    Most of these values are single numbers, which have nothing to freeze.
     """
     why = (operator, "is computed from sizes and constants")
     for name in filter(None, operator.outputs):
         if relations.graph.known[name].uniform:
+            continue
+        if operator.op_type in CASTS and operator.inputs[0] in facts.copies:
+            copied = relations.operand(operator, 0) or ()
+            relations.same(copied, relations.value(name) or (), operator)
+            facts.copies[name] = facts.copies[operator.inputs[0]]
             continue
         if operator.op_type == "Expand":
             axes, copied = relations.value(name) or (), relations.operand(operator, 0) or ()
