@@ -2,7 +2,7 @@
 
     pip install '.[torch]' torchvision transformers
     python -m benchmarks.parity FOLDER [--suites torchvision transformers] [--rows 'resnet*']
-        [--seconds 300]
+        [--seconds 600] [--memory 16]
 
 Both must give the same network: as many FLOPs, and the same outputs on random inputs, within what
 `spa-prune` tolerates of its own proof (2e-4 of the outputs' spread, and rounding). Beside that,
@@ -10,8 +10,8 @@ whether both frontends see the same coupled channels: every position of every we
 belongs to a channel in each, or stays. Networks are those of the coverage matrix, to half of the
 FLOPs; where that can't be reached, half of the channels of each group are removed.
 
-Every network runs in a process of its own. What is done stands in FOLDER/parity.jsonl and is not
-run again; docs/parity.md is written after each.
+Every network runs in a process of its own, with limits of time and memory. What is done stands in
+FOLDER/parity.jsonl and is not run again; docs/parity.md is written after each.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,7 @@ class Result:
     groups: how the coupled channels compare: same, or how the export's are.
     flops: the share that is left; flops_export: of the export that was pruned.
     error: the largest difference of the outputs, as a share of what is tolerated.
+    day: when it was run.
     """
 
     cell: Cell
@@ -69,6 +72,7 @@ class Result:
     error: float = float("nan")
     seconds: float = float("nan")
     failure: str = ""
+    day: str = ""
 
 
 def measure(key: str) -> Result:
@@ -109,6 +113,7 @@ def _difference(first: Any, second: Any, inputs: Sequence[Any]) -> float:
     """Of two ONNX models on random inputs, as a share of what is tolerated."""
     import onnx_ir as ir
 
+    from spa_graph.errors import VerificationError
     from spa_graph.frontends.torch.calls import Call, randomised
     from spa_graph.runtime.sessions import open_session, run
     from spa_graph.runtime.verify import compare
@@ -120,7 +125,10 @@ def _difference(first: Any, second: Any, inputs: Sequence[Any]) -> float:
         session = open_session(ir.to_proto(model).SerializeToString(), plain=True)
         found.append(run(session, dict(zip(names, arrays, strict=True))))
     names = [str(value.name) for value in second.graph.outputs]
-    return compare(names, *found).share
+    agreement = compare(names, *found)
+    if not agreement.shown:
+        raise VerificationError("the outputs are constant, so that equality shows nothing")
+    return agreement.share
 
 
 # --- coupled channels -------------------------------------------------------------------------
@@ -156,25 +164,33 @@ def compared(module: Labels, export: Labels) -> str:
 # --- the page ---------------------------------------------------------------------------------
 
 
-def page(results: Sequence[Result], wanted: int) -> str:
+def page(results: Sequence[Result], wanted: Sequence[str]) -> str:
     """The whole page."""
     done = [result for result in results if not result.failure]
     equal = sum(result.error <= 1 for result in done)
     alike = sum(result.flops == result.flops_export for result in done)
+    known = {result.cell.key for result in results}
+    days = sorted({result.day for result in results} - {""})
     lines = [
         "# One plan for a module and its ONNX export", "",
         f"Written by `python -m benchmarks.parity FOLDER {' '.join(sys.argv[2:])}`; what is done,",
         "and how, stands in that file.", "",
-        f"Of {wanted} networks {len(results)} were run. {len(done)} could be pruned in both ways:",
+        f"Of {len(wanted)} networks {len(results)} ran, {len(done)} could be pruned both ways:",
         f"the outputs of {equal} are equal (an error of 1 is what the proof tolerates), and FLOPs",
         f"of {alike}. Coupled channels: {counted(result.groups for result in done)}, seen from the",
         "module. An export may be freer, where a module's own `forward` ties what a graph needn't,",
-        "and tighter, where the exporter writes an operator in another way; plans fit both.", "",
+        "and tighter, where the exporter writes an operator in another way; the plans that were",
+        "made here, of modules, fit their exports nevertheless.", "",
+        f"* Run from {days[0]} to {days[-1]}; other work ran beside, so seconds say little."
+        if days else "* Other work ran beside, so seconds say little.",
         f"* {machine()}", f"* {versions()}", "",
         "| network | pruned to a | coupled channels | FLOPs | error | seconds |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += map(_line, sorted(results, key=lambda each: each.cell.key))
+    missing = [key for key in wanted if key not in known]
+    if missing:
+        lines += ["", "Not run, for want of time, the smallest first: " + ", ".join(missing) + "."]
     return "\n".join((*lines, ""))
 
 
@@ -198,19 +214,25 @@ def _line(result: Result) -> str:
 # --- running ----------------------------------------------------------------------------------
 
 
-def run(key: str, folder: Path, seconds: float) -> Result:
+def run(key: str, folder: Path, seconds: float, gigabytes: float) -> Result:
     """Measure in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.parity", str(folder), "--cell", key]
+    limit = ["--memory", str(gigabytes)]
+    command = [sys.executable, "-m", "benchmarks.parity", str(folder), "--cell", key, *limit]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return Result(Cell(key), failure=f"more than {seconds:g} seconds")
+        return Result(Cell(key), failure=f"more than {seconds:g} seconds", day=today())
     try:
         found = json.loads(ended.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
         last = (ended.stderr.splitlines() or [""])[-1]
-        return Result(Cell(key), failure=f"ended with {ended.returncode}: {last[:200]}")
-    return Result(**{**found, "cell": Cell(**found["cell"])})
+        failure = f"ended with {ended.returncode}: {last[:200]}"
+        return Result(Cell(key), failure=failure, day=today())
+    return Result(**{**found, "cell": Cell(**found["cell"]), "day": today()})
+
+
+def today() -> str:
+    return date.today().isoformat()
 
 
 def measured(key: str) -> Result:
@@ -229,12 +251,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where results go")
     parser.add_argument("--suites", nargs="+", default=SUITES)
     parser.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB")
-    parser.add_argument("--seconds", type=float, default=300, help="for each network")
+    parser.add_argument("--seconds", type=float, default=600, help="for each network")
+    parser.add_argument("--memory", type=float, default=16, help="for each network, in GB")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.cell:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(given.memory * 1e9),) * 2)
         print(json.dumps(asdict(measured(given.cell))))
         return
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -242,10 +266,11 @@ def main() -> None:
     rows = [
         row for row in entries(given.suites) if any(fnmatchcase(row.name, g) for g in given.rows)
     ]
-    for row in sorted(rows, key=lambda each: each.weight):
-        if Cell(row.key) not in grid.known:
-            grid.add(run(row.key, given.folder, given.seconds))
-            given.page.write_text(page(grid.results, len(rows)))
+    keys = [row.key for row in sorted(rows, key=lambda each: each.weight)]
+    for key in keys:
+        if Cell(key) not in grid.known:
+            grid.add(run(key, given.folder, given.seconds, given.memory))
+            given.page.write_text(page(grid.results, keys))
 
 
 if __name__ == "__main__":
