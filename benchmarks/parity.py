@@ -42,6 +42,13 @@ from spa_graph.models_zoo.catalogue import entries, entry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "parity.md"
 SUITES = ("transformers", "torchvision")
+NOTES = (
+    "* torchvision/mc3_18: torch.onnx gives a Conv3d without bias a bias of shape (channels, 2),",
+    "  which ONNX Runtime rejects. So it will be with r3d_18, r2plus1d_18 and s3d.",
+    "* Rows of 2026-11-26 are of an AMD EPYC. Rows were run as the program grew; deberta_v2,",
+    "  electra, falcon, mamba and t5 with the latest.",
+)
+"""What the failures that were seen, and the numbers, mean."""
 Labels = dict[tuple[str, int], NDArray[np.int64]]
 """By weight and axis, the channel of each position; -1 stays."""
 
@@ -173,14 +180,15 @@ def page(results: Sequence[Result], wanted: Sequence[str]) -> str:
     days = sorted({result.day for result in results} - {""})
     lines = [
         "# One plan for a module and its ONNX export", "",
-        f"Written by `python -m benchmarks.parity FOLDER {' '.join(sys.argv[2:])}`; what is done,",
+        f"Written by `python -m benchmarks.parity {' '.join(['FOLDER', *sys.argv[2:]])}`; what is done,",
         "and how, stands in that file.", "",
         f"Of {len(wanted)} networks {len(results)} ran, {len(done)} could be pruned both ways:",
         f"the outputs of {equal} are equal (an error of 1 is what the proof tolerates), and FLOPs",
         f"of {alike}. Coupled channels: {counted(result.groups for result in done)}, seen from the",
         "module. An export may be freer, where a module's own `forward` ties what a graph needn't,",
-        "and tighter, where the exporter writes an operator in another way; the plans that were",
-        "made here, of modules, fit their exports nevertheless.", "",
+        "and tighter: in that of Mixtral a Max computes with the positions of picked experts, so",
+        "whole experts stay, and a plan that removes them from the module is refused there. Plans",
+        "that were made here fit their exports.", "", *NOTES,
         f"* Run from {days[0]} to {days[-1]}; other work ran beside, so seconds say little."
         if days else "* Other work ran beside, so seconds say little.",
         f"* {machine()}", f"* {versions()}", "",
