@@ -180,8 +180,8 @@ def page(results: Sequence[Result], wanted: Sequence[str]) -> str:
     days = sorted({result.day for result in results} - {""})
     lines = [
         "# One plan for a module and its ONNX export", "",
-        f"Written by `python -m benchmarks.parity {' '.join(['FOLDER', *sys.argv[2:]])}`; what is done,",
-        "and how, stands in that file.", "",
+        f"Written by `python -m benchmarks.parity {' '.join(['FOLDER', *sys.argv[2:]])}`;",
+        "what is done, and how, stands in that file.", "",
         f"Of {len(wanted)} networks {len(results)} ran, {len(done)} could be pruned both ways:",
         f"the outputs of {equal} are equal (an error of 1 is what the proof tolerates), and FLOPs",
         f"of {alike}. Coupled channels: {counted(result.groups for result in done)}, seen from the",
