@@ -54,9 +54,11 @@ opset 18 and its newest, TorchScript at 13, 17, 18 and its newest), simplified, 
 encoders, decoders, LSTM and GRU with free batch and free sequence, a plain RNN so from TorchScript
 (dynamo unrolls it at a fixed length). Asked for opset 13, dynamo
 writes 18 for all thirteen; asked for 17, it writes 17 for `vit_b_16` and `unet_groupnorm`, a file
-that onnx refuses for `yolo`, and 18 for the rest. One form differs: in TorchScript's file of
-`bert` the language head's tied weight is stored twice, so that its channels are no longer those
-of the embedding."""
+that onnx refuses for `yolo`, and 18 for the rest. So are eleven transformers from both exporters:
+BLOOM, DeBERTa-v2, Falcon, Gemma, GPT-2, Mixtral, Phi-3, Qwen3, Swin, T5 and Whisper. Two differ: in
+TorchScript's file of `bert` the language head's tied weight is stored twice, so that its channels
+are no longer those of the embedding; dynamo's of `deberta_v2` has one Expand of relative positions
+to all heads where the module has one per layer, which ties the heads of all layers."""
 
 HEAD = (
     "| network | exporter | nodes | groups | prunable | least | ours | at 0.5 | error | latency "

@@ -111,6 +111,7 @@ EXPORTS: dict[str, tuple[Exporter, int, dict[str, bool]]] = {
 # (network, form): why its groups differ; the test fails if they no longer do.
 DIFFERENCES: dict[tuple[str, str], str] = {
     ("transformers/bert", "torchscript"): "the head's tied weight is stored twice: transposed",
+    ("transformers/deberta_v2", "torchscript"): "dynamo has one Expand of positions for all layers",
 }
 
 
@@ -220,6 +221,24 @@ def test_dynamo_below_its_opset(
     else:
         found, want = (describe(spa_graph.analyze(m)) for m in (model, plain(name, "dynamo")))
         assert found == want
+
+
+TRANSFORMERS = (
+    "bloom", "deberta_v2", "falcon", "gemma", "gpt2", "mixtral", "phi3", "qwen3", "swin", "t5",
+    "whisper",
+)  # fmt: skip
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_both_exporters_of_transformers(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    key, found = f"transformers/{name}", {}
+    for exporter in ("dynamo", "torchscript"):
+        with _removed(tmp_path / f"{exporter}.onnx") as path:
+            write(catalogue.entry(key).build(), path, exporter, OPSET, dynamic=True, fuse=True)
+            found[exporter] = describe(spa_graph.analyze(path))
+    _assert_same(key, "torchscript", found["torchscript"], found["dynamo"])
 
 
 # How many of its inputs each gets. Without a mask, encoders make one from the tokens' shape.
