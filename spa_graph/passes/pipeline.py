@@ -227,7 +227,7 @@ def scopes(analysis: Analyzed, scope: tuple[Kind, ...]) -> tuple[Kept, Kept]:
         there = sorted({structure.kind for structure in analysis.structures})
         raise OptionError(
             f"--scope {','.join(scope)}: no such channels can be pruned here; "
-            f"there are {', '.join(there)}"
+            f"there are {', '.join(there)}; `spa-prune inspect` says what stays as it is, and why"
         )
     return whole, whole
 
