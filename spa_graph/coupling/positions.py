@@ -15,6 +15,8 @@ _MOVE_FIRST_INPUT = frozenset(
     "Cast CastLike Compress Expand Flatten Gather GatherElements GatherND Identity Reshape Slice "
     "Split Squeeze Tile Transpose Unsqueeze".split()
 )
+_COMBINE = frozenset(("Max", "Min", "Sum"))
+"""They return their operand if there is only one."""
 _READ_SIZES = frozenset({"Shape", "Size"})
 _LEAST_BYTES = 4  # narrower integers may be too small for large numbers, and wrap around
 
@@ -49,4 +51,6 @@ def _moves(scope: Scope, ranked: dict[int, int]) -> bool:
     if operator.op_type == "Concat":
         dims = {scope.relations.dim(axis) for axis in ranked.values()}
         return len(ranked) == len(operator.inputs) and len(dims) == 1
+    if operator.op_type in _COMBINE:
+        return len(operator.inputs) == 1
     return operator.op_type in _MOVE_FIRST_INPUT and [*ranked] == [0]

@@ -72,6 +72,8 @@ ROUTED = [
     mixed("scores apart from what is ranked", routed(
         "p = Sigmoid(l) pb = Add(p, b) v, i = TopK(pb, k) c = GatherElements<axis=1>(p, i)",
         extra="float[6] b"), "b:0"),
+    mixed("a Max of nothing else", routed(
+        f"{SOFTMAX_LAST} same = Max(i)", "up = Gather(w, same) down = Gather(u, same)")),
     mixed("the smallest", routed("v, i = TopK<largest=0>(l, k) c = Softmax(v)")),
     mixed("two routers, one behind the other", routed(
         SOFTMAX_LAST, router="a0 = MatMul(x, r1) b0 = MatMul(x, r2) l0 = Concat<axis=1>(a0, b0)"
