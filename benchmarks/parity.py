@@ -185,10 +185,8 @@ def page(results: Sequence[Result], wanted: Sequence[str]) -> str:
         f"Of {len(wanted)} networks {len(results)} ran, {len(done)} could be pruned both ways:",
         f"the outputs of {equal} are equal (an error of 1 is what the proof tolerates), and FLOPs",
         f"of {alike}. Coupled channels: {counted(result.groups for result in done)}, seen from the",
-        "module. An export may be freer, where a module's own `forward` ties what a graph needn't,",
-        "and tighter: in that of Mixtral a Max computes with the positions of picked experts, so",
-        "whole experts stay, and a plan that removes them from the module is refused there. Plans",
-        "that were made here fit their exports.", "", *NOTES,
+        "module. An export may be freer, where a module's own `forward` ties what a graph needn't.",
+        "The plans that were made here fit their exports.", "", *NOTES,
         f"* Run from {days[0]} to {days[-1]}; other work ran beside, so seconds say little."
         if days else "* Other work ran beside, so seconds say little.",
         f"* {machine()}", f"* {versions()}", "",

@@ -28,10 +28,11 @@ Command = Callable[..., Ran]
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a folder, with its size and time of change."""
+    """Every file below a folder, with its size and time of change; but Python's own of modules."""
     return {
         str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
     }
 
 

@@ -240,7 +240,9 @@ def test_a_signal_leaves_no_file(
 ) -> None:
     """Job schedulers stop with SIGTERM, a terminal that is closed with SIGHUP."""
     before = listing(chain.parent)
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {each: signal.getsignal(each) for each in stopping}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     stop = getattr(signal, name)
     monkeypatch.setattr("spa_graph.api.proof.verify", lambda *_, **__: os.kill(os.getpid(), stop))
     try:

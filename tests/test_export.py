@@ -22,6 +22,18 @@ Array = NDArray[Any]
 RANDOM = np.random.default_rng(0)
 
 
+@pytest.fixture(scope="module")
+def start_of_numbers() -> None:
+    """Each module's fixtures get the same numbers, whatever ran before."""
+    RANDOM.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def numbers() -> None:
+    """Each test gets the same numbers."""
+    RANDOM.bit_generator.state = np.random.default_rng(1).bit_generator.state
+
+
 def weight(*shape: int) -> Array:
     return RANDOM.standard_normal(shape).astype(np.float32)
 
@@ -46,7 +58,7 @@ def network(**weights: Array) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, Array]:
+def weights(start_of_numbers: None) -> dict[str, Array]:  # noqa: ARG001
     return {
         "first": weight(6, 3, 3, 3), "bias": weight(6), "second": weight(8, 6, 1, 1),
         "third": weight(8, 4), "last": weight(4),
