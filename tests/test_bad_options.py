@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import spa_graph
@@ -80,6 +81,19 @@ def test_a_report_that_is_the_plan_applied(command: Command, chain: Path) -> Non
     plan = write_plan(chain.parent, with_kept({}))
     arguments = ("apply", chain, plan, "--report", plan, "--overwrite")
     assert_refused(command, chain.parent, *arguments, says="inputs are never modified")
+
+
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_an_output_that_is_the_samples(command: Command, chain: Path, option: str) -> None:
+    samples = chain.with_name("x.npz")
+    np.savez(samples, x=np.zeros((4, 3, 8, 8), np.float32))
+    arguments = (chain, "--flops", 0.5, "--calibrate", samples, option, samples, "--overwrite")
+    assert_refused(command, chain.parent, *arguments, says="inputs are never modified")
+
+
+def test_calibration_data_of_no_name(command: Command, chain: Path) -> None:
+    arguments = (chain, "--flops", 0.5, "--calibrate", "")
+    assert_refused(command, chain.parent, *arguments, says="--calibrate names nothing")
 
 
 @pytest.mark.parametrize("option", ["--plan", "--report"])

@@ -53,7 +53,8 @@ class Target:
                     f"{path} is named twice; each output needs its own file "
                     f"({weights} is for weights)"
                 )
-        check_inputs(paths, model, inputs)
+        samples = [Path(given) for name in ("calibrate", "data") if (given := options.get(name))]
+        check_inputs(paths, model, [*inputs, *samples])
         if dry_run:
             output = plan = report = html = None
         else:
@@ -131,7 +132,7 @@ def beside(model: Network, ending: str) -> Path:
 
 
 def check_inputs(outputs: Sequence[Path], model: Network, others: Sequence[Path] = ()) -> None:
-    """No output takes the place of a file that is read: the model, its weights, a plan."""
+    """No output takes the place of what is read: the model, its weights, a plan, samples."""
     taken = [path for path in outputs if path.exists()]
     # only a file that exists can hold the model's weights, so most runs needn't look for them
     read = [model.given, model.path, *others, *(model.sources() if taken else ())]

@@ -68,8 +68,13 @@ def format_of(path: Path) -> Format | None:
         raise ModelError(f"{path} is empty; check the download or export")
     suffix = path.suffix.lower()
     if suffix in PICKLES and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            parts = {tuple(name.split("/")[1:2]) for name in archive.namelist()}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                parts = {tuple(name.split("/")[1:2]) for name in archive.namelist()}
+        except zipfile.BadZipFile as error:
+            raise ModelError(
+                f"{path} is damaged ({error}); check the download or export"
+            ) from error
         if ("code",) in parts:
             return TORCHSCRIPT
         raise ModelError(

@@ -19,6 +19,8 @@ from tests.conftest import Command, assert_refused
 from tests.models import outputs, random_feeds
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+DAMAGED = bytes(46) + b"PK\x05\x06\0\0\0\0\1\0\1\0\x2e\0\0\0\0\0\0\0\0\0"
+"""The end of a zip file whose list of files is gone."""
 PIP = "pip install 'spa-prune[{}]'"
 
 
@@ -106,6 +108,7 @@ def test_options_are_checked_before_a_network_is_converted(
         ("net.h5", MAGIC + b"weights", "holds no Keras network, perhaps its weights alone"),
         ("net.keras", b"", "is empty"),
         ("net.pt", b"\x80\x02", "torch.export.save"),
+        ("net.pt", DAMAGED, "is damaged"),
         ("net.safetensors", b"x" * 99, "weights without their network"),
         ("net.pdmodel", b"x" * 99, "paddle"),
     ],

@@ -261,3 +261,24 @@ def test_the_result_exports_to_onnx(tmp_path: Path) -> None:
     session = ort.InferenceSession(path)
     (got,) = session.run(None, {session.get_inputs()[0].name: image().numpy()})
     torch.testing.assert_close(torch.from_numpy(got), pruned(image()), rtol=1e-3, atol=1e-4)
+
+
+class Scaled(nn.Module):
+    """A module whose `forward` makes a constant with an element for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.b(self.a(x) * torch.tensor([0.5, 0.25, 0.125, 0.06]))
+
+
+def test_constants_that_forward_makes_need_a_graph() -> None:
+    x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="register it as a buffer"):
+        pruned = spa.prune(settled(Scaled()), x, ratio=0.5)
+    assert isinstance(pruned, torch.fx.GraphModule)
+    assert pruned(x).shape == (2, 3)
+    with pytest.raises(spa_graph.RewriteError, match="constant with an element for each channel"):
+        spa.prune(settled(Scaled()), x, ratio=0.5, return_type="module")

@@ -254,9 +254,19 @@ def _own(
 
 
 def slice_parameters(module: nn.Module, kept: Mapping[str, AxisIndices]) -> None:
-    """Slice parameters and buffers by name, in place: types, devices, ties and hooks stay."""
+    """Slice parameters and buffers by name, in place: types, devices, ties and hooks stay.
+
+    Raises:
+        RewriteError: one is a constant that `forward` makes; nothing was changed.
+    """
+    try:
+        tensors = {name: get_tensor(module, name) for name in kept}
+    except AttributeError as error:
+        raise RewriteError(
+            "it makes a constant with an element for each channel; register it as a buffer"
+        ) from error
     for name, axes in kept.items():
-        tensor = get_tensor(module, name)
+        tensor = tensors[name]
         set_data(tensor, sliced(tensor.detach(), axes))
 
 

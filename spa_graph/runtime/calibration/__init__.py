@@ -102,6 +102,8 @@ def check_source(spec: object, preprocess: str | Preprocess | None = None) -> No
         OptionError: there is no such file or function, or `preprocess` can't be used.
     """
     named = isinstance(spec, str | os.PathLike)
+    if named and not str(spec):
+        raise OptionError("--calibrate names nothing: it is empty")
     folder = named and Path(str(spec)).is_dir()
     if preprocess is not None and not folder:
         raise OptionError("--preprocess is for a folder of images; the calibration data is none")
