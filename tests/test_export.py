@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import spa_graph
 from spa_graph import export
-from spa_graph.errors import OptionError
+from spa_graph.errors import OptionError, VerificationError
 from spa_graph.export.heads import fit_heads
 from spa_graph.export.stored import StoredWeights
 from spa_graph.plan import Plan
@@ -194,6 +194,13 @@ def test_zeros_in_normalised_heads() -> None:
         fit_heads(weights, 8, one_size=True)
 
 
+def test_swapped_models_are_refused(weights: dict[str, Array]) -> None:
+    model = network(**weights)
+    result = spa_graph.prune(model, flops=0.5)
+    with pytest.raises(OptionError, match="give the original first, then the pruned model"):
+        StoredWeights(result.model, model, result.plan)
+
+
 def test_other_values_are_not_found(weights: dict[str, Array], stored: StoredWeights) -> None:
     assert stored.find(weights["second"] * 2) is None
     assert stored.find_scaled(weight(3, 3, 3, 6), (3, 2, 0, 1), 3) is None
@@ -266,6 +273,29 @@ def test_keras(tmp_path: Path) -> None:
         result = spa_graph.prune(path, flops=0.5, **options)
         small = export.to_keras(model, path, result.model, result.plan)  # compares outputs
         assert small.count_params() < 0.8 * model.count_params()
+
+
+def test_keras_sums_and_models_trained_since(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tf2onnx")
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(16)(inputs)
+    hidden = hidden + keras.layers.Dense(16)(hidden)  # an operation, no layer
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(hidden))
+    model(np.zeros((2, 8), np.float32))
+    path = tmp_path / "keras.onnx"
+    model.export(path, format="onnx", verbose=False)
+    result = spa_graph.prune(path, flops=0.5)
+    small = export.to_keras(model, path, result.model, result.plan)  # compares outputs
+    assert small.count_params() < 0.7 * model.count_params()
+    bias, kernel = model.layers[-1].bias, model.layers[-1].kernel
+    bias.assign(bias + np.eye(4)[0])  # which a softmax of large inputs may hide
+    with pytest.raises(VerificationError):
+        export.to_keras(model, path, result.model, result.plan)
+    bias.assign(bias - np.eye(4)[0])
+    kernel.assign(kernel + 0.1)
+    with pytest.raises(OptionError, match="trained since, export and prune it again"):
+        export.to_keras(model, path, result.model, result.plan)
 
 
 KERAS = {

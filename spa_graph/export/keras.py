@@ -114,6 +114,12 @@ class _Reading:
         arrays = {key: np.asarray(weight) for key, weight in weights.items()}
         kernels = [key for key, each in weights.items() if _is_kernel(each)]
         found = {key: self._kernel(layer, arrays[key]) for key in kernels}
+        for key, match in found.items():
+            if match is None:
+                raise OptionError(
+                    f"`{weights[key].path}` is not stored in the ONNX model as it is in Keras; if "
+                    "the model was trained since, export and prune it again"
+                )
         results, count = self._lost(layer, arrays, found)
         self.results[id(layer)] = results
         for key, array in arrays.items():
@@ -231,7 +237,7 @@ class _Reading:
         config |= {key: each for key, each in functions.items() if inspect.isfunction(each)}
         if type(layer).__name__ == "Reshape" and -1 not in config["target_shape"]:
             config["target_shape"] = (*config["target_shape"][:-1], -1)  # the channels left
-        parts = {part.name: part for part in layer._layers}
+        parts = {part.name: part for part in _parts(layer)}
         return {key: self._with_parts(each, parts) for key, each in config.items()}
 
     def _with_parts(self, value: Any, parts: Mapping[str, Any]) -> Any:
@@ -282,16 +288,22 @@ def _all_layers(model: Any) -> Iterator[Any]:
     yield from model._flatten_layers(include_self=False)
 
 
+def _parts(layer: Any) -> list[Any]:
+    """The layers in a layer; a plain operation (`a + b`) has none."""
+    return list(getattr(layer, "_layers", ()))
+
+
 def _own_weights(layer: Any) -> list[Any]:
     """The weights of a layer that aren't those of its parts."""
-    others = {id(weight) for part in layer._layers for weight in part.weights}
-    return [weight for weight in layer.weights if id(weight) not in others]
+    others = {id(weight) for part in _parts(layer) for weight in part.weights}
+    return [weight for weight in getattr(layer, "weights", ()) if id(weight) not in others]
 
 
 def _pairs(model: Any, small: Any) -> Iterator[tuple[Any, Any]]:
     """The layers of a model, and their parts, with those of the smaller one."""
     for layer in model.layers:
-        if type(layer).__name__ != "InputLayer":  # the clone's has a name of its own
+        # an input's clone has a name of its own, and an operation has no weights
+        if type(layer).__name__ != "InputLayer" and hasattr(layer, "_flatten_layers"):
             both = layer, small.get_layer(layer.name)
             yield from zip(*(each._flatten_layers() for each in both), strict=True)
 

@@ -73,6 +73,19 @@ class StoredWeights:
         missing = [name for name in plan_names(self.plan) if name not in known]
         if missing:
             raise OptionError(f"the plan is for another network: it has no weight `{missing[0]}`")
+        for name, cuts in self.plan.kept.items():
+            if name in self._before and name in self._after:
+                self._check(name, cuts)
+
+    def _check(self, name: str, cuts: AxisIndices) -> None:
+        """Whether the pruned model holds what the plan leaves of a weight."""
+        before, after = self._before[name].shape, self._after[name].size
+        enough = all(index is None or np.max(index) < before[axis] for axis, index in cuts.items())
+        if not enough or sliced(_grid(self._before[name]), cuts).size != after:
+            raise OptionError(
+                f"`{name}` of the pruned model isn't what the plan leaves of the original's; give "
+                "the original first, then the pruned model, and the plan of the two"
+            )
 
     def find(self, array: Array) -> Match | None:
         """The weight with these values; None if there is none, or several that differ in what is

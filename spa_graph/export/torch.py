@@ -10,7 +10,7 @@ import numpy as np
 
 from spa_graph.errors import OptionError
 from spa_graph.export.agreement import check_agreement
-from spa_graph.export.stored import Array, StoredWeights
+from spa_graph.export.stored import Array, Match, StoredWeights
 from spa_graph.plan import Plan
 
 
@@ -46,10 +46,13 @@ def to_torch(
     found = {
         name: match
         for name, array in state.items()
-        if array.size > 1 and (match := stored.find(array)) is not None
+        if array.size > 1 and (match := _find(stored, array)) is not None
     }
     if not found:
-        raise OptionError("none of the module's weights is stored in the ONNX model")
+        raise OptionError(
+            "none of the module's weights is stored in the ONNX model; if the module was trained "
+            "since, export and prune it again"
+        )
     kept = {
         name: {axis: index for axis, index in enumerate(match.kept) if index is not None}
         for name, match in found.items()
@@ -70,3 +73,15 @@ def to_torch(
 
     check_agreement(stored.after, compute, "PyTorch")
     return small
+
+
+def _find(stored: StoredWeights, array: Array) -> Match | None:
+    """A weight as it is stored, perhaps with the scale of a normalisation folded in.
+
+    Results of a convolution are counted by the first axis of its kernel, of a transposed one by the
+    second.
+    """
+    match = stored.find(array)
+    for result in (0, 1) if match is None and array.ndim > 2 else ():
+        match = match or stored.find_scaled(array, tuple(range(array.ndim)), result)
+    return match

@@ -61,6 +61,25 @@ def test_the_module_computes_what_the_pruned_model_does(
     assert type(small) is Net
 
 
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_normalisation_folded_in_every_layer(dynamo: bool, tmp_path: Path) -> None:
+    """Then no kernel of a convolution is stored as it is in the module."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, width in ((3, 16), (16, 24), (24, 16)):
+        norm = nn.BatchNorm2d(width)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), norm, nn.ReLU()]
+    up = nn.ConvTranspose2d(16, 12, 2, stride=2)
+    net = nn.Sequential(*layers, up, nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 4, 1)).eval()
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(net, INPUTS, path, dynamo=dynamo, verbose=False)
+    result = spa_graph.prune(path, flops=0.5)
+    small = export.to_torch(net, path, result.model, result.plan, INPUTS)  # compares outputs
+    sizes = [sum(tensor.numel() for tensor in each.parameters()) for each in (small, net)]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
 def test_a_module_that_is_not_the_exported_one(model: Net, tmp_path: Path) -> None:
     """Some weights are found, others were trained on: the outputs tell."""
     path = tmp_path / "net.onnx"
