@@ -43,10 +43,12 @@ from spa_graph.models_zoo.catalogue import entries, entry
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "parity.md"
 SUITES = ("transformers", "torchvision")
 NOTES = (
-    "* torchvision/mc3_18: torch.onnx gives a Conv3d without bias a bias of shape (channels, 2),",
-    "  which ONNX Runtime rejects. So it will be with r3d_18, r2plus1d_18 and s3d.",
+    "* mc3_18, r3d_18, r2plus1d_18, s3d: torch.onnx gives a Conv3d without bias a bias of shape",
+    "  (channels, 2), which ONNX Runtime rejects.",
+    "* Detectors: torch.export can't trace what torchvision does with boxes whose number depends on",
+    "  the image (`ops/boxes.py`). As TorchScript's exports they can be pruned, see coverage.md.",
     "* Rows of 2026-11-26 are of an AMD EPYC. Rows were run as the program grew; deberta_v2,",
-    "  electra, falcon, mamba and t5 with the latest.",
+    "  electra, falcon, mamba, mixtral, qwen2_moe, t5 and those of 2026-11-27 with about the latest.",
 )
 """What the failures that were seen, and the numbers, mean."""
 Labels = dict[tuple[str, int], NDArray[np.int64]]
