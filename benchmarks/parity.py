@@ -46,7 +46,7 @@ NOTES = (
     "* mc3_18, r3d_18, r2plus1d_18, s3d: torch.onnx gives a Conv3d without bias a bias of shape",
     "  (channels, 2), which ONNX Runtime rejects.",
     "* Detectors: torch.export can't trace what torchvision does with boxes, whose number depends",
-    "  on the image (`ops/boxes.py`). As TorchScript's exports they can be pruned, see coverage.md.",
+    "  on the image (`ops/boxes.py`). TorchScript exports of them can be pruned, see coverage.md.",
     "* Rows of 2026-11-26 are of an AMD EPYC. Rows were run as the program grew; deberta_v2,",
     "  electra, falcon, mamba, mixtral, qwen2_moe and t5 with the latest, the large ones as well.",
 )
