@@ -113,36 +113,35 @@ class _Reading:
         weights = {id(weight): weight for weight in _own_weights(layer)}
         arrays = {key: np.asarray(weight) for key, weight in weights.items()}
         kernels = [key for key, each in weights.items() if _is_kernel(each)]
-        found = {key: self._kernel(layer, arrays[key]) for key in kernels}
-        for key, match in found.items():
-            if match is None:
-                raise OptionError(
-                    f"`{weights[key].path}` is not stored in the ONNX model as it is in Keras; if "
-                    "the model was trained since, export and prune it again"
-                )
+        found = {key: self._kernel(layer, weights[key]) for key in kernels}
         results, count = self._lost(layer, arrays, found)
         self.results[id(layer)] = results
         for key, array in arrays.items():
-            match = found.get(key)
-            if match is not None:
-                self.left[key], self.kept[key] = match.after, match.kept
+            if key in found:
+                self.left[key], self.kept[key] = found[key].after, found[key].kept
             else:
-                self.left[key] = array if key in found else _left(array, results, count)
+                self.left[key] = _left(array, results, count)
         bias = next((key for key, each in weights.items() if each.name == "bias"), None)
         for key, match in found.items():
-            if match is not None and match.shift is not None:
+            if match.shift is not None:
                 self._shift(layer, match, bias, row=kernels.index(key))
 
-    def _kernel(self, layer: Any, kernel: Array) -> Match | None:
+    def _kernel(self, layer: Any, weight: Any) -> Match:
         """The kernel as it is stored, perhaps with the scale of a normalisation folded in."""
+        kernel = np.asarray(weight)
         match = self.stored.find(kernel)
         if match is None and kernel.ndim > 2:
             result = _result_axes(layer, kernel.ndim)[0]
-            return self.stored.find_scaled(kernel, _onnx_order(layer, kernel), result)
+            match = self.stored.find_scaled(kernel, _onnx_order(layer, kernel), result)
+        if match is None:
+            raise OptionError(
+                f"`{weight.path}` is not stored in the ONNX model as it is in Keras; if the model "
+                "was trained since, export and prune it again"
+            )
         return match
 
     def _lost(
-        self, layer: Any, arrays: Mapping[int, Array], kernels: Mapping[int, Match | None]
+        self, layer: Any, arrays: Mapping[int, Array], kernels: Mapping[int, Match]
     ) -> tuple[Kept, int]:
         """What is left of a layer's results, and how many there were: its last kernel says, else
         its vectors."""
@@ -154,8 +153,7 @@ class _Reading:
         last, match = [*kernels.items()][-1]
         axes = _result_axes(layer, arrays[last].ndim)
         sizes = [arrays[last].shape[axis] for axis in axes]
-        kept = [match.kept[axis] for axis in axes] if match is not None else []
-        return _merged(kept, sizes), math.prod(sizes)
+        return _merged([match.kept[axis] for axis in axes], sizes), math.prod(sizes)
 
     def _shift(self, layer: Any, match: Match, bias: int | None, row: int) -> None:
         """Put what a refit added into the bias; else leave it to `repair`."""
