@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,7 @@ def prune(
         VerificationError: the proof failed; nothing was written.
         SpaError: anything else about the model or the options.
     """
-    checked(options, budget=True)
-    with ready(model, output=output, progress=progress, **options) as network:
+    with _ready(model, checked(options, budget=True), output, progress) as network:
         return network.prune(
             output, verify=verify, latency_seconds=latency_seconds, profile=profile
         )
@@ -198,14 +197,13 @@ class Ready:
         return {**dict.fromkeys(BUDGETS), **budget} if budget else {}
 
 
-@contextmanager
 def ready(
     model: object,
     *,
     output: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **options: Any,
-) -> Iterator[Ready]:
+) -> AbstractContextManager[Ready]:
     """Read, analyse and rank a network once; what it needs on disk is gone after the block.
 
     >>> from spa_graph.models_zoo.demo import model_path
@@ -217,7 +215,17 @@ def ready(
         output: a file beside which there is room for what is needed on disk.
         model, progress, options: as those of `prune`.
     """
-    chosen = checked(options)
+    return _ready(model, checked(options), output, progress)
+
+
+@contextmanager
+def _ready(
+    model: object,
+    chosen: Options,
+    output: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> Iterator[Ready]:
+    """As `ready`, with options that were checked."""
     criterion = pipeline.chosen_criterion(chosen)
     timer = Timer(progress)
     with ExitStack() as stack:
