@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ PEERS = {"torch-pruning": "Torch-Pruning", "onnxsim": "onnxsim"}
 PRUNED = ("ok", "floor")  # a network was written, proven equal to the masked one
 LEFT_ALONE = ("nothing", "refused")
 ANALYSIS, MEMORY = 10.0, 3.0  # goals: seconds, multiples of the file
-LARGE = 50e6  # bytes; below, what a run needs anyway is most of its memory
+LARGE = 50e6  # bytes; below, what ONNX Runtime needs anyway is most of the memory
 SMALL = 1e6  # bytes; below, a multiple says nothing
 LONG = 240  # characters of a reason
 
@@ -210,20 +209,31 @@ def _goals(suites: list[Suite]) -> Iterator[str]:
         if cell.get("analysis_seconds", 0) > ANALYSIS
     ]
     yield f"Analyses of more than {ANALYSIS:.0f} s: {', '.join(slow) or 'none'}."
-    sizes = ((key, suite.exported[name].get("bytes", 0), cell) for key, name, suite, cell in rows)
-    memory = [(key, size, cell["memory"]) for key, size, cell in sizes if cell.get("memory")]
-    large, small = (
-        [(key, used, size) for key, size, used in memory if least < size <= most]
-        for least, most in ((LARGE, math.inf), (SMALL, LARGE))
-    )
-    greedy = [f"{key} ({used / size:.1f})" for key, used, size in large if used > MEMORY * size]
-    more = [used - MEMORY * size for _, used, size in small if used > MEMORY * size]
+    files = [(key, suite.exported[name].get("bytes", 0), cell) for key, name, suite, cell in rows]
+    known = [(key, size, cell) for key, size, cell in files if cell.get("memory")]
+    large = [(key, cell["memory"] / size) for key, size, cell in known if size > LARGE]
     yield (
         f"Of {len(large)} files of more than {LARGE / 1e6:.0f} MB these needed more than "
-        f"{MEMORY:.0f} times their size in memory: {', '.join(greedy) or 'none'}. Of {len(small)} "
-        f"from {SMALL / 1e6:.0f} MB on {len(more)} did, by up to {max(more, default=0) / 1e6:.0f} "
-        "MB: features, when the proof runs a network, are independent of the file's size."
+        f"{MEMORY:.0f} times their size in memory: {_above(large, MEMORY)}."
     )
+    small = [
+        (key, cell["memory"] / size, cell["memory"] / cell["session_memory"])
+        for key, size, cell in known
+        if size <= LARGE and cell.get("session_memory")
+    ]
+    if small:
+        over = sum(share > MEMORY for _, share, _ in small)
+        yield (
+            f"Features and code don't shrink with the file: {over} of {len(small)} smaller ones "
+            f"needed more than {MEMORY:.0f} times their size. Next to what ONNX Runtime alone "
+            "needs to open and run the unpruned network, the most was "
+            f"{max(share for _, _, share in small):.1f} times as much, and more than {MEMORY:.0f} "
+            f"times: {_above([(key, share) for key, _, share in small], MEMORY)}."
+        )
+
+
+def _above(shares: Iterable[tuple[str, float]], most: float) -> str:
+    return ", ".join(f"{key} ({share:.1f})" for key, share in shares if share > most) or "none"
 
 
 def _memory(export: Record, ours: Record) -> float | None:

@@ -208,7 +208,7 @@ def _pruned(folder: Path, smallest: float, before: float, update: Update) -> Fou
     """Prune to half of the FLOPs, or to what can be reached."""
     import spa_graph
     from spa_graph.runtime import benchmark
-    from spa_graph.runtime.benchmark.memory import Meter
+    from spa_graph.runtime.benchmark.memory import Meter, peak_memory
 
     path, output = folder / MODEL, folder / PRUNED.format("ours")
     memory, target = Meter(), 0.5
@@ -249,7 +249,7 @@ def _pruned(folder: Path, smallest: float, before: float, update: Update) -> Fou
     broken = judge(path, output, load_inputs(folder))
     if broken:
         return {"status": "broken", "reason": broken, "valid": False}
-    update({"valid": True})
+    update({"valid": True, "session_memory": peak_memory(path, load_inputs(folder))})
     try:
         latency = benchmark.measure(path, output, load_inputs(folder), seconds=LATENCY)
     except spa_graph.errors.SpaError as error:

@@ -401,7 +401,19 @@ def test_the_page() -> None:
     assert "* **odd** (not exportable): dynamo: no" in lines
     assert "Analyses of more than 10 s: torchvision/hard (12.0 s)." in lines
     assert any("in memory: torchvision/resnet18 (5.0)." in line for line in lines)
+    assert "smaller ones" not in text
     assert "python " in text and "90 s" in text
+
+
+def test_memory_of_small_files_is_compared_with_that_of_a_session() -> None:
+    cells = sample()
+    for name, bytes_, used in (("resnet18", 10e6, 50e6), ("hard", 20e6, 70e6)):
+        cells[f"torchvision/{name}", "export"]["bytes"] = bytes_
+        cells[f"torchvision/{name}", "ours"].update(memory=used, session_memory=20e6)
+    run = {**coverage.machine(), "options": {"jobs": 2, "time_limit": 90.0, "memory_limit": 12.0}}
+    text = coverage_page.page(cells, [run])
+    assert "2 of 2 smaller ones needed more than 3 times their size" in text
+    assert "the most was 3.5 times as much, and more than 3 times: torchvision/hard (3.5)." in text
 
 
 def test_the_page_tells_what_was_run_again() -> None:

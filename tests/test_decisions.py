@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from spa_graph.passes import proof
 from spa_graph.passes.decisions import Tipped, find_decisions, tipped
 from spa_graph.passes.rewrite import plan_edits
 from spa_graph.plan import make_plan
-from tests.models import network
+from tests.models import Array, network
 
 CHOICE = """
 choice (float[N,4] x) => (float[N,2] best, int64[N,2] where)
@@ -94,18 +95,23 @@ def test_outputs_that_hide_differences_prove_nothing(
     text = HIDING.format(kind=kind, tail=tail).replace("float zero", "float p1, float zero")
     model = network(text, values=values)
     prune(model, ratio=0.5)
+    _spoil(monkeypatch, "b1", lambda bias: bias + 1e-3)
+    with pytest.raises(VerificationError):
+        prune(model, ratio=0.5)
+
+
+def _spoil(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Array], Array]) -> None:
+    """Let each pruned network have a weight that is wrong."""
     right = editor.apply_edits
 
     def wrong(changed: ir.Model, *rest: Any) -> Graph:
         graph = right(changed, *rest)
-        bias = changed.graph.initializers["b1"]
-        assert bias.const_value is not None
-        bias.const_value = ir.tensor(bias.const_value.numpy() + 1e-3, name="b1")
+        weight = changed.graph.initializers[name]
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(change(weight.const_value.numpy()), name=name)
         return graph
 
     monkeypatch.setattr(editor, "apply_edits", wrong)
-    with pytest.raises(VerificationError):
-        prune(model, ratio=0.5)
 
 
 ROUTED = """
@@ -162,3 +168,22 @@ def test_a_router_between_near_ties(
     with pytest.raises(VerificationError) as raised:
         apply_plan(model, make_plan(coupling, kept))
     assert isinstance(raised.value, proof._HiddenError) is hidden
+
+
+SATURATING = """
+saturating (float[N,16] x) => (float[N,4] y)
+<float[16,32] w1, float[32,4] w2, float[1] steep = {3000.0}>
+{ h = MatMul(x, w1) r = Relu(h) s = MatMul(r, w2) t = Mul(s, steep) y = Softmax(t) }
+"""
+
+
+def test_a_softmax_that_random_input_saturates_is_run_on_smaller_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = network(SATURATING)
+    prune(model, ratio=0.5)
+    _spoil(monkeypatch, "w2", lambda weight: weight * np.float32(1.01))
+    with pytest.raises(VerificationError, match="differs by"):
+        prune(model, ratio=0.5)
+    monkeypatch.setattr(proof, "SCALES", (1.0, 30.0))
+    prune(model, ratio=0.5)  # large inputs alone don't show it

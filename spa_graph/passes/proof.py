@@ -28,10 +28,10 @@ from spa_graph.passes.options import Timer
 from spa_graph.runtime import heap
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.sessions import Feeds, open_session
-from spa_graph.runtime.verify import Agreement, Array, compare, varies
+from spa_graph.runtime.verify import Agreement, Array, compare, saturated, varies
 
 AnyArray = TypeVar("AnyArray", Array, Array | None)
-SCALES = (1.0, 30.0, 0.1)
+SCALES = (1.0, 30.0, 0.1, 0.001)
 """Standard deviations of random inputs to try."""
 TRIES = 3
 """How many inputs to try where decisions between near ties hide what lies behind them."""
@@ -332,8 +332,9 @@ def _reference(
 ) -> tuple[list[Feeds], list[list[Array]], list[int]]:
     """Inputs on which the reference network's outputs vary, if there are any, and the outputs.
 
-    Small inputs can drown in biases, or leave every unit of a badly scaled network at rest. Last
-    come the samples whose sizes the reference rejects, which the network itself must reject too.
+    Small inputs can drown in biases, or leave every unit of a badly scaled network at rest; large
+    ones saturate. Last come the samples whose sizes the reference rejects, which the network itself
+    must reject too.
 
     The largest inputs come first: weights are mapped, and stay in memory once they were read, so
     the large features of first layers don't stand beside all weights then.
@@ -357,9 +358,10 @@ def _reference(
 def _informative(
     network: Network, graph: Graph, sample: int, seed: int
 ) -> tuple[Feeds, list[Array]]:
-    """The first input that all outputs vary on, else that most do; some networks refuse others.
+    """The first input on which all outputs vary between more than the ends of a range.
 
-    A detector that finds nothing may fail, and none of its outputs vary.
+    Else one on which most do; some networks refuse others. A detector that finds nothing may
+    fail, and none of its outputs vary.
     """
     tried: list[tuple[Feeds, list[Array]]] = []
     failure: ModelError | None = None
@@ -371,11 +373,15 @@ def _informative(
             failure = failure or error
             continue
         tried.append((given, found))
-        if all(map(varies, found)):
+        if all(map(_tells, found)):
             break
     if not tried:
         raise failure or ModelError("the network was not run")
-    return max(tried, key=lambda each: sum(map(varies, each[1])))
+    return max(tried, key=lambda each: (sum(map(varies, each[1])), sum(map(_tells, each[1]))))
+
+
+def _tells(output: Array) -> bool:
+    return varies(output) and not saturated(output)
 
 
 def _check_that_it_is_rejected(analysis: Analysis, folder: Path, sample: int, seed: int) -> None:

@@ -21,6 +21,8 @@ NOISE = 8
 """... plus this many times what rounding alone was seen to change there, if that was measured."""
 NOISE_LIMIT = 5e-2
 """... which may not come to more than this share of the spread: noise proves nothing."""
+SATURATED = 1e-6
+"""What lies this close to 0, 1 or -1 may be a softmax, sigmoid or tanh that inputs saturated."""
 ENOUGH = 32
 """Slices of an output with at least this many elements are compared by their own spread, so that
 large numbers (boxes) don't hide small ones (scores) beside them."""
@@ -70,6 +72,14 @@ def compare(
 def varies(output: Array) -> bool:
     """Whether an output shows anything: it has two different numbers."""
     return output.size > 1 and bool((output != output.flat[0]).any())
+
+
+def saturated(output: Array) -> bool:
+    """Whether nothing but the ends of a softmax, sigmoid or tanh is seen: differences drown."""
+    if output.dtype.kind != "f":
+        return False
+    whole = np.clip(np.round(output), -1, 1)
+    return bool((np.abs(output - whole) <= SATURATED).all())
 
 
 def _compare_output(name: str, got: Array, want: Array, noise: Array | None) -> Agreement:
