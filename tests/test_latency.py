@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,35 @@ def test_where_no_network_is_close_the_slowest_that_was_found_within_is_taken(
         trial.measured for trial in found.trials if trial.measured <= (1 + TOLERANCE) * found.wanted
     )
     assert found.plain()["within_5_percent"] == found.close
+
+
+def test_no_budget_of_flops_keeps_more_in_the_same_time() -> None:
+    class Misleading(Machine):
+        """Designed candidates take other times than those that are chosen: the model is wrong."""
+
+        def observe(self, candidates: Sequence[Counts], *rest: Any, **named: Any) -> Any:
+            found = super().observe(candidates, *rest, **named)
+            if len(candidates) == 1:
+                return found
+            return [replace(each, nodes=[*map(otherwise, each.nodes)]) for each in found]
+
+    def otherwise(node: NodeTime) -> NodeTime:
+        wrong = {"product0": 5.0, "product1": 0.1, "product2": 5.0}
+        return replace(node, ms=node.ms * wrong.get(node.name, 1.0))
+
+    machine = Misleading()
+    found, prepared = search(machine, latency=0.5)
+    assert found.plain()["chosen_by"] == "flops"
+    curves = importance_curves(prepared.analysis.coupling, prepared.ranking.scores)
+
+    def lost(counts: Counts) -> float:
+        return sum(float(c[len(c) - 1 - n]) for c, n in zip(curves, counts, strict=True))
+
+    for flops in np.linspace(0.1, 0.95, 30).tolist():
+        rows = prepared.prune(flops=flops, verify=False).report["groups"]
+        counts = np.array([row["kept"] for row in rows])
+        if machine.ms(counts) <= found.wanted:
+            assert lost(found.chosen.counts) <= 1.02 * lost(counts)
 
 
 def test_counts_of_a_slow_kind_are_avoided() -> None:

@@ -102,6 +102,10 @@ DEAD = (
 )
 APART = 0.1
 """Two measurements of the same network that differ by more were disturbed."""
+_CHOSEN_BY = {
+    "latency": "channel counts are multiples of {} where they can be",
+    "flops": "it is what --flops leads to, which keeps more here than the model of latency",
+}
 
 
 def budget_met(found: dict[str, Any], last: dict[str, Any] | None = None) -> str:
@@ -115,7 +119,7 @@ def budget_met(found: dict[str, Any], last: dict[str, Any] | None = None) -> str
     return (
         f"latency budget {found['budget_ms']:.3g} ms: measured {found['measured_ms']:.3g} ms, "
         f"predicted {found['predicted_ms']:.3g} ms ({how}; {count} network{'s' * (count > 1)} "
-        f"measured); channel counts are multiples of {found['unit']} where they can be"
+        f"measured); {_CHOSEN_BY[found['chosen_by']].format(found['unit'])}"
         + _disturbed(found["measured_ms"], last)
     )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from spa_graph.errors import BudgetError
+from spa_graph.passes.allocate import importance_curves
 from spa_graph.passes.latency.cache import Measurements, cached, keep, place
 from spa_graph.passes.latency.design import designs, fastest_unit, unit_designs
 from spa_graph.passes.latency.laboratory import SECONDS, Conditions, Observation
@@ -26,6 +27,10 @@ WEIGHT = 3
 """A candidate that was chosen counts as much as so many designed ones."""
 LONGER = 5 * SECONDS
 """How long a chosen candidate is measured."""
+HALVINGS = 6
+"""How closely the budget of FLOPs is sought that loses as much as one of latency."""
+DOUBT = 1.25
+"""A network isn't worth measuring that is predicted to take so much longer than is wanted."""
 
 
 class Laboratories(Protocol):
@@ -46,12 +51,16 @@ class Laboratories(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A network that was chosen for the budget and measured; in milliseconds."""
+    """A network that was chosen for the budget and measured; in milliseconds.
+
+    by: the quantity by whose model it was chosen.
+    """
 
     choice: Choice
     counts: Counts
     predicted: float
     measured: float
+    by: Literal["latency", "flops"] = "latency"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class Found:
             "predicted_ms": self.chosen.predicted,
             "measured_ms": self.chosen.measured,
             "within_5_percent": self.close,
+            "chosen_by": self.chosen.by,
             "unit": self.unit,
             "candidates_from_cache": self.from_cache,
             "trials": [
@@ -164,7 +174,7 @@ class _Search:
                 if not low or not np.isfinite(high):
                     break
                 aim = float(np.sqrt(low * high))
-        chosen = self._best(wanted)
+        chosen = self._or_by_flops(self._best(wanted), wanted)
         return Found(wanted, self._original, self._unit, from_cache, self._trials, chosen)
 
     def _wanted(self) -> float:
@@ -188,18 +198,28 @@ class _Search:
     def _try(self, aim: float) -> Trial:
         """The network that is predicted to take `aim`, measured unless it was before."""
         choice = self._choice(aim)
-        groups = self._ranking.analysis.groups
-        counts = np.array([choice.kept[g.start : g.stop].sum() for g in groups], np.int64)
+        counts = self._counts(choice)
         for trial in self._trials:
             if np.array_equal(counts, trial.counts):
                 return trial
+        observation, trial = self._measured(choice, "latency")
+        self._observations += [observation] * WEIGHT
+        self._model = self._fitted()
+        return trial
+
+    def _measured(
+        self, choice: Choice, by: Literal["latency", "flops"]
+    ) -> tuple[Observation, Trial]:
+        counts = self._counts(choice)
         predicted = float(self._model.milliseconds(counts))
         with self._timer.step("measure"):
             observation = self._laboratory.observe([counts], seconds=LONGER)[0]
-        self._observations += [observation] * WEIGHT
-        self._model = self._fitted()
-        self._trials.append(Trial(choice, counts, predicted, observation.ms))
-        return self._trials[-1]
+        self._trials.append(Trial(choice, counts, predicted, observation.ms, by))
+        return observation, self._trials[-1]
+
+    def _counts(self, choice: Choice) -> Counts:
+        groups = self._ranking.analysis.groups
+        return np.array([choice.kept[g.start : g.stop].sum() for g in groups], np.int64)
 
     def _choice(self, aim: float) -> Choice:
         """The smallest network where even that is predicted to take longer."""
@@ -228,6 +248,52 @@ class _Search:
             f"latency {self._options.latency} can't be reached: the fastest network that was found "
             f"takes {_told(least)} ({share:.3f} of {_told(self._original)})"
         )
+
+    def _or_by_flops(self, chosen: Trial, wanted: float) -> Trial:
+        """What a budget of FLOPs leads to, where that loses less and is fast enough.
+
+        Where times jump, the model of latency can be worse than none.
+        """
+        most = self._lost(chosen.choice)
+        low, high = 0.0, 1.0
+        rival: Choice | None = None
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            choice = self._within_flops(middle)
+            if choice is not None and self._lost(choice) < most:
+                high, rival = middle, choice
+            else:
+                low = middle
+        for _ in range(ROUNDS):
+            if rival is None or self._model.milliseconds(self._counts(rival)) > DOUBT * wanted:
+                break
+            _, trial = self._measured(rival, "flops")
+            if trial.measured > (1 + TOLERANCE) * wanted:
+                break
+            chosen = trial
+            if trial.measured >= (1 - TOLERANCE) * wanted:
+                break
+            high *= wanted / trial.measured
+            rival = self._within_flops(high) if high < 1 else None
+        return chosen
+
+    def _within_flops(self, share: float) -> Choice | None:
+        """What `--flops` chooses; None where it can't be reached."""
+        options = replace(self._options, latency=None, flops=share)
+        try:
+            return choose(self._ranking, options, self._timer)
+        except BudgetError:
+            return None
+
+    def _lost(self, choice: Choice) -> float:
+        """What the allocator makes least: distortion if it was measured, else importance."""
+        curves = (
+            choice.sensitivity.curves
+            if choice.sensitivity
+            else importance_curves(self._ranking.analysis.coupling, self._ranking.scores)
+        )
+        counts = self._counts(choice)
+        return sum(float(c[len(c) - 1 - n]) for c, n in zip(curves, counts, strict=True))
 
 
 def _told(ms: float) -> str:
