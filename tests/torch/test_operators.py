@@ -239,6 +239,23 @@ def test_parts_of_a_chunk_stay_equal_in_a_module() -> None:
     assert spa.plan_of(graph).kept["first.weight"][0].tolist() == [2, 3, 4, 5]
 
 
+def test_a_free_batch_can_be_cut_into_chunks() -> None:
+    """As in RAFT, which encodes both images in one batch."""
+
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.leave = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, first: Any, second: Any) -> Any:
+            a, b = self.encode(torch.cat([first, second])).relu().chunk(2, 0)
+            return self.leave(a - b)
+
+    pruned = spa.prune(settled(Twins()), (torch.randn(2, 4), torch.randn(2, 4)), ratio=0.5)
+    assert pruned.encode.out_features == 4
+    assert pruned(torch.randn(5, 4), torch.randn(5, 4)).shape == (5, 3)
+
+
 def test_every_rule_has_a_row() -> None:
     rows = {row[0] for row in ROWS} | {"even_split", "lstm", "gru", "rnn_tanh", "rnn_relu"}
     assert {op_type for domain, op_type in registered() if domain == ATEN} <= rows

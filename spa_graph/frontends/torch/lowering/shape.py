@@ -109,7 +109,8 @@ def split(call: AtenCall) -> Lowered | None:
     if not argument:
         return None
     axis, parts = call.axis("self"), call.result
-    equal = argument != {"split_sizes"} and len({part.shape[axis] for part in parts}) == 1
+    sizes = {str(part.shape[axis]) for part in parts}  # symbols can be compared as text only
+    equal = argument != {"split_sizes"} and len(sizes) == 1
     return Lowered(
         "even_split" if equal and call.even else "Split",
         [call["self"]],
