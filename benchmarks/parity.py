@@ -274,6 +274,8 @@ def main() -> None:
     rows = [
         row for row in entries(given.suites) if any(fnmatchcase(row.name, g) for g in given.rows)
     ]
+    if not rows:
+        parser.error(f"--rows {' '.join(given.rows)}: no network of {' '.join(given.suites)}")
     keys = [row.key for row in sorted(rows, key=lambda each: each.weight)]
     for key in keys:
         if Cell(key) not in grid.known:
