@@ -88,9 +88,7 @@ def test_a_missing_file(command: Command, tmp_path: Path) -> None:
 
 
 def test_a_folder(command: Command, tmp_path: Path) -> None:
-    assert_refused(
-        command, tmp_path, tmp_path, "--flops", 0.5, says="a folder without saved_model.pb"
-    )
+    assert_refused(command, tmp_path, tmp_path, "--flops", 0.5, says="it is an empty folder")
 
 
 def test_a_mistyped_command(command: Command, tmp_path: Path) -> None:

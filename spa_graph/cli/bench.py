@@ -53,7 +53,7 @@ def bench_command(
     from spa_graph.studies.bench import bench
 
     provider_named(options["provider"])  # says that it isn't there
-    paths = [each.onnx(input_shapes) for each in models]
+    paths = [each.onnx(input_shapes, quiet=quiet) for each in models]
     with console.progress(quiet) as progress:
         found = bench(
             paths,

@@ -45,7 +45,7 @@ def compare_command(
     from spa_graph.studies.compare import check, compare
 
     check(options["data"], options["preprocess"])
-    paths = [each.onnx(input_shapes) for each in (before, after)]
+    paths = [each.onnx(input_shapes, quiet=quiet) for each in (before, after)]
     with console.progress(quiet) as progress:
         found = compare(*paths, input_shapes=dict(input_shapes), progress=progress, **options)
     console.answer(found, console.show_comparison, as_json=as_json, quiet=quiet)

@@ -42,7 +42,7 @@ def inspect_command(
     if dot is not None and as_json:
         raise OptionError("--dot prints DOT, not JSON: leave out --dot or --json")
     checked(options)
-    path = model.onnx(input_shapes)
+    path = model.onnx(input_shapes, quiet=quiet)
     # a pipe gets what was asked for alone
     with console.progress(quiet or not sys.stderr.isatty()) as progress:
         analysis = spa_graph.analyze(

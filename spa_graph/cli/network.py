@@ -33,11 +33,12 @@ class Network:
         """The ONNX file, which may have to be made yet."""
         return self.given if self.kind is None else as_onnx(self.given)
 
-    def onnx(self, shapes: Shapes) -> Path:
+    def onnx(self, shapes: Shapes, *, quiet: bool) -> Path:
         """The ONNX file; it is made now if need be, which takes its time: check all else before.
 
         Args:
             shapes: sizes of inputs, for formats that don't hold them.
+            quiet: don't say where it is.
 
         Raises:
             ModelError: it can't be converted.
@@ -46,7 +47,8 @@ class Network:
             now = convert(self.given, self.kind, self.path, shapes)
             named = f"the {self.kind.name} {self.given}"
             done = f"converted {named} to {self.path}"
-            click.echo(done if now else f"{self.path} is {named}, converted", err=True)
+            if not quiet:
+                click.echo(done if now else f"{self.path} is {named}, converted", err=True)
         return self.path
 
     def sources(self) -> list[Path]:

@@ -69,7 +69,7 @@ def sensitivity_command(
 
     check_picture(picture, model, overwrite)
     check(**options)
-    path = model.onnx(input_shapes)
+    path = model.onnx(input_shapes, quiet=quiet)
     with console.progress(quiet) as progress:
         found = sensitivity(path, input_shapes=dict(input_shapes), progress=progress, **options)
     if picture is not None:

@@ -117,7 +117,7 @@ def sweep_command(
         check_writable(html, options["overwrite"])
     options |= {"output": output or beside(model, ".sweep"), "quantity": quantity}
     check(ratios, **options)
-    path = model.onnx(input_shapes)
+    path = model.onnx(input_shapes, quiet=quiet)
     try:
         with console.progress(quiet) as progress:
             found = sweep(

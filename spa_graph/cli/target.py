@@ -78,7 +78,7 @@ class Target:
         options: dict[str, Any],
     ) -> None:
         """Call `prune` or `apply_plan` with the options that are left, and show what it did."""
-        model = self.model.onnx(input_shapes)
+        model = self.model.onnx(input_shapes, quiet=self.quiet)
         with console.progress(self.quiet) as progress:
             result = function(
                 model,

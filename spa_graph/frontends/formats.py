@@ -20,6 +20,7 @@ class Format:
         needs: the packages that it imports.
         extra: the extra of spa-prune that installs them.
         unsized: whether the module must be told the sizes of inputs.
+        marks: what its files hold near their beginning, one of these: (place, bytes).
     """
 
     name: str
@@ -27,13 +28,24 @@ class Format:
     needs: tuple[str, ...]
     extra: str
     unsized: bool = False
+    marks: tuple[tuple[int, bytes], ...] = ()
+
+    def marked(self, path: Path) -> bool:
+        """Whether a file begins as one of this format does, whatever it is called."""
+        with path.open("rb") as file:
+            start = file.read(16)
+        return any(start.startswith(mark, place) for place, mark in self.marks)
 
 
 _TENSORFLOW = ("tensorflow", ("tensorflow", "tf2onnx"), "tensorflow")
-KERAS = Format("Keras file", *_TENSORFLOW)
+_ZIP, _HDF5 = (0, b"PK"), (0, b"\x89HDF\r\n\x1a\n")
+GRAPH_FILE = "saved_model.pb"
+KERAS = Format("Keras file", *_TENSORFLOW, marks=(_ZIP, _HDF5))
 SAVED_MODEL = Format("SavedModel", *_TENSORFLOW)
-TFLITE = Format("TFLite file", *_TENSORFLOW)
-EXPORTED = Format("torch.export file", "exported_program", ("torch", "onnxscript"), "torch")
+TFLITE = Format("TFLite file", *_TENSORFLOW, marks=((4, b"TFL3"),))
+EXPORTED = Format(
+    "torch.export file", "exported_program", ("torch", "onnxscript"), "torch", marks=(_ZIP,)
+)
 TORCHSCRIPT = Format("TorchScript file", "torchscript", ("torch",), "torch", unsized=True)
 SUFFIXES = {
     ".keras": KERAS, ".h5": KERAS, ".hdf5": KERAS, ".tflite": TFLITE, ".pt2": EXPORTED,
@@ -45,6 +57,11 @@ _FROM_KERAS = "load them into the network in Keras, and save that: model.save('N
 _WEIGHTS = "it holds weights without their network: "
 OTHERS = {
     **dict.fromkeys((*PICKLES, ".ckpt", ".safetensors"), _WEIGHTS + _FROM_TORCH),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".joblib"),
+        "a pickle can't be read without its Python code: export a model of scikit-learn by "
+        "`skl2onnx.to_onnx`, one of PyTorch by `torch.onnx.export`",
+    ),
     ".pb": "convert a TensorFlow graph by `python -m tf2onnx.convert --graphdef`",
     ".pdmodel": "convert a network of PaddlePaddle by `paddle.onnx.export`, or paddle2onnx",
     ".ort": "give the ONNX file that ONNX Runtime's own format was made from",
@@ -61,7 +78,7 @@ def format_of(path: Path) -> Format | None:
         ModelError: an empty file, or one of torch or Keras that holds no network.
     """
     if path.is_dir():
-        return SAVED_MODEL if (path / "saved_model.pb").is_file() else None
+        return SAVED_MODEL if (path / GRAPH_FILE).is_file() else None
     if not path.is_file():
         return None
     if not path.stat().st_size:
@@ -81,9 +98,12 @@ def format_of(path: Path) -> Format | None:
             f"{path} holds weights, or a module that can't be read without its Python code: "
             + _FROM_TORCH
         )
+    kind = SUFFIXES.get(suffix)
+    if kind is None or not kind.marked(path):
+        return None
     if suffix in (".h5", ".hdf5") and not _describes_network(path):
         raise ModelError(f"{path} holds no Keras network, perhaps its weights alone: {_FROM_KERAS}")
-    return SUFFIXES.get(suffix)
+    return kind
 
 
 def _describes_network(path: Path) -> bool:
@@ -108,6 +128,20 @@ def instead(path: Path) -> str | None:
     """
     kind = format_of(path)
     if kind is None:
-        return OTHERS.get(path.suffix.lower())
+        return _not_converted(path)
     name = as_onnx(path).name
     return f"it is a {kind.name}, which `spa-prune inspect {path}` converts to {name}: give that"
+
+
+def _not_converted(path: Path) -> str | None:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        empty = not any(path.iterdir())
+        what = "an empty folder" if empty else f"a folder without {GRAPH_FILE}"
+        return f"it is {what}; give an ONNX file, or the folder of a SavedModel"
+    if path.name == GRAPH_FILE:
+        return f"it is a part of a SavedModel: give its folder, {path.parent}"
+    if suffix in SUFFIXES and path.is_file():
+        kind = SUFFIXES[suffix].name
+        return f"it is named as a {kind}, and is none either; check the download or export"
+    return OTHERS.get(suffix)

@@ -14,13 +14,20 @@ import pytest
 import spa_graph
 from spa_graph.cli import network
 from spa_graph.errors import ModelError
+from spa_graph.frontends.convert import STAMP
+from spa_graph.frontends.formats import SUFFIXES
 from spa_graph.studies.opened import open_network
 from tests.conftest import Command, assert_refused
-from tests.models import outputs, random_feeds
+from tests.models import CHAIN, outputs, random_feeds
+from tests.models import network as network_of
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 DAMAGED = bytes(46) + b"PK\x05\x06\0\0\0\0\1\0\1\0\x2e\0\0\0\0\0\0\0\0\0"
 """The end of a zip file whose list of files is gone."""
+BEGINNINGS = {
+    ".keras": b"PK\x03\x04", ".h5": MAGIC + b"model_config", ".tflite": b"\x1c\0\0\0TFL3",
+    ".pt2": b"PK\x03\x04",
+}  # fmt: skip
 PIP = "pip install 'spa-prune[{}]'"
 
 
@@ -29,7 +36,7 @@ def a_file(folder: Path, name: str) -> Path:
         (folder / name).mkdir()
         (folder / name / "saved_model.pb").write_bytes(b"x")
     else:
-        (folder / name).write_bytes(MAGIC + b"model_config" if name.endswith(".h5") else b"x")
+        (folder / name).write_bytes(BEGINNINGS[Path(name).suffix])
     return folder / name
 
 
@@ -111,6 +118,10 @@ def test_options_are_checked_before_a_network_is_converted(
         ("net.pt", DAMAGED, "is damaged"),
         ("net.safetensors", b"x" * 99, "weights without their network"),
         ("net.pdmodel", b"x" * 99, "paddle"),
+        ("net.pkl", b"\x80\x04x", "`skl2onnx.to_onnx`"),
+        ("saved_model.pb", b"x" * 99, "part of a SavedModel: give its folder"),
+        ("net.h5", b"x" * 99, "is named as a Keras file, and is none either"),
+        ("net.tflite", b"x" * 99, "is named as a TFLite file, and is none either"),
     ],
 )
 @pytest.mark.parametrize("verb", [("inspect",), ("bench",)])
@@ -126,13 +137,49 @@ def test_files_that_hold_no_network_that_could_be_converted(
     assert_refused(command, tmp_path, *verb, tmp_path / name, says=says)
 
 
+@pytest.mark.parametrize(
+    ("holds", "says"),
+    [((), "an empty folder"), (("net.onnx", "notes.txt"), "a folder without saved_model.pb")],
+)
+@pytest.mark.parametrize("verb", [("inspect",), ("bench",)])
+def test_folders_that_are_no_saved_model(
+    holds: tuple[str, ...], says: str, verb: tuple[str, ...], tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "net").mkdir()
+    for name in holds:
+        (tmp_path / "net" / name).write_bytes(b"x")
+    assert_refused(command, tmp_path, *verb, tmp_path / "net", says=says)
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".pt", ".pkl"])
+def test_an_onnx_file_with_another_name(suffix: str, chain: Path, command: Command) -> None:
+    """What is in the file counts."""
+    path = chain.rename(chain.with_suffix(suffix))
+    ran = command(path, "--flops", 0.5, "--latency-seconds", 0, "--quiet")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert chain.with_suffix(".pruned.onnx").is_file()
+
+
 def test_a_converted_file_is_not_replaced(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
     path = a_file(tmp_path, "net.tflite")
     (tmp_path / "net.onnx").write_bytes(b"mine")
-    assert_refused(command, tmp_path, path, "--flops", 0.5, says="net.onnx, which exists")
+    says = "net.onnx, which exists, and was not made from it: move or rename one of them"
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says=says)
+
+
+def test_the_conversion_of_an_earlier_file_is_not_taken(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
+    path = a_file(tmp_path, "net.tflite")
+    model = network_of(CHAIN)
+    model.metadata_props.add(key=STAMP, value="of another")
+    onnx.save(model, tmp_path / "net.onnx")
+    says = "net.onnx, which exists, and was made from another content"
+    assert_refused(command, tmp_path, path, "--flops", 0.5, says=says)
 
 
 def test_a_torch_export_file(tmp_path: Path, process: Command) -> None:
@@ -157,6 +204,8 @@ def test_a_torch_export_file(tmp_path: Path, process: Command) -> None:
     assert outputs(pruned, random_feeds(pruned, dynamic=3))[0].shape == (3, 4)
 
     written = (tmp_path / "net.onnx").stat().st_mtime_ns
+    quiet = process("inspect", "net.pt2", "--quiet")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
     again = process("inspect", "net.pt2")
     assert again.code == 0, again.err
     assert "net.onnx is the torch.export file net.pt2, converted" in again.err
@@ -166,6 +215,33 @@ def test_a_torch_export_file(tmp_path: Path, process: Command) -> None:
         assert both.code == 0, both.err
         assert "net.onnx is the torch.export file net.pt2, converted" in both.err
     assert (tmp_path / "net.onnx").stat().st_mtime_ns == written
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")  # of LSTM, about itself
+def test_a_torch_export_file_of_a_module_in_training_mode(tmp_path: Path, process: Command) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv1d(4, 16, 1)
+            self.norm, self.dropout = torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.5)
+            self.attention = torch.nn.TransformerEncoderLayer(16, 2, 32, 0.3, batch_first=True)
+            self.cells = torch.nn.LSTM(16, 8, 2, dropout=0.3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.dropout(torch.relu(self.norm(self.first(x)))).transpose(1, 2)
+            return self.cells(self.attention(x))[0].mean(1)
+
+    model, x = Net().train(), torch.randn(2, 4, 6)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "net.pt2")
+    ran = process("net.pt2", "--flops", 0.7, "--latency-seconds", 0)
+    assert ran.code == 0, ran.err
+    with torch.no_grad():
+        want = model.eval()(x).numpy()
+    assert abs(outputs(onnx.load(tmp_path / "net.onnx"), {"x": x.numpy()})[0] - want).max() < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -192,6 +268,10 @@ def test_a_torchscript_file(way: str, tmp_path: Path, process: Command) -> None:
     refused = process("net.pt", *options)
     assert refused.code != 0
     assert "--input-shape tokens=" in refused.err
+    misnamed = process("net.pt", *options, "--input-shape", "token=2,5")
+    assert misnamed.code != 0
+    says = "no input `token`: give the sizes of all its inputs, as in --input-shape tokens="
+    assert says in misnamed.err and "--input-shape marks=" in misnamed.err
     assert not (tmp_path / "net.onnx").exists()
     shapes = ("--input-shape", "tokens=2,5", "--input-shape", "marks=2,5")
     ran = process("net.pt", *options, *shapes)
@@ -202,6 +282,9 @@ def test_a_torchscript_file(way: str, tmp_path: Path, process: Command) -> None:
         want = model(*feeds).numpy()
     assert abs(outputs(onnx.load(tmp_path / "net.onnx"), named)[0] - want).max() < 1e-5
     assert outputs(onnx.load(tmp_path / "net.pruned.onnx"), named)[0].shape == want.shape
+    other = process("inspect", "net.pt", "--input-shape", "token=2,5")
+    assert other.code != 0
+    assert "other options than --input-shape tokens=2,5 --input-shape marks=2,5" in other.err
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -252,6 +335,26 @@ def test_convolutions_of_groups(form: str, tmp_path: Path, process: Command) -> 
     x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
     assert_converts(model, form, tmp_path, process)
+
+
+@pytest.mark.parametrize("name", ["net.keras", "net.h5"])
+def test_files_that_keras_can_not_load(name: str, tmp_path: Path, process: Command) -> None:
+    """One needs a class, which stands in no file."""
+    pytest.importorskip("tf2onnx")
+    keras = pytest.importorskip("keras")
+
+    class Twice(keras.layers.Layer):  # type: ignore[name-defined, misc]
+        def call(self, x: Any) -> Any:
+            return 2 * x
+
+    inputs = keras.Input((8,))
+    keras.Model(inputs, Twice()(keras.layers.Dense(16)(inputs))).save(tmp_path / name)
+    ran = process(name, "--flops", 0.5)
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 1
+    assert "Keras can't load it alone" in ran.err and "'Twice'" in ran.err
+    assert "model.export('FOLDER')" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def assert_converts(model: Any, form: str, folder: Path, process: Command) -> None:

@@ -46,10 +46,13 @@ def convert(
     given = [f"{name}={','.join(map(str, sizes))}" for name, sizes in shapes if kind.unsized]
     stamp = _stamp(source, given)
     if target.exists():
-        if _stamped(target) == stamp:
+        made = _stamped(target)
+        if made == stamp:
             return False
+        why = "was not made from it" if made is None else f"was made {_otherwise(target, kind)}"
         raise ModelError(
-            f"{source} is converted to {target}, which exists: give that file, or move it away"
+            f"{source} would be converted to {target}, which exists, and {why}: move or rename one "
+            "of them"
         )
     missing = [name for name in kind.needs if importlib.util.find_spec(name) is None]
     if missing:
@@ -90,3 +93,14 @@ def _stamped(target: Path) -> str | None:
     except (OSError, DecodeError):
         return None
     return next((entry.value for entry in found if entry.key == STAMP), None)
+
+
+def _otherwise(target: Path, kind: Format) -> str:
+    """How a conversion that is there differs from the one that is wanted, as far as it tells."""
+    if not kind.unsized:
+        return "from another content"
+    sizes = []
+    for value in onnx.load(target, load_external_data=False).graph.input:
+        dims = ",".join(str(dim.dim_value) for dim in value.type.tensor_type.shape.dim)
+        sizes.append(f"--input-shape {value.name}={dims}")
+    return f"from another content, or by other options than {' '.join(sizes)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import textwrap
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tf2onnx import convert as tf2onnx
 from tf2onnx.handler import tf_op
 
+from spa_graph.frontends.formats import GRAPH_FILE
+
 OPSET = 17
-GRAPHS = "saved_model.pb"
+SAID = 200
+"""Letters of what Keras says against a file; it may show all of the file's configuration."""
 COMPILED = ("_XlaMustCompile", "_noinline")
 """What TensorFlow's functions and calls are marked by if XLA compiles them, each on its own."""
 
@@ -54,16 +58,16 @@ def _convert_saved_model(source: Path, target: Path) -> None:
     TensorFlow inlines all others itself, and tf2onnx leaves a call as it is: Keras' convolutions
     of groups come as such functions, as TensorFlow has no kernel for them on the CPU.
     """
-    saved = SavedModel.FromString((source / GRAPHS).read_bytes())
+    saved = SavedModel.FromString((source / GRAPH_FILE).read_bytes())
     for function in chain.from_iterable(m.graph_def.library.function for m in saved.meta_graphs):
         for marked in (function, *function.node_def):
             for name in COMPILED:
                 marked.attr.pop(name, None)
     with tempfile.TemporaryDirectory() as folder:
         for each in source.resolve().iterdir():
-            if each.name != GRAPHS:
+            if each.name != GRAPH_FILE:
                 (Path(folder) / each.name).symlink_to(each)
-        (Path(folder) / GRAPHS).write_bytes(saved.SerializeToString())
+        (Path(folder) / GRAPH_FILE).write_bytes(saved.SerializeToString())
         _convert("--saved-model", Path(folder), target)
 
 
@@ -75,8 +79,17 @@ def main(source: Path, target: Path) -> None:
         return _convert("--tflite", source, target)
     import keras
 
+    try:
+        model = keras.saving.load_model(source)
+    except Exception as error:  # whatever is wrong with it, or with the layers that it names
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        said = textwrap.shorten(last[0], SAID, placeholder=" ...")
+        sys.exit(
+            f"Keras can't load it alone ({said}); if you can, with what it needs, give what "
+            "model.export('FOLDER') writes, a SavedModel"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        keras.saving.load_model(source).export(folder, format="tf_saved_model", verbose=False)
+        model.export(folder, format="tf_saved_model", verbose=False)
         _convert_saved_model(Path(folder), target)
 
 

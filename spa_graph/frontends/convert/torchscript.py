@@ -24,8 +24,10 @@ def main(source: Path, target: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
     wanted = [each for each in module.forward.schema.arguments[1:] if not each.has_default_value()]
     names = [each.name for each in wanted]
     if sorted(names) != sorted(shapes):
+        unknown = next((name for name in shapes if name not in names), None)
+        what = "inputs of unknown sizes" if unknown is None else f"no input `{unknown}`"
         given = " ".join(f"--input-shape {name}=1,3,224,224" for name in names)
-        sys.exit(f"it has inputs of unknown sizes: give them, as in {given}")
+        sys.exit(f"it has {what}: give the sizes of all its inputs, as in {given}")
     feeds = _accepted(module, [shapes[name] for name in names])
     torch.onnx.export(module, feeds, target, dynamo=False, input_names=names)
 

@@ -226,8 +226,7 @@ def read_message(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
     except OSError as error:
-        why = "a folder without saved_model.pb" if path.is_dir() else error.strerror
-        raise _no_onnx(path, f"cannot read {path}: {why}") from error
+        raise _no_onnx(path, f"cannot read {path}: {error.strerror}") from error
     except (wire.WireError, DecodeError, ValueError) as error:
         text = (
             f"{path} is not an ONNX model, or is truncated: {error}; check the download or export"
