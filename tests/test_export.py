@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +245,55 @@ def test_a_plan_for_another_network(weights: dict[str, Array], stored: StoredWei
         StoredWeights(other, other, stored.plan)
 
 
+def test_forms_of_a_plan(weights: dict[str, Array], stored: StoredWeights, tmp_path: Path) -> None:
+    """The plan, what its file holds, the file; nothing else."""
+    models = network(**weights), stored.after
+    stored.plan.save(tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    for given in (stored.plan, data, tmp_path / "plan.json", str(tmp_path / "plan.json")):
+        assert StoredWeights(*models, given).plan.kept.keys() == stored.plan.kept.keys()
+    wrong: Any
+    for wrong in (None, models):
+        with pytest.raises(OptionError, match=r"is no plan; give `result\.plan`, or the file that"):
+            StoredWeights(*models, wrong)
+    with pytest.raises(OptionError, match="must be a JSON object with format 'spa-plan/1'"):
+        StoredWeights(*models, {"kept": {}})
+
+
+@pytest.mark.parametrize(
+    ("function", "package", "says"),
+    [
+        (export.to_keras, "keras", r"to_keras needs keras: pip install 'spa-prune\[tensorflow\]'"),
+        (export.to_flax, "flax", "to_flax needs flax: pip install 'flax'"),
+        (partial(export.to_torch, example_inputs=()), "torch",
+         r"to_torch needs torch: pip install 'spa-prune\[torch\]'"),
+    ],
+)  # fmt: skip
+def test_without_the_framework(
+    function: Any, package: str, says: str, stored: StoredWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [each for each in sys.modules if each.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(OptionError, match=says):
+        function("model", stored.before, stored.after, stored.plan)
+
+
+@pytest.mark.parametrize(
+    ("function", "package", "says"),
+    [
+        (export.to_keras, "keras", r"takes a keras.Model, as of keras.saving.load_model\('NAME"),
+        (export.to_flax, "flax", "takes an nnx.Module, or the variables of a linen module"),
+    ],
+)
+def test_what_is_no_model_of_the_framework(
+    function: Any, package: str, says: str, stored: StoredWeights
+) -> None:
+    pytest.importorskip(package)
+    with pytest.raises(OptionError, match=f"{says}.*; what was given is a str"):
+        function(f"file.{package}", stored.before, stored.after, stored.plan)
+
+
 def test_keras(tmp_path: Path) -> None:
     """Folded and unfolded normalisation, depthwise convolution, squeeze and excitation."""
     keras = pytest.importorskip("keras")
@@ -420,7 +472,8 @@ def test_flax(tmp_path: Path) -> None:
     class Net(nnx.Module):  # type: ignore[name-defined, misc]
         def __init__(self, rngs: Any) -> None:
             self.first = nnx.Conv(3, 16, (3, 3), use_bias=False, rngs=rngs)
-            self.norm = nnx.BatchNorm(16, use_running_average=True, rngs=rngs)
+            self.norm = nnx.BatchNorm(16, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
             self.second = nnx.Conv(16, 16, (3, 3), rngs=rngs)
             self.third = nnx.Conv(16, 24, (3, 3), strides=2, rngs=rngs)
             self.hidden = nnx.Linear(24, 32, rngs=rngs)
@@ -430,7 +483,7 @@ def test_flax(tmp_path: Path) -> None:
         def __call__(self, x: Any) -> Any:
             x = nnx.relu(self.norm(self.first(x)))
             x = nnx.relu(self.third(nnx.relu(x + self.second(x)))).mean((1, 2))
-            return self.head(nnx.relu(self.scale(self.hidden(x))))
+            return self.head(self.dropout(nnx.relu(self.scale(self.hidden(x)))))
 
     model = Net(nnx.Rngs(0))
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
@@ -446,6 +499,11 @@ def test_flax(tmp_path: Path) -> None:
         result = spa_graph.prune(path, flops=0.5, **options)
         small = export.to_flax(model, path, result.model, result.plan)  # compares outputs
         assert small.first.out_features == small.second.in_features < 16
+    model.train()
+    before = np.array(model.norm.mean.get_value())
+    small = export.to_flax(model, path, result.model, result.plan)  # compares as in evaluation
+    assert not small.dropout.deterministic and not small.norm.use_running_average
+    assert np.array_equal(model.norm.mean.get_value(), before)
 
 
 def _flax(build: Any, path: Path) -> Any:

@@ -5,7 +5,6 @@ Layers are found in the tree of variables: what stands beside each other is one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 
 from spa_graph.errors import OptionError
 from spa_graph.export.agreement import check_agreement
+from spa_graph.export.given import check_type, framework
 from spa_graph.export.heads import PROJECTIONS, Weight, fit_heads
-from spa_graph.export.stored import Array, StoredWeights, sliced
-from spa_graph.plan import Plan
+from spa_graph.export.stored import Array, GivenPlan, StoredWeights, sliced
 
 Path = tuple[Any, ...]
 _COLLECTIONS = ("params", "batch_stats")
@@ -25,7 +24,7 @@ def to_flax(
     model: Any,
     original: object,
     pruned: object,
-    plan: Plan | str | os.PathLike[str],
+    plan: GivenPlan,
     apply: Callable[..., Any] | None = None,
 ) -> Any:
     """The smaller Flax model, with the pruned ONNX model's weights.
@@ -43,13 +42,16 @@ def to_flax(
         An `nnx.Module`, or variables.
 
     Raises:
-        OptionError: a weight isn't stored in the ONNX model, a module can't have the sizes that are
-            left, or the plan is for another network.
+        OptionError: Flax isn't installed, the model is none of Flax, a weight isn't stored in the
+            ONNX model, a module can't have the sizes that are left, or the plan is for another
+            network.
         VerificationError: the result doesn't compute what the pruned ONNX model does.
     """
+    nnx = framework("flax.nnx", "to_flax", "flax")
+    traverse_util = framework("flax.traverse_util", "to_flax", "flax")
+    takes = "to_flax takes an nnx.Module, or the variables of a linen module"
+    check_type(model, (nnx.Module, Mapping), takes)
     stored = StoredWeights(original, pruned, plan)
-    from flax import nnx, traverse_util
-
     if isinstance(model, Mapping):
         if apply is None:
             raise OptionError("variables of a linen module need `apply`, which runs it on them")
@@ -68,9 +70,12 @@ def to_flax(
     for path, inside in _modules(arrays).items():
         _set_sizes(_at(small, path), inside)
 
+    judged = nnx.clone(small)
+    judged.eval()  # exporters write what inference computes, whatever mode the module is in
+
     def compute(feeds: dict[str, Array]) -> Any:
         try:
-            return small(*feeds.values())
+            return judged(*feeds.values())
         except (ValueError, TypeError, AssertionError) as error:
             why = str(error).splitlines()[0]
             raise OptionError(f"Flax can't run the sizes that are left: {why}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +18,9 @@ import numpy as np
 
 from spa_graph.errors import OptionError, VerificationError
 from spa_graph.export.agreement import check_agreement
+from spa_graph.export.given import check_type, framework
 from spa_graph.export.heads import PROJECTIONS, fit_heads
-from spa_graph.export.stored import Array, Kept, Match, StoredWeights, sliced
-from spa_graph.plan import Plan
+from spa_graph.export.stored import Array, GivenPlan, Kept, Match, StoredWeights, sliced
 
 _FOLDED_BEFORE = "BatchNormalization"
 _PROJECTIONS = dict(
@@ -29,9 +28,7 @@ _PROJECTIONS = dict(
 )
 
 
-def to_keras(
-    model: Any, original: object, pruned: object, plan: Plan | str | os.PathLike[str]
-) -> Any:
+def to_keras(model: Any, original: object, pruned: object, plan: GivenPlan) -> Any:
     """The smaller Keras model, with the pruned ONNX model's weights.
 
     Args:
@@ -41,11 +38,13 @@ def to_keras(
         plan: what was kept; `result.plan`, or the file that `--plan` wrote.
 
     Raises:
-        OptionError: a layer can't be made smaller, or the plan is for another network.
+        OptionError: Keras isn't installed, the model is no Keras model, a layer can't be made
+            smaller, or the plan is for another network.
         VerificationError: the result doesn't compute what the pruned ONNX model does.
     """
-    import keras
-
+    keras = framework("keras", "to_keras", "spa-prune[tensorflow]")
+    takes = "to_keras takes a keras.Model, as of keras.saving.load_model('NAME.keras')"
+    check_type(model, keras.Model, takes)
     reading = _Reading(StoredWeights(original, pruned, plan))
     layers = [layer for layer in _all_layers(model) if _own_weights(layer)]
     for layer in layers:

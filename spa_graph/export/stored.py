@@ -25,6 +25,8 @@ from spa_graph.frontends.onnx import forms
 from spa_graph.plan import AxisIndices, Plan
 
 Array = NDArray[Any]
+GivenPlan = Plan | Mapping[str, Any] | str | os.PathLike[str]
+"""A plan, what its file holds, or the file."""
 Places = NDArray[np.int64]
 """Where the elements of an array are in a weight, counted row by row; -1: nowhere."""
 Kept = NDArray[np.int64] | None
@@ -56,11 +58,9 @@ class Match:
 class StoredWeights:
     """The stored weights of a model before and after pruning, to be found by their values."""
 
-    def __init__(
-        self, original: object, pruned: object, plan: Plan | str | os.PathLike[str]
-    ) -> None:
+    def __init__(self, original: object, pruned: object, plan: GivenPlan) -> None:
         self.before, self.after = (forms.take(model)[0] for model in (original, pruned))
-        self.plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
+        self.plan = _taken(plan)
         self._before = dict(_arrays(self.before))
         self._after = dict(_arrays(self.after))
         self._by_values: dict[bytes, list[str]] = {}
@@ -164,6 +164,18 @@ class StoredWeights:
         if old is not None:
             added = added - old.reshape(-1)[sliced(places, cuts)]
         return added if added.any() else None
+
+
+def _taken(plan: GivenPlan) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Mapping):
+        return Plan.from_json(plan)
+    if isinstance(plan, str | os.PathLike):
+        return Plan.load(Path(plan))
+    raise OptionError(
+        f"a {type(plan).__name__} is no plan; give `result.plan`, or the file that --plan wrote"
+    )
 
 
 def plan_names(plan: Plan) -> list[str]:

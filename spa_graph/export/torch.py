@@ -3,22 +3,24 @@ called there."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from spa_graph.errors import OptionError
 from spa_graph.export.agreement import check_agreement
-from spa_graph.export.stored import Array, Match, StoredWeights
+from spa_graph.export.given import check_type, framework
+from spa_graph.export.stored import Array, GivenPlan, Match, StoredWeights
 from spa_graph.plan import Plan
+
+_TAKES = "to_torch takes an nn.Module"
 
 
 def to_torch(
     model: Any,
     original: object,
     pruned: object,
-    plan: Plan | str | os.PathLike[str],
+    plan: GivenPlan,
     example_inputs: Any,
 ) -> Any:
     """The smaller module, with the pruned ONNX model's weights.
@@ -27,19 +29,23 @@ def to_torch(
     here names don't matter, as in TorchScript's exports.
 
     Args:
-        model: the whole `nn.Module`, in the mode in which it was exported; it isn't changed.
+        model: the whole `nn.Module`; it isn't changed, and the result is in the mode that it is in.
         original: its ONNX export (a path or a model in memory).
         pruned: the pruned ONNX model.
         plan: what was kept; `result.plan`, or the file that `--plan` wrote.
         example_inputs: as of `spa_graph.torch.prune`.
 
     Raises:
-        OptionError: the plan is for another network, or cuts what can't be cut in the module.
+        OptionError: torch isn't installed, the model is no module written in Python, the plan is
+            for another network, or cuts what can't be cut in the module.
         VerificationError: the result doesn't compute what the pruned ONNX model does.
     """
-    import torch
-
+    torch = framework("torch", "to_torch", "spa-prune[torch]")
+    check_type(model, torch.nn.Module, f"{_TAKES}, not its file or weights")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise OptionError(f"{_TAKES}, as it is in Python; this is a compiled one")
     import spa_graph.torch as spa
+    from spa_graph.torch.modes import in_mode
 
     stored = StoredWeights(original, pruned, plan)
     state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
@@ -68,7 +74,8 @@ def to_torch(
                 left[name].copy_(torch.from_numpy(np.array(match.after)))
 
     def compute(feeds: dict[str, Array]) -> Any:
-        with torch.no_grad():
+        # exporters write what inference computes, whatever mode the module is in
+        with torch.no_grad(), in_mode(small, training=False):
             return small(*map(torch.from_numpy, feeds.values()))
 
     check_agreement(stored.after, compute, "PyTorch")

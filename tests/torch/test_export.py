@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 
 import spa_graph
+import spa_graph.torch
 from spa_graph import export
-from spa_graph.errors import VerificationError
+from spa_graph.errors import ModelError, OptionError, VerificationError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch.onnx about itself
 
@@ -89,3 +91,40 @@ def test_a_module_that_is_not_the_exported_one(model: Net, tmp_path: Path) -> No
     other.load_state_dict(model.state_dict() | {"head.weight": model.head.weight * 2})
     with pytest.raises(VerificationError, match="differs from the pruned ONNX model"):
         export.to_torch(other, path, result.model, result.plan, INPUTS)
+
+
+def test_a_module_in_training_mode(model: Net, tmp_path: Path) -> None:
+    """It is compared as in evaluation, and stays in its mode."""
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(model, INPUTS, path, dynamo=True, verbose=False)
+    result = spa_graph.prune(path, flops=0.5)
+    training = Net().train()
+    training.load_state_dict(model.state_dict())
+    small = export.to_torch(training, path, result.model, result.plan, INPUTS)  # compares outputs
+    assert all(part.training for net in (training, small) for part in net.modules())
+    state = training.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            lambda _: "net.pt",
+            "takes an nn.Module, not its file or weights; what was given is a str",
+        ),
+        (lambda net: net.state_dict(), "what was given is a OrderedDict"),
+        (torch.jit.script, "takes an nn.Module, as it is in Python; this is a compiled one"),
+    ],
+)
+def test_what_is_no_module(given: Any, says: str, model: Net, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(model, INPUTS, path, dynamo=True, verbose=False)
+    result = spa_graph.prune(path, flops=0.5)
+    with pytest.raises(OptionError, match=says):
+        export.to_torch(given(model), path, result.model, result.plan, INPUTS)
+
+
+def test_example_inputs_of_another_framework(model: Net) -> None:
+    with pytest.raises(ModelError, match=r"^the module fails on .* \(a ndarray\)[^\n]*$"):
+        spa_graph.torch.prune(model, INPUTS[0].numpy(), flops=0.5)

@@ -115,7 +115,11 @@ def _run_once(model: nn.Module, call: Call) -> None:
         call.run(model)
     except Exception as error:  # whatever the user's module raises
         shapes = ", ".join(
-            f"{leaf.dtype}{list(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+            f"{leaf.dtype}{list(leaf.shape)}"
+            if isinstance(leaf, Tensor)
+            else f"a {type(leaf).__name__}"
+            if hasattr(leaf, "shape")  # of another framework: all its numbers say nothing
+            else repr(leaf)
             for leaf in call.leaves()
         )
         raise ModelError(
