@@ -83,6 +83,24 @@ def test_a_message_that_is_not_valid() -> None:
         spa_graph.prune(model, flops=0.5)
 
 
+@pytest.mark.parametrize(("share", "training", "drops"), [(0.5, True, True), (0.0, True, False),
+                                                         (0.5, False, False)])  # fmt: skip
+def test_a_network_in_training_mode(share: float, training: bool, drops: bool) -> None:
+    """Dropout makes each run another: this is said, and not that the proof failed."""
+    model = network(MLP)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    dropout = onnx.helper.make_node("Dropout", ["", "share", "training"], [relu.output[0]])
+    relu.output[0] = dropout.input[0] = "before"
+    model.graph.node.insert(list(model.graph.node).index(relu) + 1, dropout)
+    for name, value in (("share", np.float32(share)), ("training", np.bool_(training))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    if not drops:
+        assert spa_graph.prune(model, flops=0.5).report["ratio"]["flops"] <= 0.5
+        return
+    with pytest.raises(ModelError, match=r"Dropout .* drops features at random.*evaluation mode"):
+        spa_graph.prune(model, flops=0.5)
+
+
 def test_a_missing_file(command: Command, tmp_path: Path) -> None:
     assert_refused(command, tmp_path, tmp_path / "no.onnx", "--flops", 0.5, says="no such file")
 

@@ -12,7 +12,7 @@ from spa_graph.coupling.analysis import ChannelGroup, Coupling, analyze
 from spa_graph.coupling.guide import Guide
 from spa_graph.coupling.structures import Structure, structures
 from spa_graph.edits import Edits
-from spa_graph.errors import BudgetError, OptionError
+from spa_graph.errors import BudgetError, ModelError, OptionError
 from spa_graph.frontends.onnx import editor
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.graph import Graph
@@ -90,6 +90,7 @@ def prepare(
         model = original.clone()
         model.meta.update(original.meta)
         graph, changed = canonicalize(model, options.input_shapes)
+        _check_dropout(graph)
     with timer.step("analyze"):
         coupling, excluded = relate(graph, options, guide)
         cost = CostModel(coupling)
@@ -101,6 +102,25 @@ def prepare(
         excluded=excluded,
         changed=changed,
     )
+
+
+def _check_dropout(graph: Graph) -> None:
+    """What drops features at random computes something else in each run: nothing can be proven.
+
+    Raises:
+        ModelError: the network was exported in training mode.
+    """
+    for operator in graph.operators:
+        if operator.op_type != "Dropout" or len(operator.inputs) < 3:
+            continue
+        share, training = (graph.known.get(name) for name in operator.inputs[1:3])
+        if training is None or not training.nominal.any():
+            continue
+        if share is None or share.nominal.any():
+            raise ModelError(
+                f"{operator} drops features at random: the network was exported in training mode; "
+                "export it in evaluation mode, as after model.eval()"
+            )
 
 
 def relate(
