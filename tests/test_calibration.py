@@ -232,6 +232,11 @@ def test_fixed_batches_are_respected() -> None:
     assert [feeds["x"].shape for feeds in stacked] == [(2, 4)] * 3
     alone = calibration(np.ones((1, 4), np.float32), graph)
     assert [feeds["x"].shape for feeds in alone] == [(2, 4)]
+    says = (
+        r"\[3, 2, 5\], but the network's input is float32\[2, 4\], with any number .* along axis 0"
+    )
+    with pytest.raises(OptionError, match=says):
+        calibration(np.ones((3, 2, 5), np.float32), graph)
     with pytest.raises(OptionError, match="batch is fixed at 2"):
         calibration(np.ones((8, 4)), graph, batch=4)
 
@@ -326,6 +331,7 @@ BAD: list[tuple[Any, str]] = [
     ({"y": images(2)}, "no input `y`; its inputs are `x`"),
     ({"x": images(2)[:, :2]}, r"shape \[2, 2, 8, 8\], but the network's input is float32"),
     (np.zeros((2, 5)), r"shape \[2, 5\], but the network's input is float32\[\?, 3, 8, 8\]"),
+    (np.zeros((8, 8, 3)), r"shape \[8, 8, 3\], but the network's input is float32\[\?, 3, 8, 8\]$"),
     (np.zeros((0, 3, 8, 8)), r"`x` is empty, its shape is \[0, 3, 8, 8\]"),
     (np.full((2, 3, 8, 8), np.nan), "`x` has NaN"),
     (np.full((2, 3, 8, 8), "a"), "`x` holds <U1"),

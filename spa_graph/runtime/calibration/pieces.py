@@ -73,9 +73,10 @@ def piece(given: Mapping[str, Any], wants: tuple[Wanted, ...], where: str) -> Pi
     arrays: dict[str, Array] = {}
     for name, (want, value) in by_name(given, wants, where).items():
         array = as_array(value, want, where)
+        as_given = array.shape
         if want.axis is not None and array.ndim == len(want.shape) - 1:
             array = np.expand_dims(array, want.axis)  # a single sample
-        check_shape(want, array.shape, where)
+        check_shape(want, array.shape, where, as_given)
         arrays[name] = array
     lengths = {
         want.name: arrays[want.name].shape[want.axis] for want in wants if want.axis is not None
@@ -110,6 +111,8 @@ def stacked(given: Mapping[str, Any], wants: tuple[Wanted, ...], where: str) -> 
     runs = min(array.shape[0] for array in arrays.values())
     if any(array.shape[0] != runs for array in arrays.values()):
         raise OptionError(f"{where}: the inputs have unequal numbers of samples")
+    for want in wants:
+        check_shape(want, arrays[want.name].shape[1:], where, arrays[want.name].shape)
     return [
         piece({name: array[run] for name, array in arrays.items()}, wants, where)
         for run in range(runs)

@@ -147,8 +147,14 @@ def _sample_axes(
 # --- arrays --------------------------------------------------------------------------------------
 
 
-def check_shape(want: Wanted, shape: tuple[int, ...], where: str) -> None:
+def check_shape(
+    want: Wanted, shape: tuple[int, ...], where: str, given: tuple[int, ...] | None = None
+) -> None:
     """Whether an array along whose sample axis any number of samples lie has a right shape.
+
+    Args:
+        given: the shape that the array was given in, if this isn't it: of several runs, or of one
+            sample.
 
     Raises:
         OptionError: it hasn't; the text shows both shapes.
@@ -157,12 +163,14 @@ def check_shape(want: Wanted, shape: tuple[int, ...], where: str) -> None:
         size is None or size == got or axis == want.axis
         for axis, (size, got) in enumerate(zip(want.shape, shape, strict=True))
     )
+    told = list(shape if given is None else given)
     if not fits:
+        free = "" if want.batch is None else f", with any number of samples along axis {want.axis}"
         raise OptionError(
-            f"{where}: `{want.name}` has shape {list(shape)}, but the network's input is {want}"
+            f"{where}: `{want.name}` has shape {told}, but the network's input is {want}{free}"
         )
     if 0 in shape:
-        raise OptionError(f"{where}: `{want.name}` is empty, its shape is {list(shape)}")
+        raise OptionError(f"{where}: `{want.name}` is empty, its shape is {told}")
 
 
 def convert(want: Wanted, array: Array, where: str) -> Array:
