@@ -15,12 +15,14 @@ import pytest
 import spa_graph
 from spa_graph.api import Ready, ready
 from spa_graph.errors import BudgetError, OptionError
+from spa_graph.passes import pipeline
 from spa_graph.passes.allocate import (
     Budget,
     Limits,
     allocate_by_distortion,
     importance_curves,
 )
+from spa_graph.passes.importance.magnitude import L1
 from spa_graph.passes.latency import Conditions, Found, within_latency
 from spa_graph.passes.latency.cache import Measurements, cached, keep
 from spa_graph.passes.latency.design import UNITS, designs, fastest_unit, unit_designs
@@ -28,6 +30,7 @@ from spa_graph.passes.latency.laboratory import Observation
 from spa_graph.passes.latency.model import LatencyModel
 from spa_graph.passes.latency.search import TOLERANCE, Laboratories
 from spa_graph.passes.options import Options, Timer, milliseconds_or_ratio
+from spa_graph.passes.pipeline import Ranking
 from spa_graph.runtime.benchmark.profile import NodeTime
 from spa_graph.studies.sweep import sweep
 from tests.conftest import Command, assert_refused, listing
@@ -308,6 +311,27 @@ def test_no_budget_of_flops_keeps_more_in_the_same_time() -> None:
         counts = np.array([row["kept"] for row in rows])
         if machine.ms(counts) <= found.wanted:
             assert lost(found.chosen.counts) <= 1.02 * lost(counts)
+
+
+def test_counts_off_the_grid_are_for_budgets_that_need_them() -> None:
+    found, _ = search(Machine(width=1, odd=1.2), latency=0.04)
+    assert found.unit == 16 and found.chosen.by == "flops"
+    assert found.chosen.measured <= (1 + TOLERANCE) * found.wanted
+    assert (found.chosen.counts % 16 != 0).any()
+
+
+def test_a_criterion_in_rounds_goes_through_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    score, scored = pipeline._score, []
+
+    def counted(ranking: Ranking, kept: Any, options: Options, timer: Timer) -> Ranking:
+        scored.append(int(kept.sum()))
+        return score(ranking, kept, options, timer)
+
+    monkeypatch.setattr(L1, "rounds", 4)
+    monkeypatch.setattr(pipeline, "_score", counted)
+    found, _ = search(Machine(width=1, bias=1.3), latency=0.5, criterion="l1")
+    assert len(found.trials) > 1
+    assert len(scored) == 4 and scored == sorted(scored, reverse=True)
 
 
 def test_counts_of_a_slow_kind_are_avoided() -> None:

@@ -175,11 +175,22 @@ def choose(ranking: Ranking, options: Options, timer: Timer, times: Times | None
     Raises:
         BudgetError: no choice is within it.
     """
+    return choose_once(last_round(ranking, options, timer, times), options, timer, times)
+
+
+def last_round(
+    ranking: Ranking, options: Options, timer: Timer, times: Times | None = None
+) -> Ranking:
+    """The ranking of what a criterion in rounds has left before its last one, else the same.
+
+    Raises:
+        BudgetError: a round can't be met.
+    """
     rounds = ranking.criterion.rounds
     for number in range(1, rounds):
-        kept = _choose(ranking, options.towards(number / rounds), timer, times).kept
+        kept = choose_once(ranking, options.towards(number / rounds), timer, times).kept
         ranking = _score(ranking, kept, options, timer)
-    return _choose(ranking, options, timer, times)
+    return ranking
 
 
 def limits_of(options: Options, unit: int | None = None) -> Limits:
@@ -188,7 +199,14 @@ def limits_of(options: Options, unit: int | None = None) -> Limits:
     return limits if unit is None else replace(limits, aligned=unit, finest=unit)
 
 
-def _choose(ranking: Ranking, options: Options, timer: Timer, times: Times | None) -> Choice:
+def choose_once(
+    ranking: Ranking, options: Options, timer: Timer, times: Times | None = None
+) -> Choice:
+    """Allocate by a ranking as it is, without rounds.
+
+    Raises:
+        BudgetError: no choice is within the budget.
+    """
     analysis, scores = ranking.analysis, ranking.scores
     limits = limits_of(options, times.unit if times else None)
     whole, last_resort = scopes(analysis, options.scope)

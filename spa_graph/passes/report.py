@@ -114,7 +114,8 @@ def budget_met(found: dict[str, Any], last: dict[str, Any] | None = None) -> str
     Args:
         last: the latencies of the table, measured when all was done.
     """
-    how = "within 5%" if found["within_5_percent"] else "no closer network was found"
+    apart = "no closer network that keeps as much was found"
+    how = "within 5%" if found["within_5_percent"] else apart
     count = len(found["trials"])
     return (
         f"latency budget {found['budget_ms']:.3g} ms: measured {found['measured_ms']:.3g} ms, "

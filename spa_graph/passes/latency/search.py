@@ -16,7 +16,15 @@ from spa_graph.passes.latency.laboratory import SECONDS, Conditions, Observation
 from spa_graph.passes.latency.model import LatencyModel
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Options, StepProgress, Timer, milliseconds_or_ratio
-from spa_graph.passes.pipeline import Choice, Ranking, Times, choose, limits_of, scopes
+from spa_graph.passes.pipeline import (
+    Choice,
+    Ranking,
+    Times,
+    choose_once,
+    last_round,
+    limits_of,
+    scopes,
+)
 from spa_graph.passes.sizes import Counts
 from spa_graph.plan import Kept
 
@@ -27,8 +35,8 @@ WEIGHT = 3
 """A candidate that was chosen counts as much as so many designed ones."""
 LONGER = 5 * SECONDS
 """How long a chosen candidate is measured."""
-HALVINGS = 6
-"""How closely the budget of FLOPs is sought that loses as much as one of latency."""
+LEAST_SHARE, HALVINGS = 0.01, 8
+"""From where, and how closely, a budget of FLOPs is sought."""
 DOUBT = 1.25
 """A network isn't worth measuring that is predicted to take so much longer than is wanted."""
 
@@ -57,10 +65,19 @@ class Trial:
     """
 
     choice: Choice
-    counts: Counts
+    observation: Observation
     predicted: float
-    measured: float
-    by: Literal["latency", "flops"] = "latency"
+    by: Literal["latency", "flops"]
+
+    @property
+    def counts(self) -> Counts:
+        """How many channels each group keeps."""
+        return self.observation.counts
+
+    @property
+    def measured(self) -> float:
+        """In milliseconds."""
+        return self.observation.ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +98,7 @@ class Found:
     @property
     def close(self) -> bool:
         """Whether the measured latency is within 5% of the budget."""
-        return abs(self.chosen.measured / self.wanted - 1) <= TOLERANCE
+        return _close(self.chosen, self.wanted)
 
     def plain(self) -> dict[str, Any]:
         """For a report."""
@@ -95,7 +112,7 @@ class Found:
             "unit": self.unit,
             "candidates_from_cache": self.from_cache,
             "trials": [
-                {"predicted_ms": each.predicted, "measured_ms": each.measured}
+                {"predicted_ms": each.predicted, "measured_ms": each.measured, "by": each.by}
                 for each in self.trials
             ],
         }
@@ -160,21 +177,17 @@ class _Search:
 
     def run(self, from_cache: bool) -> Found:
         wanted = self._wanted()
-        aim, low, high = wanted, 0.0, np.inf  # what the model is asked for; too fast, too slow
-        for _ in range(ROUNDS):
-            trial = self._try(aim)
-            if abs(trial.measured / wanted - 1) <= TOLERANCE:
-                break
-            if trial.measured < wanted:
-                low = aim
-            else:
-                high = aim
-            aim = wanted * float(self._model.milliseconds(trial.counts)) / trial.measured
-            if not low < aim < high:
-                if not low or not np.isfinite(high):
-                    break
-                aim = float(np.sqrt(low * high))
-        chosen = self._or_by_flops(self._best(wanted), wanted)
+        self._ranking = self._last_round(wanted)
+        self._approach(wanted)
+        self._try_flops(wanted)
+        chosen = self._best(wanted)
+        if chosen is None:
+            least = min(trial.measured for trial in self._trials)
+            share = np.ceil(1e3 * least / self._original) / 1e3
+            raise BudgetError(
+                f"latency {self._options.latency} can't be reached: the fastest network that was "
+                f"found takes {_told(least)} ({share:.3f} of {_told(self._original)})"
+            )
         return Found(wanted, self._original, self._unit, from_cache, self._trials, chosen)
 
     def _wanted(self) -> float:
@@ -192,43 +205,93 @@ class _Search:
         assert asked is not None
         return float(asked) * self._original
 
-    def _fitted(self) -> LatencyModel:
-        return LatencyModel(self._ranking.analysis.coupling, self._observations)
+    def _last_round(self, wanted: float) -> Ranking:
+        """What a criterion in rounds leaves for the last one serves all that is tried."""
+        try:
+            return last_round(self._ranking, self._budget(wanted), self._timer, self._times())
+        except BudgetError:
+            return self._ranking
 
-    def _try(self, aim: float) -> Trial:
-        """The network that is predicted to take `aim`, measured unless it was before."""
-        choice = self._choice(aim)
-        counts = self._counts(choice)
-        for trial in self._trials:
-            if np.array_equal(counts, trial.counts):
-                return trial
-        observation, trial = self._measured(choice, "latency")
-        self._observations += [observation] * WEIGHT
-        self._model = self._fitted()
-        return trial
+    def _approach(self, wanted: float) -> None:
+        """Ask the model, measure, correct the model, until the latency is close."""
+        aim, low, high = wanted, 0.0, np.inf  # what the model is asked for; too fast, too slow
+        for _ in range(ROUNDS):
+            known = len(self._trials)
+            trial = self._measured(self._choice(aim), "latency")
+            if _close(trial, wanted):
+                break
+            if len(self._trials) > known:
+                self._observations += [trial.observation] * WEIGHT
+                self._model = self._fitted()
+            if trial.measured < wanted:
+                low = aim
+            else:
+                high = aim
+            aim = wanted * float(self._model.milliseconds(trial.counts)) / trial.measured
+            if not low < aim < high:
+                if not low or not np.isfinite(high):
+                    break
+                aim = float(np.sqrt(low * high))
 
-    def _measured(
-        self, choice: Choice, by: Literal["latency", "flops"]
-    ) -> tuple[Observation, Trial]:
-        counts = self._counts(choice)
-        predicted = float(self._model.milliseconds(counts))
-        with self._timer.step("measure"):
-            observation = self._laboratory.observe([counts], seconds=LONGER)[0]
-        self._trials.append(Trial(choice, counts, predicted, observation.ms, by))
-        return observation, self._trials[-1]
+    def _try_flops(self, wanted: float) -> None:
+        """Measure what budgets of FLOPs lead to that lose less than all that is fast enough.
 
-    def _counts(self, choice: Choice) -> Counts:
-        groups = self._ranking.analysis.groups
-        return np.array([choice.kept[g.start : g.stop].sum() for g in groups], np.int64)
+        Where times jump, the model of latency can be worse than none; and there are counts that
+        aren't multiples of the unit, which very small networks need.
+        """
+        best = self._best(wanted)
+        share = self._cheapest(self._lost(best.choice) if best else np.inf)
+        for _ in range(ROUNDS):
+            choice = self._within_flops(share)
+            if choice is None:
+                break
+            predicted = float(self._model.milliseconds(self._counts(choice)))
+            if best is not None and predicted > DOUBT * wanted:
+                break
+            trial = self._measured(choice, "flops")
+            if _close(trial, wanted) or trial.measured > wanted:
+                break
+            share *= wanted / trial.measured
+
+    def _cheapest(self, most: float) -> float:
+        """The smallest share of the FLOPs that loses less than `most`; 1 if there is none."""
+        low, high = LEAST_SHARE, 1.0
+        for _ in range(HALVINGS):
+            middle = float(np.sqrt(low * high))
+            choice = self._within_flops(middle)
+            if choice is not None and self._lost(choice) < most:
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _within_flops(self, share: float) -> Choice | None:
+        """What `--flops` chooses; None where nothing is to be removed, or too much."""
+        if share >= 1:
+            return None
+        options = replace(self._options, latency=None, flops=share)
+        try:
+            return choose_once(self._ranking, options, self._timer)
+        except BudgetError:
+            return None
 
     def _choice(self, aim: float) -> Choice:
-        """The smallest network where even that is predicted to take longer."""
-        ratio = float(np.clip(aim / self._model.whole_ms, 1e-9, 1 - 1e-9))
-        options = replace(self._options, latency=ratio)
+        """What is predicted to take `aim`; the smallest network where that takes longer."""
         try:
-            return choose(self._ranking, options, self._timer, Times(self._model, self._unit))
+            return choose_once(self._ranking, self._budget(aim), self._timer, self._times())
         except BudgetError:
             return Choice(self._laboratory.kept(self._smallest()))
+
+    def _budget(self, ms: float) -> Options:
+        """The options with a latency as a share of what the model says that the whole takes."""
+        ratio = float(np.clip(ms / self._model.whole_ms, 1e-9, 1 - 1e-9))
+        return replace(self._options, latency=ratio)
+
+    def _times(self) -> Times:
+        return Times(self._model, self._unit)
+
+    def _fitted(self) -> LatencyModel:
+        return LatencyModel(self._ranking.analysis.coupling, self._observations)
 
     def _smallest(self) -> Counts:
         analysis = self._ranking.analysis
@@ -237,63 +300,41 @@ class _Search:
         limits = limits_of(self._options, self._unit)
         return designs(analysis.groups, whole, limits)[1]
 
-    def _best(self, wanted: float) -> Trial:
-        """The slowest that isn't too slow."""
+    def _measured(self, choice: Choice, by: Literal["latency", "flops"]) -> Trial:
+        """Measure a network, unless it was before."""
+        counts = self._counts(choice)
+        for trial in self._trials:
+            if np.array_equal(counts, trial.counts):
+                return trial
+        predicted = float(self._model.milliseconds(counts))
+        with self._timer.step("measure"):
+            observation = self._laboratory.observe([counts], seconds=LONGER)[0]
+        self._trials.append(Trial(choice, observation, predicted, by))
+        return self._trials[-1]
+
+    def _best(self, wanted: float) -> Trial | None:
+        """What loses least of all that is fast enough, and is slowest of these."""
         within = [t for t in self._trials if t.measured <= (1 + TOLERANCE) * wanted]
-        if within:
-            return max(within, key=lambda trial: trial.measured)
-        least = min(trial.measured for trial in self._trials)
-        share = np.ceil(1e3 * least / self._original) / 1e3
-        raise BudgetError(
-            f"latency {self._options.latency} can't be reached: the fastest network that was found "
-            f"takes {_told(least)} ({share:.3f} of {_told(self._original)})"
-        )
-
-    def _or_by_flops(self, chosen: Trial, wanted: float) -> Trial:
-        """What a budget of FLOPs leads to, where that loses less and is fast enough.
-
-        Where times jump, the model of latency can be worse than none.
-        """
-        most = self._lost(chosen.choice)
-        low, high = 0.0, 1.0
-        rival: Choice | None = None
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            choice = self._within_flops(middle)
-            if choice is not None and self._lost(choice) < most:
-                high, rival = middle, choice
-            else:
-                low = middle
-        for _ in range(ROUNDS):
-            if rival is None or self._model.milliseconds(self._counts(rival)) > DOUBT * wanted:
-                break
-            _, trial = self._measured(rival, "flops")
-            if trial.measured > (1 + TOLERANCE) * wanted:
-                break
-            chosen = trial
-            if trial.measured >= (1 - TOLERANCE) * wanted:
-                break
-            high *= wanted / trial.measured
-            rival = self._within_flops(high) if high < 1 else None
-        return chosen
-
-    def _within_flops(self, share: float) -> Choice | None:
-        """What `--flops` chooses; None where it can't be reached."""
-        options = replace(self._options, latency=None, flops=share)
-        try:
-            return choose(self._ranking, options, self._timer)
-        except BudgetError:
-            return None
+        return min(within, key=lambda t: (self._lost(t.choice), -t.measured), default=None)
 
     def _lost(self, choice: Choice) -> float:
-        """What the allocator makes least: distortion if it was measured, else importance."""
-        curves = (
-            choice.sensitivity.curves
-            if choice.sensitivity
-            else importance_curves(self._ranking.analysis.coupling, self._ranking.scores)
-        )
+        """What the allocator makes least: distortion if it is measured, else importance."""
+        if choice.sensitivity:
+            curves = choice.sensitivity.curves
+        elif self._ranking.calibrated and self._options.allocation != "global":
+            return np.inf  # the smallest network, which no curves were needed for
+        else:
+            curves = importance_curves(self._ranking.analysis.coupling, self._ranking.scores)
         counts = self._counts(choice)
         return sum(float(c[len(c) - 1 - n]) for c, n in zip(curves, counts, strict=True))
+
+    def _counts(self, choice: Choice) -> Counts:
+        groups = self._ranking.analysis.groups
+        return np.array([choice.kept[g.start : g.stop].sum() for g in groups], np.int64)
+
+
+def _close(trial: Trial, wanted: float) -> bool:
+    return abs(trial.measured / wanted - 1) <= TOLERANCE
 
 
 def _told(ms: float) -> str:
