@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -209,26 +210,24 @@ def _goals(suites: list[Suite]) -> Iterator[str]:
         if cell.get("analysis_seconds", 0) > ANALYSIS
     ]
     yield f"Analyses of more than {ANALYSIS:.0f} s: {', '.join(slow) or 'none'}."
-    files = [(key, suite.exported[name].get("bytes", 0), cell) for key, name, suite, cell in rows]
-    known = [(key, size, cell) for key, size, cell in files if cell.get("memory")]
-    large = [(key, cell["memory"] / size) for key, size, cell in known if size > LARGE]
+    known = [
+        (key, cell["memory"] / size, cell["memory"] / cell.get("session_memory", math.inf), size)
+        for key, name, suite, cell in rows
+        if cell.get("memory") and (size := suite.exported[name].get("bytes", 0))
+    ]
+    large = [(key, share) for key, share, _, size in known if size > LARGE]
+    small = [share for _, share, _, size in known if size <= LARGE]
     yield (
         f"Of {len(large)} files of more than {LARGE / 1e6:.0f} MB these needed more than "
-        f"{MEMORY:.0f} times their size in memory: {_above(large, MEMORY)}."
+        f"{MEMORY:.0f} times their size in memory: {_above(large, MEMORY)}; of {len(small)} "
+        f"smaller ones {sum(share > MEMORY for share in small)} did: features and code don't "
+        "shrink with the file."
     )
-    small = [
-        (key, cell["memory"] / size, cell["memory"] / cell["session_memory"])
-        for key, size, cell in known
-        if size <= LARGE and cell.get("session_memory")
-    ]
-    if small:
-        over = sum(share > MEMORY for _, share, _ in small)
+    if beside := [(key, share) for key, _, share, _ in known if share]:
         yield (
-            f"Features and code don't shrink with the file: {over} of {len(small)} smaller ones "
-            f"needed more than {MEMORY:.0f} times their size. Next to what ONNX Runtime alone "
-            "needs to open and run the unpruned network, the most was "
-            f"{max(share for _, _, share in small):.1f} times as much, and more than {MEMORY:.0f} "
-            f"times: {_above([(key, share) for key, _, share in small], MEMORY)}."
+            "Next to what ONNX Runtime alone needs to open and run the unpruned network, the most "
+            f"was {max(share for _, share in beside):.1f} times as much, and more than "
+            f"{MEMORY:.0f} times: {_above(beside, MEMORY)}."
         )
 
 

@@ -400,8 +400,8 @@ def test_the_page() -> None:
     assert "is graph output" not in text  # needs no explanation
     assert "* **odd** (not exportable): dynamo: no" in lines
     assert "Analyses of more than 10 s: torchvision/hard (12.0 s)." in lines
-    assert any("in memory: torchvision/resnet18 (5.0)." in line for line in lines)
-    assert "smaller ones" not in text
+    assert any("in memory: torchvision/resnet18 (5.0); of 0 small" in line for line in lines)
+    assert "ONNX Runtime alone" not in text
     assert "python " in text and "90 s" in text
 
 
@@ -412,7 +412,7 @@ def test_memory_of_small_files_is_compared_with_that_of_a_session() -> None:
         cells[f"torchvision/{name}", "ours"].update(memory=used, session_memory=20e6)
     run = {**coverage.machine(), "options": {"jobs": 2, "time_limit": 90.0, "memory_limit": 12.0}}
     text = coverage_page.page(cells, [run])
-    assert "2 of 2 smaller ones needed more than 3 times their size" in text
+    assert "times their size in memory: none; of 2 smaller ones 2 did" in text
     assert "the most was 3.5 times as much, and more than 3 times: torchvision/hard (3.5)." in text
 
 

@@ -37,6 +37,8 @@ LONGER = 5 * SECONDS
 """How long a chosen candidate is measured."""
 LEAST_SHARE, HALVINGS = 0.01, 8
 """From where, and how closely, a budget of FLOPs is sought."""
+TRIES, LARGER = 4, 1.08
+"""So many of them are measured, each at least so much larger, as that may even be faster."""
 DOUBT = 1.25
 """A network isn't worth measuring that is predicted to take so much longer than is wanted."""
 
@@ -241,7 +243,7 @@ class _Search:
         """
         best = self._best(wanted)
         share = self._cheapest(self._lost(best.choice) if best else np.inf)
-        for _ in range(ROUNDS):
+        for _ in range(TRIES):
             choice = self._within_flops(share)
             if choice is None:
                 break
@@ -249,9 +251,9 @@ class _Search:
             if best is not None and predicted > DOUBT * wanted:
                 break
             trial = self._measured(choice, "flops")
-            if _close(trial, wanted) or trial.measured > wanted:
+            if _close(trial, wanted):
                 break
-            share *= wanted / trial.measured
+            share *= max(wanted / trial.measured, LARGER)
 
     def _cheapest(self, most: float) -> float:
         """The smallest share of the FLOPs that loses less than `most`; 1 if there is none."""
