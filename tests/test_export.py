@@ -451,6 +451,22 @@ def test_a_keras_layer_that_has_no_such_size(tmp_path: Path) -> None:
         export.to_keras(model, tmp_path / "keras.onnx", result.model, result.plan)
 
 
+def test_keras_convolutional_cells(tmp_path: Path) -> None:
+    """The exporter cuts their kernels into one for each gate."""
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tf2onnx")
+    layers = keras.layers
+    inputs = keras.Input((3, 6, 6, 2))
+    x = layers.ConvLSTM2D(8, 3, padding="same", unroll=True)(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 1, activation="relu")(x))
+    model = keras.Model(inputs, layers.Dense(5)(x))
+    model(np.zeros((2, 3, 6, 6, 2), np.float32))
+    model.export(tmp_path / "keras.onnx", format="onnx", verbose=False)
+    result = spa_graph.prune(tmp_path / "keras.onnx", flops=0.6)
+    with pytest.raises(OptionError, match="kernel` is not stored in the ONNX model as it is in K"):
+        export.to_keras(model, tmp_path / "keras.onnx", result.model, result.plan)
+
+
 def test_a_keras_layer_without_bias(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
     pytest.importorskip("tf2onnx")

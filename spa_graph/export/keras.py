@@ -134,8 +134,8 @@ class _Reading:
             match = self.stored.find_scaled(kernel, _onnx_order(layer, kernel), result)
         if match is None:
             raise OptionError(
-                f"`{weight.path}` is not stored in the ONNX model as it is in Keras; if the model "
-                "was trained since, export and prune it again"
+                f"`{weight.path}` is not stored in the ONNX model as it is in Keras, in one "
+                "weight; if the model was trained since, export and prune it again"
             )
         return match
 
