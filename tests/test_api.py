@@ -194,6 +194,15 @@ def test_dynamic_axes_stay_dynamic() -> None:
         assert_same_outputs(pruned, changed_by(model, result.plan, zero), feeds)
 
 
+def test_the_outputs_state_what_they_stated() -> None:
+    """PaddlePaddle writes -1 for a free size, and others state what isn't so."""
+    for stated in (-1, 7):
+        model = network(CHAIN)
+        model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = stated
+        after = spa_graph.prune(model, ratio=0.5).model
+        assert after.graph.output[0].type.tensor_type.shape.dim[0].dim_value == stated
+
+
 def test_shapes_that_the_file_states_follow() -> None:
     model = onnx.shape_inference.infer_shapes(network(CHAIN))
     result = spa_graph.prune(model, flops=0.5)

@@ -152,12 +152,15 @@ def _declare_shapes(model: ir.Model, expected: Mapping[str, Shape], graph: Graph
     """Update the shapes that the file states for inner values, and take back what isn't so.
 
     Exporters that move Transposes leave shapes of another layout (jax2onnx). ONNX Runtime gets over
-    them in some files, and rejects others.
+    them in some files, and rejects others. What outputs of the network state is its interface, and
+    stays: -1 for a free size, as PaddlePaddle writes.
     """
     for node in model.graph:
         for value in node.outputs:
             old = graph.shapes.get(value.name or "")
-            if value.shape is None or old is None or len(value.shape) != len(old):
+            if value.is_graph_output() or value.shape is None or old is None:
+                continue
+            if len(value.shape) != len(old):
                 continue
             new = expected.get(value.name or "", old)
             value.shape = ir.Shape(list(map(_declared, value.shape, old, new)))
