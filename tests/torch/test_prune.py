@@ -230,6 +230,19 @@ def test_modules_of_a_fixed_batch(size: int) -> None:
         spa.prune(settled(Fixed()), x, ratio=0.5, return_type="module")
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec:FutureWarning"
+)  # torch's own, on copying such a graph
+def test_the_graph_of_an_exported_program() -> None:
+    model = settled(Residual())
+    free = ({0: torch.export.Dim.AUTO},)
+    exported = torch.export.export(model, (image(),), dynamic_shapes=free).module()
+    pruned = spa.prune(exported, image(), flops=0.5, return_type="graph")
+    assert isinstance(pruned, torch.fx.GraphModule)
+    want = spa.prune(model, image(), flops=0.5)(image(3))
+    torch.testing.assert_close(pruned(image(3)), want)
+
+
 def test_a_traced_graph_module_is_a_module_too() -> None:
     traced = torch.fx.symbolic_trace(settled(Residual()))
     pruned = spa.prune(traced, image(), flops=0.5)

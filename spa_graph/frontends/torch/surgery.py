@@ -162,10 +162,11 @@ def candidates(
                     sizes.setdefault(old.nominal, extent.nominal)
     found: dict[tuple[str, str], Attributes] = {}
     still = _unchanged_numbers(reading, {place.node for place, _ in changes})
+    modules = dict(model.named_modules())
     for name in sorted(pairs.keys() | told.keys()):
-        module = model.get_submodule(name)
-        if isinstance(module, LAYERS):
-            continue  # `layer_attributes` knows them
+        module = modules.get(name)
+        if module is None or isinstance(module, LAYERS):
+            continue  # a graph lost its modules in torch.export; `layer_attributes` knows layers
         for key, value in _stated_by(module).items():
             new_value = _renewed(value, pairs.get(name, {}))
             if new_value is None and key in SPOKEN:
