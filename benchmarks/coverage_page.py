@@ -204,12 +204,8 @@ def _percent(part: int, whole: int) -> str:
 def _goals(suites: list[Suite]) -> Iterator[str]:
     """What takes longer, or more memory, than it should."""
     rows = [(f"{s.name}/{n}", n, s, cell) for s in suites for n, cell in s.ours.items()]
-    slow = [
-        f"{key} ({cell['analysis_seconds']:.1f} s)"
-        for key, _, _, cell in rows
-        if cell.get("analysis_seconds", 0) > ANALYSIS
-    ]
-    yield f"Analyses of more than {ANALYSIS:.0f} s: {', '.join(slow) or 'none'}."
+    slow = [(key, cell.get("analysis_seconds", 0)) for key, _, _, cell in rows]
+    yield f"Analyses of more than {ANALYSIS:.0f} s: {_above(slow, ANALYSIS, ' s')}."
     known = [
         (key, cell["memory"] / size, cell["memory"] / cell.get("session_memory", math.inf), size)
         for key, name, suite, cell in rows
@@ -231,8 +227,8 @@ def _goals(suites: list[Suite]) -> Iterator[str]:
         )
 
 
-def _above(shares: Iterable[tuple[str, float]], most: float) -> str:
-    return ", ".join(f"{key} ({share:.1f})" for key, share in shares if share > most) or "none"
+def _above(numbers: Iterable[tuple[str, float]], most: float, unit: str = "") -> str:
+    return ", ".join(f"{key} ({x:.1f}{unit})" for key, x in numbers if x > most) or "none"
 
 
 def _memory(export: Record, ours: Record) -> float | None:

@@ -162,7 +162,7 @@ def candidates(
                     sizes.setdefault(old.nominal, extent.nominal)
     found: dict[tuple[str, str], Attributes] = {}
     still = _unchanged_numbers(reading, {place.node for place, _ in changes})
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))  # calls may name either
     for name in sorted(pairs.keys() | told.keys()):
         module = modules.get(name)
         if module is None or isinstance(module, LAYERS):
