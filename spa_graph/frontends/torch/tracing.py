@@ -114,17 +114,18 @@ def _run_once(model: nn.Module, call: Call) -> None:
     try:
         call.run(model)
     except Exception as error:  # whatever the user's module raises
-        shapes = ", ".join(
-            f"{leaf.dtype}{list(leaf.shape)}"
-            if isinstance(leaf, Tensor)
-            else f"a {type(leaf).__name__}"
-            if hasattr(leaf, "shape")  # of another framework: all its numbers say nothing
-            else repr(leaf)
-            for leaf in call.leaves()
-        )
+        shapes = ", ".join(map(_described, call.leaves()))
         raise ModelError(
             f"the module fails on the example inputs ({shapes}){where(error)}: {short(error)}"
         ) from error
+
+
+def _described(leaf: Any) -> str:
+    if isinstance(leaf, Tensor):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    if hasattr(leaf, "shape"):  # of another framework: all its numbers say nothing
+        return f"a {type(leaf).__name__}"
+    return repr(leaf)
 
 
 def _free_batch(model: nn.Module, call: Call) -> dict[str, Any]:
