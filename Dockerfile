@@ -3,7 +3,7 @@
 #     docker run --rm -v "$PWD:/work" -u "$(id -u):$(id -g)" spa-prune model.onnx --flops 0.5
 FROM python:3.12-slim AS build
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE spa_prune.py ./
 COPY spa_graph ./spa_graph
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 

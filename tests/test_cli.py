@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import onnx
 import pytest
 
 import spa_graph
+import spa_prune
 from tests.conftest import Command, listing
 from tests.models import (
     CHAIN,
@@ -253,6 +256,26 @@ def test_a_signal_leaves_no_file(
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.splitlines()[-1] == "spa-prune: interrupted; nothing was written"
     assert listing(chain.parent) == before
+
+
+def test_an_interrupt_of_imports_is_one_line(tmp_path: Path) -> None:
+    """Raised there, it would come out as an ImportError of NumPy, or as a traceback."""
+    program = (
+        "import os, signal, sys, spa_prune\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.startswith('numpy.'):\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "spa_prune.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(spa_prune.__file__).parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "spa-prune: interrupted; nothing was written\n"
 
 
 def test_a_wrong_rewrite_is_caught(

@@ -83,6 +83,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     assert {name.split("/")[0] for name in names} == {
         "spa_graph",
+        "spa_prune.py",
         f"spa_prune-{spa_graph.__version__}.dist-info",
     }
     needed = (
@@ -93,7 +94,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     )
     assert {f"spa_graph/{name}" for name in needed} <= names
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "spa_graph").rglob("*.py")}
-    assert {name for name in names if name.endswith(".py")} == modules
+    assert {name for name in names if name.endswith(".py")} == {*modules, "spa_prune.py"}
     assert wheel.stat().st_size < 3_000_000
 
 
@@ -106,7 +107,7 @@ def test_the_metadata(wheel: Path) -> None:
     assert metadata["Name"] == "spa-prune"
     assert metadata["Version"] == spa_graph.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert "spa-prune = spa_graph.cli:main" in scripts
+    assert "spa-prune = spa_prune:main" in scripts
     needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not [line for line in needed if line.startswith(("torch", "pytest"))]
     assert any(line.startswith("onnxruntime") for line in needed)
