@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
 
 def root_cause(error: BaseException) -> BaseException:
     """What an error was raised from in the first place."""
@@ -16,6 +22,28 @@ class SpaError(Exception):
 
 class SpaWarning(UserWarning):
     """What may not be what was meant, though it can be done; one line, as an error's text."""
+
+
+@contextmanager
+def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Warnings of ours are told in one line; others are shown as ever."""
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show, tell, warnings.showwarning)
+        yield
+
+
+def _show(
+    tell: Callable[[str], None],
+    otherwise: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *where: Any,
+    **more: Any,
+) -> None:
+    if issubclass(category, SpaWarning):
+        tell(" ".join(str(message).split()))
+    else:
+        otherwise(message, category, *where, **more)
 
 
 class ModelError(SpaError):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,10 @@ from spa_graph.studies.sweep.folder import Point
 from spa_graph.studies.sweep.run import shares
 from tests.conftest import Command, assert_refused, listing
 
+INTERRUPTIBLE = (  # shells let background jobs ignore it, and so may what runs the tests
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from spa_graph.cli import main; main()"
+)
 X = np.random.default_rng(3).normal(size=(48, 3, 8, 8)).astype(np.float32)
 
 
@@ -157,6 +166,52 @@ def test_an_interrupt_says_what_is_kept(
     assert "networks that are finished are kept: run it again to go on" in ran.err
     assert command(*arguments).code == 0
     assert not [path.name for path in chain.with_suffix(".sweep").iterdir() if path.is_dir()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no signals")
+@pytest.mark.usefixtures("chain")
+@pytest.mark.parametrize("everyone", [True, False], ids=["as a terminal", "as a job scheduler"])
+def test_an_interrupt_ends_all_workers(tmp_path: Path, everyone: bool) -> None:
+    """Ctrl-C goes to all processes of a terminal; a job scheduler's signal only to the first."""
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def score(path):\n"
+        "    if path.endswith('chain.onnx'):\n"
+        "        return 1.0\n"
+        "    pathlib.Path('started').touch()\n"
+        "    time.sleep(90)\n"
+    )
+    line = [sys.executable, "-c", INTERRUPTIBLE, "sweep", "chain.onnx", "--flops", "0.8,0.6",
+            "--eval", "slow:score", "--jobs", "2", "--latency-seconds", "0"]  # fmt: skip
+    with subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as started:  # fmt: skip
+        while started.poll() is None and not (tmp_path / "started").exists():
+            time.sleep(0.1)
+        (os.killpg if everyone else os.kill)(started.pid, signal.SIGINT)
+        out, err = started.communicate(timeout=30)
+    assert (started.returncode, out) == (1, "")
+    lines = [line for line in err.splitlines() if not line.endswith(" ...")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("spa-prune: interrupted; networks that are finished are kept")
+    left = {path.name for path in (tmp_path / "chain.sweep").iterdir() if path.is_dir()}
+    assert not left
+
+
+def test_workers_warn_as_other_commands_do(process: Command, chain: Path) -> None:
+    np.savez(
+        chain.with_name("bytes.npz"), x=np.arange(32 * 192, dtype=np.uint8).reshape(32, 3, 8, 8)
+    )
+    ran = process(
+        "sweep", "chain.onnx", "--flops", "0.8,0.6", "--criterion", "l1,l2", "--calibrate",
+        "bytes.npz", "--jobs", 2, "--latency-seconds", 0,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if not line.endswith(" ...")]
+    assert len(lines) == 1, ran.err
+    assert lines[0].startswith("spa-prune: bytes.npz: `x` is uint8 from 0 to 255")
+    assert not list(chain.with_name("chain.sweep").glob(".*"))
 
 
 def test_a_folder_with_other_settings_is_left_alone(chain: Path) -> None:

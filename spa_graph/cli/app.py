@@ -9,16 +9,13 @@ import logging
 import os
 import signal
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import click
 
 import spa_graph
-from spa_graph.errors import RewriteError, SpaError, SpaWarning, VerificationError
+from spa_graph.errors import RewriteError, SpaError, VerificationError, warnings_told
 
 
 class _Prune(click.Group):
@@ -96,18 +93,8 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _warn(
-    otherwise: Callable[..., None],
-    message: Warning | str,
-    category: type[Warning],
-    *where: Any,
-    **more: Any,
-) -> None:
-    """Warnings of ours are one line, as errors are."""
-    if issubclass(category, SpaWarning):
-        click.echo("spa-prune: " + " ".join(str(message).split()), err=True)
-    else:
-        otherwise(message, category, *where, **more)
+def _tell(warning: str) -> None:
+    click.echo(f"spa-prune: {warning}", err=True)
 
 
 def main() -> None:
@@ -116,6 +103,5 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what is wrong is said by our errors
-    with _exit_codes(), warnings.catch_warnings():
-        warnings.showwarning = partial(_warn, warnings.showwarning)
+    with _exit_codes(), warnings_told(_tell):
         sys.exit(cli(prog_name="spa-prune", standalone_mode=False))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
 
 from spa_graph.errors import OptionError
 
@@ -30,6 +31,8 @@ def run_all(
 ) -> None:
     """Call `work(*share)` for each share, `jobs` at once; `watch` is called meanwhile.
 
+    Processes of this machine are gone when it returns or raises, also by an interrupt.
+
     Args:
         address: of the cluster's scheduler; without one, a cluster on this machine is started.
 
@@ -40,21 +43,49 @@ def run_all(
     with _engine(backend, address):
         calls = [joblib.delayed(work)(*share) for share in shares]
         failures: list[BaseException] = []
+        done = threading.Event()
 
         def go() -> None:
+            if hasattr(signal, "pthread_sigmask"):
+                # Ctrl-C goes to all processes of a terminal; those that are started here leave it
+                # to this one, instead of telling each how far it was
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 with joblib.parallel_config(backend=backend, n_jobs=jobs):
                     joblib.Parallel()(calls)
             except BaseException as error:
                 failures.append(error)
+            finally:
+                done.set()
 
-        thread = threading.Thread(target=go, daemon=True)  # an interrupt needn't wait for it
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL)
+        # an interrupt needn't wait for the thread; it could make a join forget it (bpo-45274)
+        threading.Thread(target=go, daemon=True).start()
+        try:
+            while not done.wait(_POLL):
+                watch()
             watch()
+        except BaseException:
+            if backend == "loky" and apart(jobs, backend):
+                _kill(done)
+            raise
         if failures:
             raise failures[0]
+
+
+def apart(jobs: int, backend: Backend) -> bool:
+    """Whether other processes do the work."""
+    return jobs > 1 or backend != "loky"
+
+
+def _kill(done: threading.Event) -> None:
+    """Kill joblib's processes; it would wait for all their work at the end of this one.
+
+    Args:
+        done: whether nobody waits for their results any more, or has to clean up after them.
+    """
+    while not done.is_set():  # they may not have been started yet
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+        done.wait(_POLL)
 
 
 @contextmanager
@@ -91,16 +122,3 @@ def _ray(address: str | None, stack: ExitStack) -> None:
     ray.init(address=address, log_to_driver=False, include_dashboard=False if not address else None)
     stack.callback(ray.shutdown)
     register_ray()
-
-
-def polled(count: Callable[[], int], told: Callable[[int], None]) -> Callable[[], None]:
-    """Tell a count whenever it changes."""
-    last = [-1, time.monotonic()]
-
-    def watch() -> None:
-        now = count()
-        if now != last[0]:
-            last[0] = now
-            told(now)
-
-    return watch

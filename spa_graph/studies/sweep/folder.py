@@ -23,6 +23,7 @@ from spa_graph.frontends.onnx import files
 
 FORMAT = "spa-sweep/1"
 SETTINGS = "sweep.json"
+NOTE = ".note-"
 COLUMNS = (
     "criterion", "quantity", "asked", "flops", "params", "memory", "bytes", "error", "metric",
     "time", "ms", "frontier", "file", "failure",
@@ -141,8 +142,20 @@ class Folder:
         found: dict[str, Any] = data["settings"]
         return found
 
+    def write_note(self, text: str) -> None:
+        """Leave a line for whoever runs the sweep; several workers may leave the same one."""
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.write_json(f"{NOTE}{digest}.json", {"note": text})
+
+    def notes(self) -> list[str]:
+        """What workers have said so far."""
+        read = [self._read(path) for path in sorted(self.path.glob(f"{NOTE}*.json"))]
+        return [data["note"] for data in read if data]
+
     def remove_drafts(self) -> None:
-        """Remove what processes that were killed did not finish."""
+        """Remove what was of use while workers ran, and what those that were killed left."""
+        for note in self.path.glob(f"{NOTE}*.json"):
+            note.unlink(missing_ok=True)
         for pattern in (".spa-prune.*", ".*.onnx.*", ".*.json.*"):
             for left in self.path.glob(pattern):
                 shutil.rmtree(left, ignore_errors=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from spa_graph.api import checked
-from spa_graph.errors import OptionError
+from spa_graph.errors import OptionError, SpaWarning
 from spa_graph.frontends.onnx import files
-from spa_graph.passes.options import KEPT, Options, Progress, Timer, plain
+from spa_graph.passes.options import KEPT, Options, Progress, StepProgress, Timer, plain
 from spa_graph.passes.pipeline import check_data_taken
 from spa_graph.runtime.benchmark import measure
 from spa_graph.runtime.imported import imported
@@ -20,10 +21,10 @@ from spa_graph.runtime.inputs import Feeds
 from spa_graph.runtime.machine import cores, machine, versions
 from spa_graph.runtime.providers import provider_named
 from spa_graph.studies.opened import open_network
-from spa_graph.studies.sweep.engine import Backend, polled, run_all
+from spa_graph.studies.sweep.engine import Backend, apart, run_all
 from spa_graph.studies.sweep.folder import Folder, Point, fingerprint
 from spa_graph.studies.sweep.frontier import cost_of, frontier
-from spa_graph.studies.sweep.work import evaluate, prune_points
+from spa_graph.studies.sweep.work import evaluate, prune_points, prune_points_apart
 
 
 def sweep(
@@ -86,21 +87,20 @@ def sweep(
     folder.remove_drafts()
     missing = folder.missing(points)
     if missing:
-        with timer.step("prune") as step:
-            run_all(
-                prune_points,
-                [
-                    (os.fspath(path.absolute()), os.fspath(folder.path), share, options, evaluation)
-                    for share in shares(missing, jobs)
-                ],
-                jobs=jobs,
-                backend=backend,
-                address=cluster,
-                watch=polled(
-                    lambda: len(missing) - len(folder.missing(missing)),
-                    lambda done: step(done, len(missing)),
-                ),
-            )
+        work = prune_points_apart if apart(jobs, backend) else prune_points
+        given = os.fspath(path.absolute()), os.fspath(folder.path)
+        try:
+            with timer.step("prune") as step:
+                run_all(
+                    work,
+                    [(*given, share, options, evaluation) for share in shares(missing, jobs)],
+                    jobs=jobs,
+                    backend=backend,
+                    address=cluster,
+                    watch=_watch(folder, missing, step),
+                )
+        finally:
+            folder.remove_drafts()
     if latency_seconds:
         _measure(folder, path, latency_seconds, options, timer)
     found = _result(folder, path)
@@ -191,6 +191,25 @@ def shares(points: Sequence[Point], jobs: int) -> list[list[Point]]:
     return [
         own[start::each] for own in by_criterion.values() for start in range(min(each, len(own)))
     ]
+
+
+def _watch(folder: Folder, missing: Sequence[Point], step: StepProgress) -> Callable[[], None]:
+    """Tells how many points are done, and what workers have to say, when there is news."""
+    done = -1
+    said: set[str] = set()
+
+    def watch() -> None:
+        nonlocal done
+        for text in folder.notes():
+            if text not in said:
+                said.add(text)
+                warnings.warn(text, SpaWarning, stacklevel=2)
+        now = len(missing) - len(folder.missing(missing))
+        if now != done:
+            done = now
+            step(done, len(missing))
+
+    return watch
 
 
 def _whole(model: Path, evaluation: str | None, timer: Timer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from spa_graph.api import Ready, Result, ready
-from spa_graph.errors import OptionError, SpaError
+from spa_graph.errors import OptionError, SpaError, warnings_told
 from spa_graph.passes.cost import QUANTITIES
 from spa_graph.passes.options import Progress
 from spa_graph.passes.report import file_size
@@ -49,6 +49,12 @@ def prune_points(
             folder.write_point(
                 point, _pruned(network, folder.model(point), point, want, evaluation)
             )
+
+
+def prune_points_apart(model: str, path: str, *share: Any) -> None:
+    """As `prune_points` in a process that nobody looks at: warnings of ours are left as notes."""
+    with warnings_told(Folder(Path(path)).write_note):
+        prune_points(model, path, *share)
 
 
 def _pruned(
