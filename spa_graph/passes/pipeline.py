@@ -137,20 +137,23 @@ def chosen_criterion(options: Options) -> Criterion:
 
 
 def check_data_taken(options: Sequence[Options]) -> None:
-    """Whether one of these runs takes the samples with targets that are given.
+    """Whether one of these runs takes the samples with targets that are given, and their number.
 
     Raises:
         OptionError: none does.
     """
     criteria = [chosen_criterion(each) for each in options]
-    taken = any(isinstance(each, FromGradients) and each.needs_loss for each in criteria)
-    if taken or all(each.data is None or each.finetune is not None for each in options):
+    if any(isinstance(each, FromGradients) and each.needs_loss for each in criteria):
         return
     names = ", ".join(dict.fromkeys(each.name for each in criteria))
-    raise OptionError(
-        "--data has no effect: it is for --finetune, and for criteria by gradients of a loss, such "
-        f"as taylor; this is {names}"
-    )
+    by_gradients = f"for criteria by gradients of a loss, such as taylor; this is {names}"
+    if any(each.data is not None and each.finetune is None for each in options):
+        raise OptionError(f"--data has no effect: it is for --finetune, and {by_gradients}")
+    if any(each.samples is not None and each.calibrate is None for each in options):
+        raise OptionError(
+            f"--samples has no effect: --finetune trains on all of --data; it is for --calibrate, "
+            f"and {by_gradients}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

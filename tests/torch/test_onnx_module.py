@@ -296,6 +296,10 @@ def test_bytes_for_an_input_of_real_numbers(process: Command, chain: Path) -> No
             "cannot read --data no",
         ),
         (("--criterion", "l1", "--data", "train.npz", "--loss", "mse"), "--data has no effect"),
+        (
+            ("--criterion", "l1", "--data", "train.npz", "--finetune", "1", "--samples", "9"),
+            "--samples has no effect: --finetune trains on all of --data",
+        ),
         (("--criterion", "taylor", "--data", "chain.onnx", "--loss", "mse"), "no .npz file"),
         (("--criterion", "taylor", "--data", "train.npz", "--loss", "best"), "unknown loss `best`"),
     ],
