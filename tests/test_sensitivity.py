@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import spa_graph
+from spa_graph.console import show_sensitivity
 from spa_graph.errors import OptionError
 from spa_graph.passes.statistics.distortion import distortion
 from spa_graph.runtime.sessions import open_session, run
@@ -35,6 +36,20 @@ def test_each_group_at_each_level(chain: Path) -> None:
     left = 64 * 9 * (3 * 6 + 6 * 12) + 12 * 5
     assert groups["w1:0"]["points"][0]["flops"] == pytest.approx(left / whole)
     assert found["criterion"] == "obspa"
+
+
+def test_small_groups_have_fewer_counts_than_levels(
+    chain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One channel of eight is near 10% and not near 2%."""
+    found = sensitivity(chain, calibrate=BRIGHT, levels=(0.02, 0.1, 0.5))
+    group = next(each for each in found["groups"] if each["name"] == "w1:0")
+    assert [(p["level"], p["removed"]) for p in group["points"]] == [(0.1, 1), (0.5, 4)]
+    show_sensitivity(found)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "w1:0" in line)
+    none, one, half = (cell.strip() for cell in row.split("│")[3:])
+    assert not none
+    assert 0 < float(one) < float(half)
 
 
 def test_it_agrees_with_pruning_one_group_for_real(chain: Path, tmp_path: Path) -> None:

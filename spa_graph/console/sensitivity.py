@@ -16,9 +16,9 @@ def show_sensitivity(data: dict[str, Any]) -> None:
     levels = [f"-{level:.0%}" for level in data["levels"]]
     rows = table("group", "structure", "channels", *levels)
     for group in sorted(data["groups"], key=_worst, reverse=True):
-        errors = [_error(point["distortion"]) for point in group["points"]]
         # small groups have fewer counts than there are levels
-        errors += [""] * (len(levels) - len(errors))
+        at = {point["level"]: _error(point["distortion"]) for point in group["points"]}
+        errors = [at.get(level, "") for level in data["levels"]]
         rows.add_row(group["name"], group["structure"], str(group["channels"]), *errors)
     console.print(rows)
     console.print(f"measured on {data['data']}, channels ranked by {data['criterion']}")

@@ -92,18 +92,29 @@ def measure(
         own = scores[group.start : group.stop]
         order = np.argsort(own, kind="stable")
         shape = _shape(layers, group, order, own)
-        most = group.size - group.least
-        if whole[number] or most < 1:
+        if whole[number] or group.size - group.least < 1:
             found.curves.append(shape)
             continue
-        counts = sorted({min(max(1, round(level * group.size)), most) for level in levels})
         heights = {}
-        for removed in counts:
+        for removed in sorted(counts(group, levels)):
             heights[removed] = probing.distortion(group.start + order[:removed])
             found.probes.append(Probe(number, removed, heights[removed]))
         found.curves.append(scaled(shape, heights))
         if progress:
             progress(number + 1, len(analysis.groups))
+    return found
+
+
+def counts(group: ChannelGroup, levels: Sequence[float]) -> dict[int, float]:
+    """How many of its channels a group goes without, and which level each count stands for.
+
+    Small groups have fewer counts than there are levels: each stands for the nearest of its own.
+    """
+    found: dict[int, float] = {}
+    for level in levels:
+        removed = min(max(1, round(level * group.size)), group.size - group.least)
+        share = removed / group.size
+        found[removed] = min(found.get(removed, level), level, key=lambda each: abs(each - share))
     return found
 
 

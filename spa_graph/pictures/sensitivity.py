@@ -18,10 +18,10 @@ def sensitivity_figure(data: dict[str, Any]) -> Any:
     for number, level in enumerate(data["levels"]):
         rows, errors = [], []
         for row, group in enumerate(groups):
-            points = group["points"]
-            if number < len(points) and points[number]["distortion"] is not None:
+            at = {point["level"]: point["distortion"] for point in group["points"]}
+            if at.get(level) is not None:
                 rows.append(row)
-                errors.append(max(points[number]["distortion"], FLOOR))
+                errors.append(max(at[level], FLOOR))
         axes.scatter(
             errors,
             rows,

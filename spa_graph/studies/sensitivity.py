@@ -13,7 +13,7 @@ from spa_graph.errors import ModelError, OptionError
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.options import Progress, Timer
 from spa_graph.passes.pipeline import check_data_taken
-from spa_graph.passes.sensitivity import Probe, measure
+from spa_graph.passes.sensitivity import Probe, counts, measure
 from spa_graph.passes.statistics.layers import LEVELS
 from spa_graph.runtime.machine import versions
 
@@ -35,8 +35,9 @@ def sensitivity(
         options: `calibrate` and the other options of `prune` that aren't budgets.
 
     Returns:
-        Per group and count: the outputs' distortion (their squared error as a share of their
-        variance; None if they can't be compared) and the share of the FLOPs that is left.
+        Per group and count: the level that it stands for, the outputs' distortion (their squared
+        error as a share of their variance; None if they can't be compared) and the share of the
+        FLOPs that is left.
 
     Raises:
         OptionError: there is no calibration data, or it doesn't fit.
@@ -66,7 +67,7 @@ def sensitivity(
         "data": calibrated.source,
         "criterion": calibrated.criterion.name,
         "levels": sorted(levels),
-        "groups": _groups(analysis, found.probes),
+        "groups": _groups(analysis, found.probes, levels),
     }
 
 
@@ -83,20 +84,24 @@ def check(*, levels: Sequence[float] = LEVELS, **options: Any) -> None:
     check_data_taken([checked(options)])
 
 
-def _groups(analysis: Analysis, probes: Sequence[Probe]) -> list[dict[str, Any]]:
+def _groups(
+    analysis: Analysis, probes: Sequence[Probe], levels: Sequence[float]
+) -> list[dict[str, Any]]:
     """In the order of the network."""
     rows: list[dict[str, Any]] = [
         {"name": group.name, "structure": structure.kind, "channels": group.size, "points": []}
         for group, structure in zip(analysis.groups, analysis.structures, strict=True)
     ]
     for probe in probes:
-        counts = analysis.cost.full.copy()
-        counts[probe.group] -= probe.removed
+        level = counts(analysis.groups[probe.group], levels)[probe.removed]
+        left = analysis.cost.full.copy()
+        left[probe.group] -= probe.removed
         rows[probe.group]["points"].append(
             {
+                "level": level,
                 "removed": probe.removed,
                 "distortion": probe.distortion if np.isfinite(probe.distortion) else None,
-                "flops": analysis.cost.ratio("flops", counts),
+                "flops": analysis.cost.ratio("flops", left),
             }
         )
     return rows
