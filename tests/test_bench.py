@@ -221,6 +221,7 @@ def test_what_bench_refuses(command: Command, chain: Path) -> None:
         ((chain, dynamic), "takes other inputs than chain.onnx"),
         ((fixed, "--batch", 2), "has a fixed batch"),
         ((dynamic, "--dynamic", "length=2"), "named: batch, sequence"),
+        ((dynamic, "--dynamic", "batch=4", "--batch", 8), "--batch 8: --dynamic makes it 4"),
         ((dynamic, "--dynamic", "sequence=0"), "a size is a whole number from 1 on"),
         ((dynamic, "--provider", "qnn"), "has no such provider"),
         ((folder / "none.onnx",), "none.onnx"),

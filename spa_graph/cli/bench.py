@@ -28,7 +28,7 @@ from spa_graph.runtime.providers import provider_named
     type=click.FloatRange(0, min_open=True),
     default=5.0,
     show_default=True,
-    help="How long to measure.",
+    help="How long to measure, at most 1000 runs of each.",
 )
 @answer_options
 def bench_command(

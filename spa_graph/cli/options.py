@@ -77,8 +77,8 @@ calibration_options = together(
 )  # fmt: skip
 gradient_options = together(
     click.option("--data", metavar="FILE",
-                 help="For criteria that need gradients, and for --finetune: a .npz with an array "
-                 "for each input, by its name, and one more for the targets."),
+                 help="For criteria that need gradients, and for --finetune of prune: a .npz with "
+                 "an array for each input, by its name, and one more for the targets."),
     click.option("--loss", metavar="NAME",
                  help="Of the outputs and targets: cross-entropy (of logits), nll (of "
                  "probabilities), mse, l1, bce."),

@@ -12,7 +12,14 @@ from spa_graph.coupling.structures import KINDS
 from spa_graph.passes.importance import CRITERIA
 
 
-class InputShape(click.ParamType[Any]):
+class _Type(click.ParamType[Any]):
+    """A type whose name says what to write, letter by letter."""
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        return self.name
+
+
+class InputShape(_Type):
     name = "NAME=1,3,224,224"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, tuple[int, ...]]:
@@ -28,7 +35,7 @@ class InputShape(click.ParamType[Any]):
         return name, shape
 
 
-class NamedSize(click.ParamType[Any]):
+class NamedSize(_Type):
     name = "NAME=N"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
@@ -40,7 +47,7 @@ class NamedSize(click.ParamType[Any]):
         return name, int(size)
 
 
-class Shares(click.ParamType[Any]):
+class Shares(_Type):
     name = "0.25,0.5,..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
@@ -50,7 +57,7 @@ class Shares(click.ParamType[Any]):
         return tuple(sorted({between.convert(share, param, ctx) for share in shares}))
 
 
-class Ratios(click.ParamType[Any]):
+class Ratios(_Type):
     """`0.9:0.3:0.1` is 0.9, 0.8, ..., 0.3; or a list with commas."""
 
     name = "0.9:0.3:0.1"
@@ -70,7 +77,7 @@ class Ratios(click.ParamType[Any]):
         return tuple(float(part) for part in parts)
 
 
-class Criteria(click.ParamType[Any]):
+class Criteria(_Type):
     name = f"[{'|'.join(sorted(CRITERIA))}],..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
@@ -78,7 +85,7 @@ class Criteria(click.ParamType[Any]):
         return tuple(click.Choice(sorted(CRITERIA)).convert(name, param, ctx) for name in names)
 
 
-class Scope(click.ParamType[Any]):
+class Scope(_Type):
     name = f"[{'|'.join(KINDS)}],..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
@@ -86,7 +93,7 @@ class Scope(click.ParamType[Any]):
         return tuple(click.Choice(KINDS).convert(kind, param, ctx) for kind in kinds)
 
 
-class RoundTo(click.ParamType[Any]):
+class RoundTo(_Type):
     name = "auto|N"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
@@ -95,7 +102,7 @@ class RoundTo(click.ParamType[Any]):
         return int(click.IntRange(1).convert(value, param, ctx))
 
 
-class Bytes(click.ParamType[Any]):
+class Bytes(_Type):
     name = "4GB"
     _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}  # noqa: RUF012
 

@@ -31,8 +31,9 @@ def show_bench(data: dict[str, Any]) -> None:
             _ratio(data["ratios"][number - 1]) if number else "",
         )
     console.print(rows)
+    threads = "1 thread" if data["threads"] == 1 else f"{data['threads']} threads"
     console.print(
-        f"{data['runs']} runs each in turn, {data['provider']}, {data['threads']} threads, "
+        f"{data['runs']} runs each in turn, {data['provider']}, {threads}, "
         f"input {shapes(data['inputs'])}"
     )
     if first["peak_memory"] is None:

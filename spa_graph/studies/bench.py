@@ -46,7 +46,7 @@ def bench(
         models: paths; ratios are those to the first.
         provider: an execution provider of the installed onnxruntime, such as "cuda".
         threads: 0 stands for all cores that this process may use.
-        seconds: how long to measure, warm-up, memory and profiles aside.
+        seconds: how long to measure, at most 1000 runs of each; warm-up, memory and profiles aside.
         batch, dynamic, input_shapes: sizes of the inputs, see `open_network`.
 
     Returns:

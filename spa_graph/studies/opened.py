@@ -65,7 +65,7 @@ def open_network(
 
     Raises:
         ModelError: it can't be read.
-        OptionError: it has no such axes.
+        OptionError: it has no such axes, or two of these contradict each other.
     """
     original = files.load(Path(path))
     model = original.clone()
@@ -77,7 +77,10 @@ def open_network(
         shapes = with_batch(shapes, wants, batch)
     if dynamic:
         shapes = _with_dynamic(shapes, original, dynamic)
-    return Opened(Path(path), original, graph, wants, shapes)
+    opened = Opened(Path(path), original, graph, wants, shapes)
+    if batch not in (None, opened.batch):
+        raise OptionError(f"--batch {batch}: --dynamic makes it {opened.batch}")
+    return opened
 
 
 def _with_dynamic(shapes: Shapes, model: ir.Model, dynamic: Mapping[str, int]) -> Shapes:

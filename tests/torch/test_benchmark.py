@@ -38,7 +38,8 @@ def test_two_modules_in_turn(compiled: bool) -> None:
 
 
 def test_what_it_refuses() -> None:
-    with pytest.raises(OptionError, match="at least one module"):
-        spa.benchmark([], torch.zeros(1))
+    for wrong in ([], torch.nn.Sequential(torch.nn.ReLU())):
+        with pytest.raises(OptionError, match="one or more modules"):
+            spa.benchmark(wrong, torch.zeros(1))
     with pytest.raises(OptionError, match="device xpu: this machine or torch has none"):
         spa.benchmark([nn.ReLU()], torch.zeros(1), device="xpu")
