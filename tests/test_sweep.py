@@ -228,6 +228,15 @@ def test_a_folder_with_other_settings_is_left_alone(chain: Path) -> None:
     assert (folder / "mine.txt").read_text() == "mine"
 
 
+def test_a_folder_without_networks_takes_other_settings(chain: Path) -> None:
+    """As a sweep leaves it whose samples didn't fit."""
+    np.savez(chain.with_name("other.npz"), y=X)
+    with pytest.raises(OptionError, match="the network has no input `y`"):
+        run(chain, calibrate=str(chain.with_name("other.npz")))
+    found = run(chain, ratios=(0.8,), criteria=("l1",))
+    assert [point["asked"] for point in found["points"]] == [0.8]
+
+
 def test_a_budget_that_cannot_be_met_is_a_result(chain: Path) -> None:
     found = run(chain, ratios=(0.8, 0.0001), criteria=("l1",))
     assert found["points"][0]["file"] == "l1-flops-0.8.onnx"

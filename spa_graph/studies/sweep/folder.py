@@ -74,11 +74,11 @@ class Folder:
         """Whether a sweep with these settings can go on here; nothing is written.
 
         Raises:
-            OptionError: the folder holds a sweep of other settings, or can't be made.
+            OptionError: the folder holds networks of other settings, or can't be made.
         """
         self.check_place()
         known = self.settings()
-        if known is None:
+        if known is None or not self.points():
             return
         other = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
         if other:

@@ -82,7 +82,8 @@ def sweep(
         settings = {"model": fingerprint(path), "eval": evaluation, **_plain(options)}
     if not overwrite:
         folder.check(settings)
-    if overwrite or folder.settings() is None:
+    begun = folder.settings() == settings or folder.points()
+    if overwrite or not begun:
         folder.begin(settings, _whole(path, evaluation, timer))
     folder.remove_drafts()
     missing = folder.missing(points)
