@@ -11,8 +11,10 @@ import pytest
 
 import spa_graph
 from spa_graph import BudgetError, OptionError
+from spa_graph.api import ready
 from spa_graph.coupling.structures import structures
 from spa_graph.models_zoo.topologies import TOPOLOGIES
+from spa_graph.passes.sensitivity import _Probing
 from tests.models import assert_pruned, network, shapes
 
 PRE_NORM = "residual, pre-norm"
@@ -70,6 +72,29 @@ def test_only_what_is_in_scope_loses_channels(name: str, scope: tuple[str, ...])
     assert cut(result) == set(scope)
     uniform = spa_graph.prune(TOPOLOGIES[name](), ratio=0.5, scope=scope)
     assert cut(uniform) == set(scope)
+
+
+def test_no_group_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the budgets, in whatever order, and whether the residual width has to go or not."""
+    runs: list[tuple[int, ...]] = []
+    measured = _Probing.distortion
+
+    def counted(probing: _Probing, gone: np.ndarray) -> float:
+        runs.append(tuple(gone.tolist()))
+        return measured(probing, gone)
+
+    monkeypatch.setattr(_Probing, "distortion", counted)
+    kept: list[dict[float, Any]] = []
+    for budgets in ((0.5, 0.1), (0.1, 0.5)):
+        runs.clear()
+        with ready(TOPOLOGIES["vit_fused"](), calibrate="data-free", samples=16) as network:
+            pruned = {share: network.prune(flops=share).report["groups"] for share in budgets}
+            kept.append({share: [row["kept"] for row in rows] for share, rows in pruned.items()})
+            groups = network.analysis.groups
+        assert len(runs) == len(set(runs))
+        for group in groups:
+            assert any(group.start <= run[0] < group.stop for run in runs), group.name
+    assert kept[0] == kept[1]
 
 
 def test_the_residual_width_of_a_pre_norm_transformer_goes_last() -> None:

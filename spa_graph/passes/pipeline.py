@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Ranking:
     criterion: Criterion
     calibrated: Calibrated | None = None
     network: NetworkWithout | None = None
-    _measured: dict[bytes, Sensitivity] = field(default_factory=dict)
+    _measured: Sensitivity | None = None
 
     def order(self) -> list[NDArray[np.int64]]:
         """Per group its channels, from most to least important."""
@@ -64,13 +64,14 @@ class Ranking:
         ]
 
     def sensitivity(self, whole: Kept, timer: Timer) -> Sensitivity | None:
-        """The groups' curves, measured once; None without calibration data."""
+        """The groups' curves, each measured once; None without calibration data."""
         if self.calibrated is None:
             return None
         assert isinstance(self.analysis, Analysis)  # only those are calibrated
-        if whole.tobytes() not in self._measured:
+        known = self._measured
+        if known is None or (known.whole & ~whole).any():
             with timer.step("measure groups") as progress:
-                self._measured[whole.tobytes()] = measure(
+                self._measured = measure(
                     self.analysis,
                     self.scores,
                     self.calibrated.layers,
@@ -78,8 +79,9 @@ class Ranking:
                     whole,
                     progress,
                     padding=self.calibrated.padding,
+                    known=known,
                 )
-        return self._measured[whole.tobytes()]
+        return self._measured
 
 
 def rank(
@@ -120,7 +122,7 @@ def _score(ranking: Ranking, kept: Kept, options: Options, timer: Timer) -> Rank
             layers=calibrated.layers if calibrated else None,
             progress=progress,
         )
-    return replace(ranking, scores=np.where(kept, scores, -np.inf), _measured={})
+    return replace(ranking, scores=np.where(kept, scores, -np.inf), _measured=None)
 
 
 def chosen_criterion(options: Options) -> Criterion:
@@ -212,7 +214,8 @@ def choose_once(
     """
     analysis, scores = ranking.analysis, ranking.scores
     limits = limits_of(options, times.unit if times else None)
-    whole, last_resort = scopes(analysis, options.scope)
+    first_choice, last_resort = scopes(analysis, options.scope)
+    whole = first_choice
     if options.ratio is not None:
         return Choice(allocate_uniform(analysis.coupling, scores, options.ratio, limits, whole))
     if options.budget is None:
@@ -229,7 +232,11 @@ def choose_once(
                 raise
             whole = last_resort
             kept = allocate(coupling, costs, scores, *budget, whole)
-    sensitivity = None if options.allocation == "global" else ranking.sensitivity(whole, timer)
+    sensitivity = None
+    if options.allocation != "global":
+        # first those that are always measured, so that earlier budgets make no difference
+        for scope in (first_choice, whole):
+            sensitivity = ranking.sensitivity(scope, timer)
     if sensitivity is None and times is None:
         return Choice(kept)
     curves = sensitivity.curves if sensitivity else importance_curves(coupling, scores)

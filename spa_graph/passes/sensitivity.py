@@ -62,9 +62,11 @@ class Sensitivity:
     """The distortion of the outputs for every group and count.
 
     curves: per group, without 0, 1, ... of its channels, the least important first; (size + 1,).
+    whole: the groups whose curves weren't measured, as they stay whole; (groups,).
     """
 
     curves: list[Floats]
+    whole: NDArray[np.bool_]
     probes: list[Probe] = field(default_factory=list)
 
 
@@ -77,18 +79,25 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     levels: Sequence[float] = LEVELS,
     padding: Padding | None = None,
+    known: Sensitivity | None = None,
 ) -> Sensitivity:
     """Measure all groups but those that stay whole; `scores` are those of the channels.
 
     Args:
+        known: what was measured before, by the same scores; it isn't measured again.
         held_out: calibration data that the layers' statistics were not taken of.
         levels: the shares of a group's channels without which the network is run.
         padding: which positions of the data are without meaning.
     """
+    if known is not None:
+        whole = whole & known.whole
     runs = len(levels) * int((~whole).sum())
     probing = _Probing(analysis, layers, _few(held_out, runs), padding)
-    found = Sensitivity([])
+    found = Sensitivity([], whole, list(known.probes) if known else [])
     for number, group in enumerate(analysis.groups):
+        if known is not None and not known.whole[number]:
+            found.curves.append(known.curves[number])
+            continue
         own = scores[group.start : group.stop]
         order = np.argsort(own, kind="stable")
         shape = _shape(layers, group, order, own)
