@@ -21,12 +21,13 @@ from spa_graph.frontends.onnx.pieces import is_stored, reads
 from spa_graph.frontends.onnx.weights import stored_tensor
 from spa_graph.graph import Graph, Operator
 from spa_graph.passes.statistics.runner import Runner
+from spa_graph.runtime import heap
 from spa_graph.runtime.sessions import Feeds, Session, open_session, run
 from spa_graph.runtime.verify import Array
 
 ROOM = 2
 """Features may need so many times the bytes of the weights at once ..."""
-LEAST_ROOM = 256 << 20
+LEAST_ROOM = 192 << 20
 """... or so many bytes; a run that needs more is cut in pieces."""
 COPIES = 4
 """How often a piece holds its weights: as a message, written, read, and in a session."""
@@ -113,6 +114,7 @@ class Network:
         return run(self._session, feeds)
 
     def _in_pieces(self, feeds: Feeds, features: Features) -> list[Array]:
+        heap.trim()
         room = features.room // 2
         model = files.load(self._path)
         walk = Runner(model, [feeds], room // 8, self._folder, plain=self._plain)

@@ -59,7 +59,7 @@ def verify(
         for seed in range(TRIES):
             try:
                 found = _prove(analysis, pruned, draft, masked, seed)
-                return replace(found, alive=_is_alive(analysis, pruned, draft, folder))
+                return found if found.alive else replace(found, alive=not _lives(analysis, folder))
             except _HiddenError:
                 if seed == TRIES - 1:
                     raise
@@ -94,42 +94,74 @@ def _prove(
     feeds, want, rejected = _reference(masked, analysis.graph, seed, apart)
     for sample in rejected:
         _check_that_it_is_rejected(analysis, masked.parent, sample, seed)
-    with files.openable(draft) as written, _as_proof():
-        got = _run_plain(written, pruned.graph, feeds)
+    got, alive = _run_pruned(draft, pruned.graph, feeds)
     if analysis.changed:
-        _check_canonical(analysis, names, feeds, masked.parent)
-    runs = _Runs(analysis, pruned, draft, masked, feeds)
+        _check_canonical(analysis, names, feeds, masked.parent, apart)
+    runs = _Runs(analysis, pruned, draft, masked, feeds, want)
     try:
         found = _worst(names, got, want)
     except VerificationError as error:
         if apart and any(divides(analysis.graph, each) for each in feeds):
             return _prove(analysis, pruned, draft, masked, seed, apart=False)
-        try:
-            return _worst(names, got, want, _noise(masked, analysis.graph, feeds, want))
-        except VerificationError:
-            explained = _compare_grounds(runs, error)
-            if explained is None:
-                raise error from None
-            return explained
-    rounds = any(operator.op_type in ROUNDING for operator in analysis.graph.operators)
-    if not rounds and all(map(_shows, zip(*want, strict=True))):
-        return found
-    try:
-        grounds = _compare_grounds(runs)
-    except VerificationError:
-        grounds = _compare_grounds(runs, noisy=True)
-    return max(found, grounds or found, key=_severity)
+        found = _explained(runs, names, got, error)
+    else:
+        found = _confirmed(runs, found)
+    return replace(found, alive=alive)
+
+
+def _run_pruned(
+    draft: Path, graph: Graph, feeds: Sequence[Feeds]
+) -> tuple[list[list[Array]], bool]:
+    """The outputs, and whether they change with the input; the network is closed then."""
+    with files.openable(draft) as written, _as_proof():
+        network = Network(written, graph, written.parent)
+        got = list(map(network.run, feeds))
+        return got, _responds(network, feeds[-1], got[-1])
 
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """The two networks that are compared, and on what."""
+    """The two networks that are compared, on what, and what the reference gives."""
 
     analysis: Analysis
     pruned: Pruned
     draft: Path
     masked: Path
     feeds: Sequence[Feeds]
+    want: Sequence[list[Array]]
+
+
+def _explained(
+    runs: _Runs, names: Sequence[str], got: Sequence[list[Array]], error: VerificationError
+) -> Agreement:
+    """Why outputs may differ: by rounding, or by a decision between near ties.
+
+    Raises:
+        VerificationError: the given one, if nothing explains it.
+    """
+    noise = _noise(runs.masked, runs.analysis.graph, runs.feeds, runs.want)
+    with suppress(VerificationError):
+        return _worst(names, got, runs.want, noise)
+    explained = _compare_grounds(runs, error)
+    if explained is None:
+        raise error from None
+    return explained
+
+
+def _confirmed(runs: _Runs, found: Agreement) -> Agreement:
+    """What was found, or what is behind it where equal outputs don't show all.
+
+    Raises:
+        VerificationError: that differs.
+    """
+    rounds = any(operator.op_type in ROUNDING for operator in runs.analysis.graph.operators)
+    if not rounds and all(map(_shows, zip(*runs.want, strict=True))):
+        return found
+    try:
+        grounds = _compare_grounds(runs)
+    except VerificationError:
+        grounds = _compare_grounds(runs, noisy=True)
+    return max(found, grounds or found, key=_severity)
 
 
 def _worst(
@@ -175,15 +207,19 @@ def _largest_difference(first: Array, *others: Array) -> Array | None:
 
 
 def _check_canonical(
-    analysis: Analysis, names: Sequence[str], feeds: Sequence[Feeds], folder: Path
+    analysis: Analysis, names: Sequence[str], feeds: Sequence[Feeds], folder: Path, apart: bool
 ) -> None:
-    """The reference was made from the canonical form, so that must equal what came in."""
+    """The reference was made from the canonical form, so that must equal what came in.
+
+    Args:
+        apart: as in `_prove`.
+    """
     outputs = []
     for number, model in enumerate((analysis.model, analysis.original)):
         path = folder / f"form{number}.onnx"
         files.write(model, path)
         with files.openable(path) as opened:
-            outputs.append(_run_plain(opened, analysis.graph, feeds))
+            outputs.append(_run_plain(opened, analysis.graph, feeds, apart=apart))
     _worst(names, outputs[0], outputs[1])
 
 
@@ -300,24 +336,32 @@ RESPONSE = 1e-6
 """An output that changes by less than this share of its largest number doesn't depend on inputs."""
 
 
-def _is_alive(analysis: Analysis, pruned: Pruned, draft: Path, folder: Path) -> bool:
-    """Whether outputs still depend on the input, unless those of the unpruned network don't."""
-    if _responds(draft, pruned.graph):
-        return True
+def _lives(analysis: Analysis, folder: Path) -> bool:
+    """Whether outputs of the unpruned network depend on the input."""
     whole = folder / "whole.onnx"
     files.write(analysis.model, whole)
-    return not _responds(whole, analysis.graph)
+    feeds = random_inputs(analysis.graph)
+    with files.openable(whole) as opened:
+        network = Network(opened, analysis.graph, folder)
+        try:
+            outputs = network.run(feeds)
+        except ModelError:
+            return True
+        return _responds(network, feeds, outputs)
 
 
-def _responds(path: Path, graph: Graph) -> bool:
-    """Whether an output changes with the input; a network that fails on such input may."""
-    feeds = [random_inputs(graph, seed=seed) for seed in range(2)]
+def _responds(network: Network, feeds: Feeds, outputs: Sequence[Array]) -> bool:
+    """Whether outputs change with the input; a network that fails on the other one may.
+
+    Args:
+        feeds, outputs: an input, and what the network makes of it. The other one has the same
+            numbers in reverse: it is as large, and as valid.
+    """
+    other = {name: np.ascontiguousarray(np.flip(array)) for name, array in feeds.items()}
     try:
-        with files.openable(path) as opened:
-            first, second = _run_plain(opened, graph, feeds)
+        return any(map(_differ, outputs, network.run(other)))
     except ModelError:
         return True
-    return any(map(_differ, first, second))
 
 
 def _differ(first: Array, second: Array) -> bool:
@@ -413,10 +457,10 @@ def _check_that_it_is_rejected(analysis: Analysis, folder: Path, sample: int, se
 
 
 def _run_plain(
-    path: Path, graph: Graph, feeds: Sequence[Feeds], *, plain: bool = True
+    path: Path, graph: Graph, feeds: Sequence[Feeds], *, plain: bool = True, apart: bool = False
 ) -> list[list[Array]]:
     """The outputs of one network for several inputs; it is closed before another is opened."""
-    network = Network(path, graph, path.parent, plain=plain)
+    network = Network(path, graph, path.parent, plain=plain, apart=apart)
     return list(map(network.run, feeds))
 
 

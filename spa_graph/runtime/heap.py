@@ -9,6 +9,7 @@ time is then a fraction of what the process holds.
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,11 +35,24 @@ def returning(block: int) -> Iterator[None]:
         _set_threshold(_USUAL)
 
 
+def trim() -> None:
+    """Give back all that is free, networks that only refer to themselves included.
+
+    Python looks for such cycles when it has made many objects, not when they are large.
+    """
+    gc.collect()
+    _call("malloc_trim", 0)
+
+
 def _set_threshold(size: int) -> None:
     """Map blocks from this size on; and keep no more than twice as much free memory."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, size)
-        mallopt(_TRIM_THRESHOLD, 2 * size)
+    _call("mallopt", _MMAP_THRESHOLD, size)
+    _call("mallopt", _TRIM_THRESHOLD, 2 * size)
+
+
+def _call(name: str, *arguments: int) -> None:
+    """Call a function of the C library, where it has it: glibc does, musl doesn't."""
+    if sys.platform.startswith("linux"):
+        function = getattr(ctypes.CDLL(None), name, None)
+        if function is not None:
+            function(*arguments)
