@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -203,27 +202,41 @@ def _percent(part: int, whole: int) -> str:
 
 def _goals(suites: list[Suite]) -> Iterator[str]:
     """What takes longer, or more memory, than it should."""
-    rows = [(f"{s.name}/{n}", n, s, cell) for s in suites for n, cell in s.ours.items()]
-    slow = [(key, cell.get("analysis_seconds", 0)) for key, _, _, cell in rows]
+    cells = {f"{suite.name}/{name}": cell for suite in suites for name, cell in suite.ours.items()}
+    slow = [(key, cell.get("analysis_seconds", 0)) for key, cell in cells.items()]
     yield f"Analyses of more than {ANALYSIS:.0f} s: {_above(slow, ANALYSIS, ' s')}."
-    known = [
-        (key, cell["memory"] / size, cell["memory"] / cell.get("session_memory", math.inf), size)
-        for key, name, suite, cell in rows
-        if cell.get("memory") and (size := suite.exported[name].get("bytes", 0))
-    ]
-    large = [(key, share) for key, share, _, size in known if size > LARGE]
-    small = [share for _, share, _, size in known if size <= LARGE]
+    exported = ((suite.name, *each) for suite in suites for each in suite.exported.items())
+    sizes = {f"{suite}/{name}": cell.get("bytes", 0) for suite, name, cell in exported}
+
+    def times_the_file(field: str) -> dict[str, float]:
+        known = ((key, cell.get(field), sizes.get(key)) for key, cell in cells.items())
+        return {key: used / size for key, used, size in known if used and size}
+
+    whole = times_the_file("memory")
+    large = {key: share for key, share in whole.items() if sizes[key] > LARGE}
+    small = [share for key, share in whole.items() if key not in large]
     yield (
         f"Of {len(large)} files of more than {LARGE / 1e6:.0f} MB these needed more than "
-        f"{MEMORY:.0f} times their size in memory: {_above(large, MEMORY)}; of {len(small)} "
-        f"smaller ones {sum(share > MEMORY for share in small)} did: features and code don't "
-        "shrink with the file."
+        f"{MEMORY:.0f} times their size in memory: {_above(large.items(), MEMORY)}; of "
+        f"{len(small)} smaller ones {sum(share > MEMORY for share in small)} did: features and "
+        "code don't shrink with the file."
     )
-    if beside := [(key, share) for key, _, share, _ in known if share]:
+    alone = times_the_file("analysis_memory")
+    if over := [sizes[key] for key, share in alone.items() if share > MEMORY]:
+        yield (
+            f"The analysis alone, which runs nothing, did for {len(over)} of {len(alone)}, the "
+            f"largest of {max(over) / 1e6:.1f} MB."
+        )
+    beside = {
+        key: cell["memory"] / cell["session_memory"]
+        for key, cell in cells.items()
+        if cell.get("memory") and cell.get("session_memory")
+    }
+    if beside:
         yield (
             "Next to what ONNX Runtime alone needs to open and run the unpruned network, the most "
-            f"was {max(share for _, share in beside):.1f} times as much, and more than "
-            f"{MEMORY:.0f} times: {_above(beside, MEMORY)}."
+            f"was {max(beside.values()):.1f} times as much, and more than {MEMORY:.0f} times: "
+            f"{_above(beside.items(), MEMORY)}."
         )
 
 

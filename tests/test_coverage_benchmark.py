@@ -409,10 +409,13 @@ def test_memory_of_small_files_is_compared_with_that_of_a_session() -> None:
     cells = sample()
     for name, bytes_, used in (("resnet18", 10e6, 50e6), ("hard", 20e6, 70e6)):
         cells[f"torchvision/{name}", "export"]["bytes"] = bytes_
-        cells[f"torchvision/{name}", "ours"].update(memory=used, session_memory=20e6)
+        cells[f"torchvision/{name}", "ours"].update(
+            memory=used, session_memory=20e6, analysis_memory=35e6
+        )
     run = {**coverage.machine(), "options": {"jobs": 2, "time_limit": 90.0, "memory_limit": 12.0}}
     text = coverage_page.page(cells, [run])
     assert "times their size in memory: none; of 2 smaller ones 2 did" in text
+    assert "alone, which runs nothing, did for 1 of 2, the largest of 10.0 MB." in text
     assert "the most was 3.5 times as much, and more than 3 times: torchvision/hard (3.5)." in text
 
 
