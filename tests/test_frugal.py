@@ -138,6 +138,12 @@ def test_networks_are_proven_in_pieces(text: str) -> None:
 
 
 @pytest.mark.usefixtures("no_room")
+def test_nothing_but_the_network_is_left_beside_the_output(tmp_path: Path) -> None:
+    spa_graph.prune(network(CHAIN), flops=0.5, output=tmp_path / "small.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
+@pytest.mark.usefixtures("no_room")
 def test_only_a_batch_that_can_be_is_divided() -> None:
     model = network(MLP)
     graph = spa_graph.analyze(model).graph

@@ -162,7 +162,8 @@ def staged(path: Path) -> Iterator[Path]:
         raise ModelError(f"cannot write to {path.parent}: {error.strerror}") from error
     try:
         yield folder / path.name
-        for written in sorted(folder.iterdir(), reverse=True):  # NAME.data before NAME
+        # NAME.data before NAME; folders were needed meanwhile
+        for written in sorted(filter(Path.is_file, folder.iterdir()), reverse=True):
             os.replace(written, path.parent / written.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
