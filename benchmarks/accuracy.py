@@ -346,7 +346,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1024, help="of the networks' own inputs")
     parser.add_argument("--tools", nargs="+", default=[OURS], choices=[OURS, *PEERS])
     parser.add_argument("--page", type=Path, default=PAGE)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     unknown = set(arguments.names) - set(NETWORKS)
     if unknown:
         parser.error(f"no such network: {', '.join(sorted(unknown))}")
