@@ -65,10 +65,16 @@ def test_stated_shapes_of_another_layout() -> None:
     onnx.shape_inference.infer_shapes(pruned, strict_mode=True)
 
 
-def test_a_network_that_no_longer_depends_on_its_input(tmp_path: Path, command: Command) -> None:
-    """The units with the large weights are those that a bias keeps at rest."""
-    text = """net (float[N,4] x) => (float[N,3] y) <float[4,8] w1, float[8] b1, float[8,3] w2>
-    { m = MatMul(x, w1) a = Add(m, b1) r = Relu(a) y = MatMul(r, w2) }"""
+@pytest.mark.parametrize(
+    ("also", "read"), [("", "m = MatMul(x, w1)"), (", float s", "z = MatMul(x, w1) m = Mul(z, s)")]
+)
+def test_a_network_that_no_longer_depends_on_its_input(
+    also: str, read: str, tmp_path: Path, command: Command
+) -> None:
+    """The units with the large weights are those that a bias keeps at rest; also with a scalar."""
+    text = f"""net (float[N,4] x{also}) => (float[N,3] y)
+    <float[4,8] w1, float[8] b1, float[8,3] w2>
+    {{ {read} a = Add(m, b1) r = Relu(a) y = MatMul(r, w2) }}"""
     at_rest = np.arange(8) % 2 == 1
     values = stored(network(text))
     values["w1"] = values["w1"] * np.where(at_rest, 10, 1).astype(np.float32)

@@ -196,7 +196,8 @@ def _rounded(value: Array, generator: np.random.Generator) -> Array:
     if value.dtype.kind != "f":
         return value
     unit = np.finfo(value.dtype).eps
-    return (value * (1 + unit * generator.choice([-1, 1], value.shape))).astype(value.dtype)
+    moved = value * (1 + unit * generator.choice([-1, 1], value.shape))
+    return np.asarray(moved, value.dtype)
 
 
 def _largest_difference(first: Array, *others: Array) -> Array | None:
@@ -357,7 +358,7 @@ def _responds(network: Network, feeds: Feeds, outputs: Sequence[Array]) -> bool:
         feeds, outputs: an input, and what the network makes of it. The other one has the same
             numbers in reverse: it is as large, and as valid.
     """
-    other = {name: np.ascontiguousarray(np.flip(array)) for name, array in feeds.items()}
+    other = {name: np.array(np.flip(array)) for name, array in feeds.items()}
     try:
         return any(map(_differ, outputs, network.run(other)))
     except ModelError:

@@ -57,9 +57,9 @@ def random_inputs(
         elif dtype.kind in "iu":
             bound = table_size(graph, name)
             values = generator.integers(0, bound, shape) if bound else np.ones(shape)
-            feeds[name] = values.astype(dtype)
-        else:
-            feeds[name] = (scale * generator.standard_normal(shape)).astype(dtype)
+            feeds[name] = np.asarray(values, dtype)
+        else:  # numpy makes numbers of arrays without axes, which ONNX Runtime doesn't take
+            feeds[name] = np.asarray(scale * generator.standard_normal(shape), dtype)
     return feeds
 
 
