@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 import spa_graph
+from spa_graph import api
 from spa_graph.errors import VerificationError
 from spa_graph.passes import frugal, proof
 from spa_graph.passes.frugal import Features, Network, divides, pieces
@@ -193,3 +195,30 @@ def test_a_network_that_is_wrong_only_for_batches_is_found(
     expected = pytest.raises(VerificationError, match="`y`") if wrong else nullcontext()
     with expected:
         spa_graph.prune(network(MLP), ratio=0.5)
+
+
+@pytest.mark.usefixtures("no_room")
+def test_a_canonical_form_that_lost_what_mixes_a_batch_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The network that came in is run for the whole batch, however large its features."""
+    text = """net (float[N,4] x) => (float[N,3] y) <float[4,8] w1, float[8,3] w2>
+    {{ m = MatMul(x, w1) r = Relu(m) {} }}"""
+    plain = network(text.format("y = MatMul(r, w2)"))
+    mixing = network(
+        text.format("q = MatMul(r, w2) most = ReduceMax<axes=[0],keepdims=1>(q) y = Max(q, most)")
+    )
+    check = proof._check_canonical
+
+    def with_another(analysis: Any, *rest: Any) -> None:
+        check(replace(analysis, original=ir.from_proto(mixing)), *rest)
+
+    monkeypatch.setattr(proof, "_check_canonical", with_another)
+    prepared = api.prepare
+
+    def changed(*given: Any, **named: Any) -> Any:
+        return replace(prepared(*given, **named), changed=["as if"])
+
+    monkeypatch.setattr(api, "prepare", changed)
+    with pytest.raises(spa_graph.VerificationError, match="differs by"):
+        spa_graph.prune(plain, ratio=0.5)

@@ -90,6 +90,35 @@ def test_a_network_that_no_longer_depends_on_its_input(
         assert ("no longer depend on the input" in " ".join(ran.out.split())) != alive
 
 
+@pytest.mark.parametrize("given", [
+    "float[N,1] x) => m = MatMul(x, w1)",
+    "int64[N] i) => x = Gather(table, i) m = MatMul(x, w1)",
+    "int64[N,S] i) => e = Gather(table, i) x = ReduceMean<axes=[1],keepdims=0>(e) "
+    "m = MatMul(x, w1)",
+], ids=["one number", "category", "bag of words"])  # fmt: skip
+def test_dead_networks_that_do_not_see_the_order_of_their_input(given: str) -> None:
+    inputs, read = given.split(") => ")
+    text = f"""net ({inputs}) => (float[N,3] y)
+    <float[50,6] table, float[{1 if "N,1" in inputs else 6},8] w1, float[8] b1, float[8,3] w2>
+    {{ {read} a = Add(m, b1) r = Relu(a) y = MatMul(r, w2) }}"""
+    at_rest = np.arange(8) % 2 == 1
+    values = stored(network(text))
+    values["w1"] = values["w1"] * np.where(at_rest, 10, 1).astype(np.float32)
+    values["b1"] = np.where(at_rest, -1e4, 0).astype(np.float32)
+    result = spa_graph.prune(network(text, values=values), ratio=0.5)
+    assert not result.report["verification"]["alive"]
+
+
+def test_a_network_that_became_symmetric_is_alive() -> None:
+    """Sums of two numbers are kept, differences go: their order doesn't matter any more."""
+    text = """net (float[N,2] x) => (float[N,3] y) <float[2,8] w1, float[8,3] w2>
+    { m = MatMul(x, w1) a = Abs(m) y = MatMul(a, w2) }"""
+    values = stored(network(text))
+    values["w1"] = np.where(np.arange(8) % 2, [[0.3], [-0.2]], 3.0).astype(np.float32)
+    result = spa_graph.prune(network(text, values=values), ratio=0.5)
+    assert result.report["verification"]["alive"]
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_what_only_the_optimiser_rejects(
     both: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
