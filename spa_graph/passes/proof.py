@@ -222,13 +222,14 @@ def _check_canonical(
         apart: run the canonical form for each element of a batch by itself, as the reference. What
             came in is run for all together: else nobody would see that it mixes them.
     """
-    outputs = []
-    for number, (model, each) in enumerate([(analysis.model, apart), (analysis.original, False)]):
-        path = folder / f"form{number}.onnx"
+
+    def outputs(model: ir.Model, apart: bool) -> list[list[Array]]:
+        path = folder / "form.onnx"
         files.write(model, path)
         with files.openable(path) as opened:
-            outputs.append(_run_plain(opened, analysis.graph, feeds, apart=each))
-    _worst(names, outputs[0], outputs[1])
+            return _run_plain(opened, analysis.graph, feeds, apart=apart)
+
+    _worst(names, outputs(analysis.model, apart), outputs(analysis.original, apart=False))
 
 
 def _shows(runs: Sequence[Array]) -> bool:

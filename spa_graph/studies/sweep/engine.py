@@ -65,7 +65,7 @@ def run_all(
                 watch()
             watch()
         except BaseException:
-            if backend == "loky" and apart(jobs, backend):
+            if backend == "loky" and jobs > 1:
                 _kill(done)
             raise
         if failures:
