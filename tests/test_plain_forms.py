@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from spa_graph import analyze, prune
-from tests.models import assert_pruned, network, optimized
+from tests.models import assert_pruned, network, optimized, outputs, random_feeds
 
 LOOKUP = """
 lookup (float[N,6] x) => (float[N,3] y)
@@ -127,6 +128,39 @@ def test_list_that_is_taken_apart_by_data_stays() -> None:
     analysis = analyze(model)
     assert not analysis.changed
     assert not analysis.groups
+
+
+HALVES = """
+halves (float[N,5] x) => (float[M,3] y)
+<float[5,16] w1, float[16,3] w2, int64 two = {2}, int64 zero = {0}, int64 first = {0},
+ int64 last = {1}>
+{
+    h = MatMul(x, w1)
+    sizes = Shape(h)
+    n = Gather(sizes, zero)
+    half = Div(n, two)
+    parts = SplitToSequence<axis = 0>(h, half)
+    a = SequenceAt(parts, first)
+    b = SequenceAt(parts, last)
+    c = Mul(a, b)
+    y = MatMul(c, w2)
+}
+"""
+
+
+@pytest.mark.parametrize("batch", [2, 6, 7])
+def test_parts_of_a_computed_size_are_slices(batch: int) -> None:
+    """As torch writes `torch.chunk(x, 2)` of a free batch; an odd one has a third, short part."""
+    model = network(HALVES)
+    result = prune(model, flops=0.5, input_shapes={"x": (2, 5)})
+    pruned = assert_pruned(model, result)
+    assert "SplitToSequence" not in [node.op_type for node in pruned.graph.node]
+    assert result.report["canonicalized"] == ["1 lists of parts of a computed size became Slice"]
+    analysis = analyze(network(HALVES), input_shapes={"x": (2, 5)})
+    feeds = random_feeds(model, dynamic=batch)
+    canonical = outputs(ir.to_proto(analysis.model), feeds)
+    for got, want in zip(canonical, outputs(model, feeds), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_lists_behind_parts_of_lists() -> None:

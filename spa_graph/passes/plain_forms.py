@@ -3,7 +3,8 @@
 * A look-up of all elements of a flattened tensor in their order becomes the Reshape that it is:
   PyTorch's exporter writes `as_strided` so. As a look-up it would freeze every channel.
 * A list of parts that are taken out by constant positions becomes a Split: PyTorch's exporter
-  writes `split` and `chunk` so before it optimises.
+  writes `split` and `chunk` so before it optimises. Where the size of the parts is computed, as
+  half of a free batch, what is taken out becomes a Slice.
 * A Reshape that changes the layout of axes of which all but one have one element becomes a
   Transpose, in networks that change layouts in this way: TFLite writes the layouts of
   squeeze-and-excitation so. As a Reshape it keeps ONNX Runtime from cancelling the Transposes
@@ -20,7 +21,7 @@ Each is found in a graph, and rewritten in the model that the graph was read fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from spa_graph.frontends.onnx.editor import (
     become_gather,
     become_reshape,
+    become_slice,
     become_split,
     become_transpose,
     operator_nodes,
@@ -41,6 +43,8 @@ Lookup = tuple[Operator, NDArray[np.int64]]
 """The look-up, and the sizes that it arranges the elements in."""
 Parts = tuple[Operator, list[int]]
 """The operator that makes a list of parts, and their sizes."""
+Cuts = tuple[Operator, list[tuple[Operator, int]]]
+"""The operator that makes a list of parts; those that take some out, and which."""
 Layout = tuple[Operator, tuple[int, ...]]
 """The operator that changes a layout, and the permutation of axes that it comes to."""
 Input = tuple[Operator, int]
@@ -157,20 +161,24 @@ def _use_reshapes(model: ir.Model, graph: Graph, lookups: list[Lookup]) -> None:
 
 def _find_lists(graph: Graph) -> list[Parts]:
     """SplitToSequence into parts of constant sizes, each of which one operator takes out."""
-    uses = graph.uses()
-    elsewhere = {*graph.outputs, *(name for other in graph.operators for name in other.captures)}
     found = []
-    for operator in graph.operators:
-        if operator.op_type != "SplitToSequence" or operator.domain or operator.version < 13:
-            continue
-        if operator.outputs[0] in elsewhere:
-            continue
+    for operator, takers in _lists(graph):
         sizes = _part_sizes(graph, operator)
-        takers = [taker for taker, _ in uses.get(operator.outputs[0], ())]
         positions = [_taken(graph, taker, len(sizes)) for taker in takers]
         if len(set(positions) - {None}) == len(takers) > 0:
             found.append((operator, sizes))
     return found
+
+
+def _lists(graph: Graph) -> Iterator[tuple[Operator, list[Operator]]]:
+    """Every SplitToSequence whose parts aren't read by subgraphs or given out, and its readers."""
+    uses = graph.uses()
+    elsewhere = {*graph.outputs, *(name for other in graph.operators for name in other.captures)}
+    for operator in graph.operators:
+        if operator.op_type != "SplitToSequence" or operator.domain or operator.version < 13:
+            continue
+        if operator.outputs[0] not in elsewhere:
+            yield operator, [taker for taker, _ in uses.get(operator.outputs[0], ())]
 
 
 def _part_sizes(graph: Graph, operator: Operator) -> list[int]:
@@ -187,10 +195,13 @@ def _part_sizes(graph: Graph, operator: Operator) -> list[int]:
 
 def _taken(graph: Graph, taker: Operator, count: int) -> int | None:
     """Which of the parts a SequenceAt takes out, if that is constant."""
+    position = _position(graph, taker)
+    return position % count if position is not None and -count <= position < count else None
+
+
+def _position(graph: Graph, taker: Operator) -> int | None:
     known = graph.known.get(taker.inputs[1]) if taker.op_type == "SequenceAt" else None
-    if known is None or not known.static or not -count <= int(known.nominal) < count:
-        return None
-    return int(known.nominal) % count
+    return int(known.nominal) if known is not None and known.static else None
 
 
 def _use_splits(model: ir.Model, graph: Graph, lists: list[Parts]) -> None:
@@ -204,6 +215,27 @@ def _use_splits(model: ir.Model, graph: Graph, lists: list[Parts]) -> None:
             if (position := _taken(graph, taker, len(sizes))) is not None
         }
         become_split(model, node, operator.attributes.get("axis", 0), sizes, takers)
+
+
+def _find_cuts(graph: Graph) -> list[Cuts]:
+    """SplitToSequence into parts of one computed size, which are taken out from the front."""
+    found = []
+    for operator, takers in _lists(graph):
+        size = graph.shapes.get(operator.inputs[1]) if len(operator.inputs) > 1 else None
+        cuts = [(taker, _position(graph, taker)) for taker in takers]
+        counted = [(taker, at) for taker, at in cuts if at is not None and at >= 0]
+        if size == () and len(counted) == len(takers) > 0:
+            found.append((operator, counted))
+    return found
+
+
+def _use_slices(model: ir.Model, graph: Graph, lists: list[Cuts]) -> None:
+    nodes = operator_nodes(model, graph)
+    for operator, cuts in lists:
+        node, axis = nodes[operator.index], operator.attributes.get("axis", 0)
+        for taker, position in cuts:
+            become_slice(model, nodes[taker.index], node, axis, position)
+        model.graph.remove(node, safe=True)
 
 
 # --- reshapes that are transposes -------------------------------------------------------------
@@ -312,6 +344,7 @@ def _leave_out(model: ir.Model, graph: Graph, inputs: list[Input]) -> None:
 
 STEPS: tuple[tuple[Callable[[Graph], Any], Callable[[ir.Model, Graph, Any], None], str], ...] = (
     (_find_lists, _use_splits, "lists of parts became Split"),
+    (_find_cuts, _use_slices, "lists of parts of a computed size became Slice"),
     (_find_picks, _use_gathers, "look-ups along one axis became Gather"),
     (_find_lookups, _use_reshapes, "look-ups of all elements in order became Reshape"),
     (_find_layouts, _use_transposes, "changes of layout became Transpose"),

@@ -134,6 +134,32 @@ def become_split(
     model.graph.remove(node, safe=True)
 
 
+def become_slice(model: ir.Model, node: ir.Node, parts: ir.Node, axis: int, position: int) -> None:
+    """Put a Slice in place of a node that takes a part, by position, out of a list of equal parts.
+
+    Args:
+        parts: the SplitToSequence that makes the list, whose second input is the size of each.
+    """
+    whole, size = parts.inputs
+
+    def stored(what: str, *numbers: int) -> ir.Value:
+        name = f"{node.outputs[0].name}.{what}"
+        return add_initializer(model, name, ir.tensor(np.array(numbers, np.int64)))
+
+    wide = ir.Node("", "Cast", [size], [ir.AttrInt64("to", ir.DataType.INT64.value)])
+    flat = ir.Node("", "Reshape", [wide.outputs[0], stored("flat", 1)])
+    bounds = [
+        ir.Node("", "Mul", [flat.outputs[0], stored(what, number)])
+        for what, number in (("start", position), ("end", position + 1))
+    ]
+    ends = [bound.outputs[0] for bound in bounds]
+    new = ir.Node("", "Slice", [whole, *ends, stored("axis", axis)], name=node.name)
+    for fresh in (wide, flat, *bounds):
+        fresh.outputs[0].name = fresh_name(model, f"{node.outputs[0].name}.{fresh.op_type}")
+        model.graph.insert_before(node, fresh)
+    _replace_node(model, node, new)
+
+
 def _replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
     """Put one node in place of another; the first output keeps its name, type and consumers."""
     model.graph.insert_before(node, new)
