@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from spa_graph.frontends.onnx.pieces import piece, reads
 from spa_graph.frontends.onnx.weights import store_tensor
 from spa_graph.passes.statistics import runner as runner_module
-from spa_graph.passes.statistics.runner import Runner, Store
+from spa_graph.passes.statistics.runner import Runner
+from spa_graph.passes.statistics.store import Store
 from tests.models import CHAIN, RESIDUAL, network, outputs, random_feeds
 
 Array = NDArray[Any]

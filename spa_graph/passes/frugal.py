@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -56,11 +57,6 @@ class Features:
             held -= self._of(n for n in _touches(operator) if last.get(n, -1) <= operator.index)
         return most
 
-    @property
-    def at_least(self) -> int:
-        """What the most demanding operator reads and writes: pieces need no less."""
-        return max((self._of(_touches(each)) for each in self._graph.operators), default=0)
-
     def _of(self, names: Iterable[str]) -> int:
         return sum(self.sizes.get(name, 0) for name in names)
 
@@ -85,14 +81,11 @@ class Network:
         graph: tells what features need; that of a larger network serves too.
         folder: where features may wait.
         plain: see `open_session`.
-        apart: run each element of a batch by itself where all together need too much (`divides`).
     """
 
-    def __init__(
-        self, path: Path, graph: Graph, folder: Path, *, plain: bool = True, apart: bool = False
-    ) -> None:
+    def __init__(self, path: Path, graph: Graph, folder: Path, *, plain: bool = True) -> None:
         self._path, self._graph, self._folder = path, graph, folder
-        self._plain, self._apart = plain, apart
+        self._plain = plain
         self._session: Session | None = None
 
     def run(self, feeds: Feeds) -> list[Array]:
@@ -101,10 +94,6 @@ class Network:
         Raises:
             ModelError: the network can't be run on these inputs.
         """
-        if self._apart and divides(self._graph, feeds):
-            elements = range(len(next(iter(feeds.values()))))
-            found = [self.run({n: x[i : i + 1] for n, x in feeds.items()}) for i in elements]
-            return [np.concatenate(each) for each in zip(*found, strict=True)]
         features = Features(self._graph, _sample(self._graph, feeds))
         if features.at_once > features.room:
             with suppress(ModelError):  # sequences can't wait on disk; or it fails as a whole too
@@ -119,9 +108,9 @@ class Network:
         model = files.load(self._path)
         walk = Runner(model, [feeds], room // 8, self._folder, plain=self._plain)
         for piece in pieces(model.graph, features.sizes, room):
-            walk.advance(
-                [str(value.name) for node in piece for value in node.outputs if _read(value)]
-            )
+            made = [value for node in piece.nodes for value in node.outputs if _read(value)]
+            number = math.ceil(piece.touched / max(room, 1))
+            walk.advance([str(value.name) for value in made], tiles=number)
         outputs = model.graph.outputs
         walk.advance([str(value.name) for value in outputs if not is_stored(value)])
         return [
@@ -130,21 +119,6 @@ class Network:
             else np.array(walk.value(str(value.name), 0))
             for value in outputs
         ]
-
-
-def divides(graph: Graph, feeds: Feeds) -> bool:
-    """Whether single operators need too much for a batch already, and each element is an input too.
-
-    So it is at the second look, if nothing but the first axis of inputs and outputs moved.
-    """
-    alone = {name: (1, *array.shape[1:]) for name, array in feeds.items()}
-    batches = {len(array) for array in feeds.values() if array.ndim}
-    if _sample(graph, feeds) != 1 or alone != graph.samples[0] or len(batches) != 1:
-        return False
-    answers = [graph.shapes.get(name) for name in graph.outputs]
-    along = all(shape and (1, *batches) == tuple(shape[0]) for shape in answers)
-    features = Features(graph, 1)
-    return along and features.at_least > features.room
 
 
 def _sample(graph: Graph, feeds: Feeds) -> int:
@@ -157,7 +131,14 @@ def _read(value: ir.Value) -> bool:
     return bool(value.name) and (bool(value.uses()) or value.is_graph_output())
 
 
-def pieces(graph: ir.Graph, sizes: Sizes, room: int) -> Iterator[list[ir.Node]]:
+class Piece(NamedTuple):
+    """Nodes that are run at once, and how many bytes they read and write."""
+
+    nodes: list[ir.Node]
+    touched: int
+
+
+def pieces(graph: ir.Graph, sizes: Sizes, room: int) -> Iterator[Piece]:
     """The nodes in order, cut so that what those of a piece read and write fits.
 
     Args:
@@ -165,16 +146,16 @@ def pieces(graph: ir.Graph, sizes: Sizes, room: int) -> Iterator[list[ir.Node]]:
         room: bytes; a single node may need more.
     """
     known = dict(sizes)
-    piece: list[ir.Node] = []
+    nodes: list[ir.Node] = []
     touched: dict[str, int] = {}
     for node in graph:
         own = _touched(node, known)
-        if piece and sum((touched | own).values()) > room:
-            yield piece
-            piece, touched = [], {}
-        piece.append(node)
+        if nodes and sum((touched | own).values()) > room:
+            yield Piece(nodes, sum(touched.values()))
+            nodes, touched = [], {}
+        nodes.append(node)
         touched |= own
-    yield piece
+    yield Piece(nodes, sum(touched.values()))
 
 
 def _touched(node: ir.Node, known: dict[str, int]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from spa_graph.errors import ModelError, VerificationError
 from spa_graph.frontends.onnx import checker, files, masking
 from spa_graph.graph import Graph
 from spa_graph.passes.decisions import ROUNDING, find_decisions, tipped
-from spa_graph.passes.frugal import Network, divides
+from spa_graph.passes.frugal import Network
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Timer
 from spa_graph.runtime import heap
@@ -80,35 +80,19 @@ class _HiddenError(VerificationError):
     """Outputs differ behind a tipped decision, and so may be right or wrong."""
 
 
-def _prove(
-    analysis: Analysis, pruned: Pruned, draft: Path, masked: Path, seed: int, *, apart: bool = True
-) -> Agreement:
-    """Compare both networks on random input; another seed, another input.
-
-    Args:
-        apart: whether the reference may be run for each element of a batch by itself, where it
-            would need too much memory for all. If the pruned network's outputs for the batch are
-            these, it does what the reference does; if not, that may be the batch's doing.
-    """
+def _prove(analysis: Analysis, pruned: Pruned, draft: Path, masked: Path, seed: int) -> Agreement:
+    """Compare both networks on random input; another seed, another input."""
     names = [value.name or "" for value in pruned.model.graph.outputs]
-    feeds, want, rejected = _reference(masked, analysis.graph, seed, apart)
+    feeds, want, rejected = _reference(masked, analysis.graph, seed)
     for sample in rejected:
         _check_that_it_is_rejected(analysis, masked.parent, sample, seed)
     got, alive = _run_pruned(draft, pruned.graph, feeds)
-    apart = apart and any(divides(analysis.graph, each) for each in feeds)
     runs = _Runs(analysis, pruned, draft, masked, feeds, want)
-    try:
-        if analysis.changed:
-            _check_canonical(analysis, names, feeds, masked.parent, apart)
-    except VerificationError:
-        if apart:
-            return _prove(analysis, pruned, draft, masked, seed, apart=False)
-        raise
+    if analysis.changed:
+        _check_canonical(analysis, names, feeds, masked.parent)
     try:
         found = _worst(names, got, want)
     except VerificationError as error:
-        if apart:
-            return _prove(analysis, pruned, draft, masked, seed, apart=False)
         found = _explained(runs, names, got, error)
     else:
         found = _confirmed(runs, found)
@@ -214,22 +198,17 @@ def _largest_difference(first: Array, *others: Array) -> Array | None:
 
 
 def _check_canonical(
-    analysis: Analysis, names: Sequence[str], feeds: Sequence[Feeds], folder: Path, apart: bool
+    analysis: Analysis, names: Sequence[str], feeds: Sequence[Feeds], folder: Path
 ) -> None:
-    """The reference was made from the canonical form, so that must equal what came in.
+    """The reference was made from the canonical form, so that must equal what came in."""
 
-    Args:
-        apart: run the canonical form for each element of a batch by itself, as the reference. What
-            came in is run for all together: else nobody would see that it mixes them.
-    """
-
-    def outputs(model: ir.Model, apart: bool) -> list[list[Array]]:
+    def outputs(model: ir.Model) -> list[list[Array]]:
         path = folder / "form.onnx"
         files.write(model, path)
         with files.openable(path) as opened:
-            return _run_plain(opened, analysis.graph, feeds, apart=apart)
+            return _run_plain(opened, analysis.graph, feeds)
 
-    _worst(names, outputs(analysis.model, apart), outputs(analysis.original, apart=False))
+    _worst(names, outputs(analysis.model), outputs(analysis.original))
 
 
 def _shows(runs: Sequence[Array]) -> bool:
@@ -374,7 +353,7 @@ def _differ(first: Array, second: Array) -> bool:
 
 
 def _reference(
-    masked: Path, graph: Graph, seed: int, apart: bool
+    masked: Path, graph: Graph, seed: int
 ) -> tuple[list[Feeds], list[list[Array]], list[int]]:
     """Inputs on which the reference network's outputs vary, if there are any, and the outputs.
 
@@ -385,7 +364,7 @@ def _reference(
     The largest inputs come first: weights are mapped, and stay in memory once they were read, so
     the large features of first layers don't stand beside all weights then.
     """
-    network = Network(masked, graph, masked.parent, apart=apart)
+    network = Network(masked, graph, masked.parent)
     feeds: list[Feeds] = []
     want: list[list[Array]] = []
     rejected: list[int] = []
@@ -459,10 +438,10 @@ def _check_that_it_is_rejected(analysis: Analysis, folder: Path, sample: int, se
 
 
 def _run_plain(
-    path: Path, graph: Graph, feeds: Sequence[Feeds], *, plain: bool = True, apart: bool = False
+    path: Path, graph: Graph, feeds: Sequence[Feeds], *, plain: bool = True
 ) -> list[list[Array]]:
     """The outputs of one network for several inputs; it is closed before another is opened."""
-    network = Network(path, graph, path.parent, plain=plain, apart=apart)
+    network = Network(path, graph, path.parent, plain=plain)
     return list(map(network.run, feeds))
 
 

@@ -8,7 +8,7 @@ in memory wait on disk.
 
 from __future__ import annotations
 
-import tempfile
+import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -16,47 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from spa_graph.frontends.onnx.pieces import ancestors, is_stored, piece, reads
-from spa_graph.runtime.sessions import Feeds, open_session, run
+from spa_graph.frontends.onnx.tiles import Tiling, tilings
+from spa_graph.frontends.onnx.weights import stored_tensor
+from spa_graph.passes.statistics.store import Store
+from spa_graph.runtime.sessions import Feeds, Session, open_session, run
 from spa_graph.runtime.verify import Array
-
-
-class Store:
-    """Arrays by (value, batch): in memory up to a limit, beyond it in files of a folder."""
-
-    def __init__(self, limit: int, folder: Path) -> None:
-        self._limit = limit
-        self._folder = Path(tempfile.mkdtemp(dir=folder))
-        self._arrays: dict[str, dict[int, Array | Path]] = {}
-        self._bytes = 0
-        self._files = 0
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
-
-    def names(self) -> list[str]:
-        return list(self._arrays)
-
-    def put(self, name: str, batch: int, array: Array) -> None:
-        """Keep an array, at another place if it is too much for memory."""
-        kept: Array | Path = array
-        if self._bytes + array.nbytes > self._limit:
-            kept = self._folder / f"{self._files}.npy"
-            self._files += 1
-            np.save(kept, array)
-        else:
-            self._bytes += array.nbytes
-        self._arrays.setdefault(name, {})[batch] = kept
-
-    def get(self, name: str, batch: int) -> Array:
-        kept = self._arrays[name][batch]
-        return np.load(kept, mmap_mode="r") if isinstance(kept, Path) else kept
-
-    def drop(self, name: str) -> None:
-        for kept in self._arrays.pop(name).values():
-            if isinstance(kept, Path):
-                kept.unlink()
-            else:
-                self._bytes -= kept.nbytes
 
 
 class Runner:
@@ -100,20 +64,23 @@ class Runner:
                 found.update(value.name for value in node.outputs if value.name)
         return found
 
-    def advance(self, wanted: Collection[str], keep: Collection[str] = ()) -> None:
+    def advance(self, wanted: Collection[str], keep: Collection[str] = (), tiles: int = 1) -> None:
         """Compute some values of every batch, from what is known.
 
         Args:
             keep: values that will be wanted later; they stay if they are computed on the way.
+            tiles: if a single operator does it and can be run in so many tiles, it is.
         """
         known = set(self.store.names())
         nodes = ancestors(self._todo, wanted, known)
         wanted = {*wanted, *keep}
         if nodes:
-            self._run(nodes, wanted, known)
+            self._run(nodes, wanted, known, tiles)
         self._forget(wanted)
 
-    def _run(self, nodes: list[ir.Node], wanted: Collection[str], known: Collection[str]) -> None:
+    def _run(
+        self, nodes: list[ir.Node], wanted: Collection[str], known: Collection[str], tiles: int
+    ) -> None:
         done = set(map(id, nodes))
         self._todo = [node for node in self._todo if id(node) not in done]
         later = {value.name for node in self._todo for value in reads(node)} | self._outputs
@@ -125,9 +92,50 @@ class Runner:
         kinds = {name: (array.dtype, array.ndim) for name, array in first.items()}
         session = open_session(piece(self.model, nodes, kinds, outputs), plain=self._plain)
         for batch in range(self.batches):
+            tiling = self._tiling(nodes[0], batch, tiles) if tiles > 1 == len(nodes) else None
+            if tiling is not None:
+                self._run_in_tiles(session, nodes[0], batch, tiling, tiles)
+                continue
             feeds = {name: np.asarray(self.store.get(name, batch)) for name in names}
             for name, array in zip(outputs, run(session, feeds), strict=True):
                 self.store.put(name, batch, array)
+
+    def _tiling(self, node: ir.Node, batch: int, tiles: int) -> Tiling | None:
+        """The outermost axis of enough elements, or that of most."""
+        shapes = [
+            tuple(stored_tensor(value).shape.numpy())
+            if is_stored(value)
+            else self.store.get(str(value.name), batch).shape
+            for value in reads(node)
+        ]
+        found = tilings(node, shapes)
+        return max(found, key=lambda each: min(each.extent, tiles), default=None)
+
+    def _run_in_tiles(
+        self, session: Session, node: ir.Node, batch: int, tiling: Tiling, tiles: int
+    ) -> None:
+        """Run an operator on a few elements of an axis at a time."""
+        step = math.ceil(tiling.extent / tiles)
+        for start in range(0, tiling.extent, step):
+            self._run_tile(session, node, batch, tiling, slice(start, start + step))
+
+    def _run_tile(
+        self, session: Session, node: ir.Node, batch: int, tiling: Tiling, part: slice
+    ) -> None:
+        feeds = {
+            str(value.name): np.asarray(self.store.get(str(value.name), batch))
+            if slot is None
+            else self.store.read(str(value.name), batch, slot, part)
+            for value, slot in zip(reads(node), tiling.slots, strict=True)
+            if not is_stored(value)
+        }
+        (made,) = run(session, feeds)
+        name = str(node.outputs[0].name)
+        if part.start == 0:
+            shape = list(made.shape)
+            shape[tiling.axis] = tiling.extent
+            self.store.create(name, batch, tuple(shape), made.dtype)
+        self.store.write(name, batch, tiling.axis, part, made)
 
     def _forget(self, wanted: Iterable[str]) -> None:
         """Drop what no node will read any more."""
