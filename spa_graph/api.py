@@ -25,7 +25,7 @@ from spa_graph.passes.reconstruct import reconstruct
 from spa_graph.passes.report import calibration_report, file_size, importance_report, report
 from spa_graph.plan import Plan
 from spa_graph.runtime.benchmark import PROFILED, Latency, OperatorTime, measure, operator_times
-from spa_graph.runtime.calibration import check_source
+from spa_graph.runtime.calibration import best_calibration, check_source
 from spa_graph.runtime.calibration.wanted import wanted, with_batch
 from spa_graph.runtime.inputs import Feeds, random_inputs
 from spa_graph.runtime.providers import provider_named
@@ -401,13 +401,14 @@ class _Wanted:
         source = Path(self.model) if isinstance(self.model, str | os.PathLike) else None
         agreement = latency = sizes = reconstruction = losses = None
         times: Sequence[Sequence[OperatorTime]] = ()
+        options = self.options if calibrated is None else calibrated.settle(self.options)
         self._write(pruned, draft)
         if self.verify:
             agreement = proof.verify(analysis, pruned, draft, scratch, self.timer)
-        if calibrated is not None and self.options.method != "none":
+        if calibrated is not None and options.method != "none":
             with self.timer.step("reconstruct") as progress:
                 reconstruction = reconstruct(
-                    analysis, pruned, calibrated, self.options, scratch, progress
+                    analysis, pruned, calibrated, options, scratch, progress
                 )
             self._write(pruned, draft)
         if self.options.finetune is not None:
@@ -422,7 +423,7 @@ class _Wanted:
         data = report(
             analysis,
             pruned,
-            options=self.options.plain(),
+            options=options.plain(),
             seconds=self.timer.seconds,
             agreement=agreement,
             latency=latency,
@@ -432,6 +433,7 @@ class _Wanted:
         if calibrated is None and latency is not None:
             seconds = estimated_seconds(analysis, latency.before / 1e3)
             data["calibration_estimate"] = round(seconds, 1)
+            data["calibrate_with"] = best_calibration(analysis.graph)
         if calibrated is not None:
             data["calibration"] = calibration_report(calibrated, choice, reconstruction)
         if losses is not None:

@@ -15,7 +15,7 @@ import pytest
 from spa_graph import OptionError, analyze
 from spa_graph.errors import SpaWarning
 from spa_graph.graph import Graph
-from spa_graph.runtime.calibration import Calibration, Preprocess, calibration
+from spa_graph.runtime.calibration import Calibration, Preprocess, best_calibration, calibration
 from tests.models import CHAIN, network
 
 IMAGE_AND_STATE = """
@@ -391,7 +391,7 @@ def test_bad_integers() -> None:
 def test_data_free_feeds_any_network(method: str, text: str) -> None:
     graph = graph_of(text)
     got = calibration(method, graph, samples=10)
-    assert (got.kind, got.count) == ("data-free", 10)
+    assert (got.kind, got.count) == ("random tokens" if text is TOKENS else "data-free", 10)
     for feeds in got:
         for name in graph.inputs:
             assert feeds[name].dtype == graph.dtypes[name]
@@ -410,6 +410,13 @@ def test_data_free_tokens_lie_in_the_table() -> None:
     (feeds,) = calibration("data-free", graph_of(TOKENS), samples=32)
     assert set(np.unique(feeds["ids"])) == set(range(10))
     assert (feeds["mask"] == 1).all()
+
+
+def test_random_tokens_are_not_what_one_should_refit_to() -> None:
+    positions = """net (int64[batch,length] position_ids) => (float[batch,length,3] y)
+        <float[10,4] table, float[4,3] w> { e = Gather(table, position_ids) y = MatMul(e, w) }"""
+    said = {text: best_calibration(graph_of(text)) for text in (CHAIN, TOKENS, positions)}
+    assert said == {CHAIN: "data-free", TOKENS: "FILE", positions: "data-free"}
 
 
 def test_data_free_methods_are_named(chain_graph: Graph) -> None:

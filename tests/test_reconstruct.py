@@ -551,6 +551,25 @@ def test_without_data_a_layer_makes_up_for_its_own_inputs_only(
         assert all(np.array_equal(after[name], before[name]) for name in ("w2", "b2")) == follows
 
 
+TOKENS = """
+tokens (int64[N,6] ids) => (float[N,6,3] y) <float[40,8] table, float[8,16] w1, float[16,3] w2>
+{ e = Gather(table, ids) h = MatMul(e, w1) r = Relu(h) y = MatMul(r, w2) }
+"""
+
+
+def test_random_tokens_only_refit_what_they_are_asked_to() -> None:
+    model = network(TOKENS)
+    by_default = recon(model, calibrate="data-free", ratio=0.5)
+    assert "reconstruction" not in by_default.report["calibration"]
+    assert by_default.report["options"]["reconstruct"] == "none"
+    rows = {row.tobytes() for row in stored(model)["w2"]}
+    assert {row.tobytes() for row in stored(by_default.model)["w2"]} < rows
+    asked = recon(model, calibrate="data-free", ratio=0.5, reconstruct="ls")
+    assert asked.report["calibration"]["reconstruction"]["layers"]
+    given = recon(model, calibrate={"ids": np.arange(960).reshape(-1, 6) % 40})
+    assert given.report["options"]["reconstruct"] == "ls"
+
+
 # --- every method --------------------------------------------------------------------------------
 
 OTHERS = {

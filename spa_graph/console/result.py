@@ -66,9 +66,11 @@ def _show_reconstruction(console: Console, report: dict[str, Any]) -> None:
     calibration = report.get("calibration")
     if calibration is None:
         if "calibration_estimate" in report and "finetune" not in report:
+            better = ", real samples do it better" * (report["calibrate_with"] == "data-free")
             console.print(
-                "the weights that are left were not refitted; --calibrate data-free would do it in "
-                f"about {duration(report['calibration_estimate'])}, real samples do it better"
+                "the weights that are left were not refitted; "
+                f"--calibrate {report['calibrate_with']} would do it in "
+                f"about {duration(report['calibration_estimate'])}{better}"
             )
         return
     console.print(
@@ -77,6 +79,11 @@ def _show_reconstruction(console: Console, report: dict[str, Any]) -> None:
     )
     found = calibration.get("reconstruction")
     if found is None:
+        if calibration["kind"] == "random tokens":
+            console.print(
+                "the weights that are left were not refitted; random tokens say too little of real "
+                "ones for that: give samples with --calibrate FILE, or insist with --reconstruct ls"
+            )
         return
     if found["undone"]:
         console.print("refitting did not help on samples that it had not seen, so it was undone")

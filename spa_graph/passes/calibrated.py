@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -56,6 +56,16 @@ class Calibrated:
     criterion: Criterion
     layers: Layers
     padding: Padding | None = None
+
+    def settle(self, options: Options) -> Options:
+        """Options that say how weights are refitted, where the data decides that.
+
+        Random tokens don't: what layers see of them is so far from what they see of texts that
+        refits to them did more harm than good (docs/accuracy.md).
+        """
+        if self.fitting.kind == "random tokens" and options.reconstruct is None:
+            return replace(options, reconstruct="none")
+        return options
 
     @property
     def batches(self) -> Iterable[Feeds]:

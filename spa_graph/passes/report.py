@@ -140,6 +140,7 @@ def calibration_report(
     """What calibration data was used for, and what it brought."""
     data: dict[str, Any] = {
         "source": calibrated.source,
+        "kind": calibrated.fitting.kind,
         "fitted_to": calibrated.fitting.count,
         "held_out": calibrated.held_out.count,
         "judged_by": calibrated.judging.count,

@@ -158,7 +158,8 @@ def twin(analysis: ModuleAnalysis, options: Options, timer: Timer) -> Iterator[T
     given = replace(chosen, calibrate=as_calibration(options.calibrate, onnx.graph.inputs))
     with tempfile.TemporaryDirectory(prefix=".spa-prune.") as folder:
         calibrated = calibrate(onnx, given, timer, Path(folder))
-        yield Twin(analysis, exported, onnx, of_guide, calibrated, given, timer, Path(folder))
+        settled = calibrated.settle(given)
+        yield Twin(analysis, exported, onnx, of_guide, calibrated, settled, timer, Path(folder))
 
 
 def _check_types(model: nn.Module) -> None:

@@ -67,7 +67,7 @@ def repair(
     adapt: Adapt = anything,
 ) -> list[Repair]:
     """Refit the pruned network's weights, in place; `folder` is for features beyond the limit."""
-    kind = Following if calibrated.fitting.kind == "data-free" else Beside
+    kind = Beside if calibrated.fitting.kind == "data" else Following
     walk = kind(analysis, pruned, calibrated, options.memory_limit // 4, folder)
     found = find_sites(analysis.coupling, pruned.model, pruned.graph, pruned.kept, adapt)
     sites = list(walk.fitting_sites(found))

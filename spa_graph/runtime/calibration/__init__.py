@@ -13,12 +13,13 @@ takes, the same ones each time.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from spa_graph.errors import OptionError
+from spa_graph.errors import ModelError, OptionError
 from spa_graph.graph import Graph
 from spa_graph.runtime.calibration import images, sources
 from spa_graph.runtime.calibration.batches import (
@@ -31,11 +32,11 @@ from spa_graph.runtime.calibration.images import Preprocess
 from spa_graph.runtime.calibration.matching import Probe
 from spa_graph.runtime.calibration.pieces import calibrate
 from spa_graph.runtime.calibration.prober import Prober
-from spa_graph.runtime.calibration.synthetic import data_free, method_named
+from spa_graph.runtime.calibration.synthetic import data_free, draws_tokens, method_named
 from spa_graph.runtime.calibration.wanted import Wanted, wanted
 from spa_graph.runtime.imported import FUNCTION, imported
 
-__all__ = ["Calibration", "Preprocess", "Probe", "Prober", "calibration"]
+__all__ = ["Calibration", "Preprocess", "Probe", "Prober", "best_calibration", "calibration"]
 
 DATA_FREE = "data-free"
 
@@ -93,6 +94,13 @@ def calibration(
         label = f"a {type(spec).__name__}"
         pieces = sources.from_object(spec, wants, label, samples)
     return calibrate(pieces, graph, wants, label, samples=samples, seed=seed, batch=batch)
+
+
+def best_calibration(graph: Graph) -> str:
+    """What to refit to if one has nothing but the network: data-free, or no less than a FILE."""
+    with suppress(ModelError):  # nothing can be made up for it either
+        return "FILE" if draws_tokens(graph, wanted(graph)) else DATA_FREE
+    return "FILE"
 
 
 def check_source(spec: object, preprocess: str | Preprocess | None = None) -> None:

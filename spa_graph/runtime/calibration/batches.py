@@ -16,7 +16,7 @@ from spa_graph.runtime.calibration.wanted import Wanted
 from spa_graph.runtime.inputs import Feeds
 
 Indices = NDArray[np.int64]
-Kind = Literal["data", "data-free"]
+Kind = Literal["data", "data-free", "random tokens"]
 
 LARGEST_VALUE = 2**26
 """A batch is chosen so that no value within the network takes more than about this many bytes."""
@@ -57,7 +57,8 @@ class Calibration:
     """Calibration samples: every iteration gives the same batches in the same order.
 
     label: where they come from.
-    kind: whether they are data, or made from the network alone.
+    kind: whether they are data, or made from the network alone; if so, whether at random from a
+        vocabulary, which says little of what layers see.
     unit: how many samples a network of fixed batch size takes at once, else 1.
     shared: whether it is both parts of a split, because there was only one batch to split.
     """

@@ -9,7 +9,14 @@ import numpy as np
 from spa_graph.errors import OptionError
 from spa_graph.graph import Graph
 from spa_graph.runtime.calibration import matching, noise, sampling
-from spa_graph.runtime.calibration.batches import Calibration, Group, Indices, batch_size, in_units
+from spa_graph.runtime.calibration.batches import (
+    Calibration,
+    Group,
+    Indices,
+    Kind,
+    batch_size,
+    in_units,
+)
 from spa_graph.runtime.calibration.images import image_shape
 from spa_graph.runtime.calibration.looks import (
     BYTES,
@@ -74,7 +81,7 @@ Maker = Callable[[tuple[int, ...], np.random.Generator], Array]
 def _maker(graph: Graph, want: Wanted, kind: Role, method: str, look: Look | None) -> Maker:
     """What makes one sample of an input, of its shape without the sample axis."""
     if kind == "tokens":
-        return _token_maker(want, table_size(graph, want.name) or 1)
+        return _token_maker(want, _vocabulary(graph, want))
     if kind in ("mask", "flag"):
         return lambda shape, _: np.ones(shape)
     if kind == "state":
@@ -92,11 +99,26 @@ def _maker(graph: Graph, want: Wanted, kind: Role, method: str, look: Look | Non
     return lambda shape, rng: rng.standard_normal(shape)
 
 
+def _vocabulary(graph: Graph, want: Wanted) -> int:
+    return table_size(graph, want.name) or 1
+
+
+def draws_tokens(graph: Graph, wants: Iterable[Wanted]) -> bool:
+    """Whether some input's samples, made from the network alone, are drawn from a vocabulary."""
+    tokens = [want for want in wants if role(graph, want) == "tokens"]
+    drawn = [want for want in tokens if _vocabulary(graph, want) > _FEW_KINDS]
+    return not all(map(_is_position, drawn))
+
+
+def _is_position(want: Wanted) -> bool:
+    return "position" in want.name.lower()
+
+
 def _token_maker(want: Wanted, vocabulary: int) -> Maker:
     """Uniform over the vocabulary: drawing few tokens often, as texts do, measured no better."""
     if vocabulary <= _FEW_KINDS:
         return lambda shape, _: np.zeros(shape)
-    if "position" in want.name.lower():
+    if _is_position(want):
         return lambda shape, _: np.broadcast_to(np.arange(shape[-1]) % vocabulary, shape)
     return lambda shape, rng: rng.integers(0, vocabulary, shape)
 
@@ -167,7 +189,8 @@ def data_free(
     label = f"data-free: {_described(graph, wants, method, looks)}"
     found = sampling.decoder(graph, wants, probe) if method == METHODS[0] and probe else None
     if probe is None or found is None:
-        return Calibration(label, "data-free", made, groups, unit, seed)
+        kind: Kind = "random tokens" if draws_tokens(graph, wants) else "data-free"
+        return Calibration(label, kind, made, groups, unit, seed)
     reader = sampling.Sampled(made, found, groups[0], probe, seed)
     label = "data-free: sequences sampled from the network"
     return Calibration(label, "data-free", reader, groups, unit, seed)
