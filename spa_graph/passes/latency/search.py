@@ -37,8 +37,9 @@ LONGER = 5 * SECONDS
 """How long a chosen candidate is measured."""
 LEAST_SHARE, HALVINGS = 0.01, 8
 """From where, and how closely, a budget of FLOPs is sought."""
-TRIES, LARGER = 4, 1.08
-"""So many of them are measured, each at least so much larger, as that may even be faster."""
+TRIES, LARGER = 6, 1.08
+"""So many of them are tried. While none is fast enough, each is so much larger than the last, as
+that may even be faster; then the largest that is fast enough is sought by halving."""
 DOUBT = 1.25
 """A network isn't worth measuring that is predicted to take so much longer than is wanted."""
 
@@ -238,22 +239,34 @@ class _Search:
     def _try_flops(self, wanted: float) -> None:
         """Measure what budgets of FLOPs lead to that lose less than all that is fast enough.
 
-        Where times jump, the model of latency can be worse than none; and there are counts that
-        aren't multiples of the unit, which very small networks need.
+        Where times jump, or hardly depend on counts, the model of latency can be worse than none;
+        and there are counts that aren't multiples of the unit, which very small networks need.
         """
         best = self._best(wanted)
-        share = self._cheapest(self._lost(best.choice) if best else np.inf)
+        share, fast, slow = self._cheapest(self._lost(best.choice) if best else np.inf), 0.0, 1.0
         for _ in range(TRIES):
-            choice = self._within_flops(share)
-            if choice is None:
+            met = self._meets(share, wanted, np.inf if best is None else DOUBT * wanted)
+            if met:
+                fast = share
+            elif fast:
+                slow = share
+            elif met is None:
                 break
-            predicted = float(self._model.milliseconds(self._counts(choice)))
-            if best is not None and predicted > DOUBT * wanted:
-                break
-            trial = self._measured(choice, "flops")
-            if _close(trial, wanted):
-                break
-            share *= max(wanted / trial.measured, LARGER)
+            else:
+                share *= LARGER
+                continue
+            share = float(np.sqrt(fast * slow))
+
+    def _meets(self, share: float, wanted: float, worth: float) -> bool | None:
+        """Whether what a budget of FLOPs leads to is fast enough.
+
+        Args:
+            worth: it isn't measured if it is predicted to take longer than this; None, then.
+        """
+        choice = self._within_flops(share)
+        if choice is None or float(self._model.milliseconds(self._counts(choice))) > worth:
+            return None
+        return self._measured(choice, "flops").measured <= (1 + TOLERANCE) * wanted
 
     def _cheapest(self, most: float) -> float:
         """The smallest share of the FLOPs that loses less than `most`; 1 if there is none."""
