@@ -168,3 +168,37 @@ def test_a_size_is_found_in_a_reordered_shape(reorder: str) -> None:
 def test_a_reordered_shape_stays_apart_by_axes() -> None:
     model = network(REORDERED.format(reorder="turned = Slice(sizes, last, before, zero, last)"))
     assert_pruned(model, prune(model, ratio=0.5))
+
+
+LIST_IN_BRANCHES = """
+branches (float[N,5] x) => (float[M,3] y)
+<float[5,16] w1, float[16,3] w2, int64 two = {2}, int64 zero = {0}, int64 one = {1}, bool yes = {1}>
+{
+    h = MatMul(x, w1)
+    sizes = Shape(h)
+    n = Gather(sizes, zero)
+    half = Div(n, two)
+    parts = SplitToSequence<axis = 0>(h, half)
+    a = SequenceAt(parts, zero)
+    b = If(yes) <
+        then_branch = taken () => (t) { t = SequenceAt(parts, one) },
+        else_branch = not_taken () => (t) {
+            t = If(yes) <
+                then_branch = deeper () => (u) { u = SequenceAt(parts, zero) },
+                else_branch = deepest () => (u) { u = SequenceAt(parts, one) }
+            >
+        }
+    >
+    c = Mul(a, b)
+    y = MatMul(c, w2)
+}
+"""
+
+
+def test_what_a_dropped_branch_read_is_free_to_go() -> None:
+    model = network(LIST_IN_BRANCHES)
+    result = prune(model, ratio=0.5, input_shapes={"x": (2, 5)})
+    assert_pruned(model, result)
+    assert result.report["canonicalized"] == [
+        "1 decided branches inlined", "1 lists of parts of a computed size became Slice",
+    ]  # fmt: skip

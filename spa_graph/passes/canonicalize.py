@@ -22,6 +22,7 @@ from onnx_ir.passes.common import InlinePass
 from spa_graph.coupling.analysis import SIZE_SLOTS
 from spa_graph.frontends.onnx.editor import become_gather, operator_nodes, take_over
 from spa_graph.frontends.onnx.names import keep_apart
+from spa_graph.frontends.onnx.pieces import subgraphs
 from spa_graph.frontends.onnx.reader import read
 from spa_graph.frontends.onnx.sizes import InputShapes
 from spa_graph.frontends.onnx.weights import add_initializer
@@ -106,11 +107,22 @@ def _inline(model: ir.Model, node: ir.Node, branch: ir.Graph) -> None:
         model.graph.insert_before(node, identity)
         take_over(old, identity.outputs[0])
     condition = node.inputs[0]
+    _let_go(node)
     model.graph.remove(node, safe=True)
     keep_apart(model, [*weights, *(value for inner in nodes for value in inner.outputs)])
     for weight in weights:
         model.graph.register_initializer(weight)
     remove_unused(model, condition.producer() if condition is not None else None)
+
+
+def _let_go(node: ir.Node) -> None:
+    """Forget what a node's subgraphs read: it would count as used after the node is gone."""
+    for graph in subgraphs(node):
+        graph.outputs.clear()
+        for inner in graph:
+            _let_go(inner)
+            for position in range(len(inner.inputs)):
+                inner.replace_input_with(position, None)
 
 
 def _find_numbers(model: ir.Model, graph: Graph) -> list[tuple[Operator, int]]:

@@ -15,16 +15,23 @@ from spa_graph.frontends.onnx.weights import stored_tensor
 def reads(node: ir.Node) -> list[ir.Value]:
     """The values that a node reads, also inside its subgraphs."""
     found = [value for value in node.inputs if value is not None]
+    for graph in subgraphs(node):
+        own = {id(value) for each in graph for value in each.outputs}
+        own.update(id(value) for value in (*graph.inputs, *graph.initializers.values()))
+        every = [value for each in graph for value in reads(each)]
+        every += [value for value in graph.outputs if value is not None]
+        found += [value for value in every if id(value) not in own]
+    return found
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node holds: branches of an If, the body of a Loop."""
+    found: list[ir.Graph] = []
     for attribute in node.attributes.values():
-        graphs = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else []
-        if attribute.type == ir.AttributeType.GRAPHS:
-            graphs = list(attribute.value)
-        for graph in graphs:
-            own = {id(value) for each in graph for value in each.outputs}
-            own.update(id(value) for value in (*graph.inputs, *graph.initializers.values()))
-            every = [value for each in graph for value in reads(each)]
-            every += [value for value in graph.outputs if value is not None]
-            found += [value for value in every if id(value) not in own]
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.value)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.value)
     return found
 
 
