@@ -27,3 +27,7 @@ def main() -> None:
 def _stop(*_: object) -> None:
     os.write(2, b"spa-prune: interrupted; nothing was written\n")
     os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

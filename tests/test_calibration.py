@@ -6,16 +6,19 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from spa_graph import OptionError, analyze
 from spa_graph.errors import SpaWarning
 from spa_graph.graph import Graph
 from spa_graph.runtime.calibration import Calibration, Preprocess, best_calibration, calibration
+from spa_graph.runtime.calibration.wanted import wanted
 from tests.models import CHAIN, network
 
 IMAGE_AND_STATE = """
@@ -81,6 +84,20 @@ def test_npz_by_name_and_alone(tmp_path: Path, chain_graph: Graph) -> None:
         assert (got.source, got.kind, got.count) == ("c.npz (40 samples)", "data", 40)
         assert len(got) == len(list(got)) == 2
         assert_same_each_time(got)
+
+
+def test_batches_of_several_inputs_may_have_several_names() -> None:
+    """As Keras' exporter writes them; the length of a sequence is another free axis."""
+    model = network("""net (float[unk1,4] x, float[unk2,7,5] s) => (float[o,3] y)
+        <float[4,3] wa, float[5,3] wb>
+        { a = MatMul(x, wa) b = MatMul(s, wb) m = ReduceMean<axes = [1], keepdims = 0>(b)
+          y = Add(a, m) }""")
+    graph, given = analyze(model).graph, ir.from_proto(model)
+    assert [want.axis for want in wanted(graph, given)] == [0, 0]
+    longer = [{"x": (n, 4), "s": (n + 6, 7, 5)} for n in (1, 2)]
+    assert [want.axis for want in wanted(replace(graph, samples=longer), given)] == [0, None]
+    batches = {"x": np.zeros((40, 4), np.float32), "s": np.zeros((40, 7, 5), np.float32)}
+    assert {len(feeds["s"]) - len(feeds["x"]) for feeds in calibration(batches, graph)} == {0}
 
 
 def test_an_array_of_another_name_is_refused(tmp_path: Path, chain_graph: Graph) -> None:

@@ -278,6 +278,15 @@ def test_an_interrupt_of_imports_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == "spa-prune: interrupted; nothing was written\n"
 
 
+@pytest.mark.parametrize("module", ["spa_prune", "spa_graph"])
+def test_modules_run_as_the_command_does(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60,
+        cwd=Path(spa_prune.__file__).parent,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"spa-prune, version {spa_graph.__version__}\n")
+
+
 def test_a_wrong_rewrite_is_caught(
     command: Command, chain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,6 +397,23 @@ def test_reshapes_that_change_a_layout_no_longer_keep_transposes_from_cancelling
     assert "Transpose" not in optimized(pruned, tmp_path)
 
 
+def test_an_image_of_one_channel_is_reshaped_for_nothing() -> None:
+    """As TensorFlow's exporters write it; a Transpose in its place would have to be done."""
+    text = """net (float[N,6,6,1] x) => (float[N,4,4,8] y)
+    <float[8,1,3,3] w1, float[8,8,1,1] w2, int64[4] sizes = {-1,1,6,6}>
+    {
+        first = Reshape(x, sizes)
+        h = Conv(first, w1)
+        r = Relu(h)
+        o = Conv(r, w2)
+        y = Transpose<perm = [0,2,3,1]>(o)
+    }"""
+    model = network(text)
+    result = prune(model, ratio=0.5)
+    pruned = assert_pruned(model, result)
+    assert [node.op_type for node in pruned.graph.node].count("Transpose") == 1
+
+
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [

@@ -570,6 +570,26 @@ def test_random_tokens_only_refit_what_they_are_asked_to() -> None:
     assert given.report["options"]["reconstruct"] == "ls"
 
 
+def test_labels_that_are_text_do_not_stand_in_the_way() -> None:
+    """As scikit-learn's exporter writes a classifier's."""
+    model = network(
+        "net (float[N,4] x) => (float[N,3] p) <float[4,16] w1, float[16,3] w2>"
+        "{ h = MatMul(x, w1) r = Relu(h) s = MatMul(r, w2) p = Softmax(s) }"
+    )
+    make, kinds = onnx.helper, onnx.TensorProto
+    pick = make.make_node("ArgMax", ["p"], ["best"], axis=1, keepdims=0)
+    name = make.make_node(
+        "ArrayFeatureExtractor", ["names", "best"], ["label"], domain="ai.onnx.ml"
+    )
+    model.graph.node.extend([pick, name])
+    model.graph.initializer.append(make.make_tensor("names", kinds.STRING, [3], [b"a", b"b", b"c"]))
+    model.graph.output.append(make.make_tensor_value_info("label", kinds.STRING, [1, None]))
+    model.opset_import.append(make.make_opsetid("ai.onnx.ml", 3))
+    data = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    result = prune(model, ratio=0.5, criterion="obspa", calibrate={"x": data})
+    assert result.report["calibration"]["reconstruction"]["layers"]
+
+
 # --- every method --------------------------------------------------------------------------------
 
 OTHERS = {

@@ -242,7 +242,10 @@ def _use_slices(model: ir.Model, graph: Graph, lists: list[Cuts]) -> None:
 
 
 def _find_layouts(graph: Graph) -> list[Layout]:
-    """Reshapes that do what a Transpose of the network does, or undoes, to axes of one element."""
+    """Reshapes that do what a Transpose of the network does, or undoes, to axes of one element.
+
+    Where an image of one channel is reshaped, nothing has to cancel, and a Reshape costs nothing.
+    """
     found = []
     orders = {order for operator in graph.operators for order in _orders(operator)}
     for operator in graph.operators:
@@ -255,6 +258,8 @@ def _find_layouts(graph: Graph) -> list[Layout]:
             continue
         # Sizes that change could be the same by chance if there were several
         if sum(not extent.static for extent in source) > 1 or (0, 0) in source:
+            continue
+        if sum(extent.static and extent != ONE for extent in source) > 1:
             continue
         for order in sorted(orders):
             kept = [axis for axis in order if axis < len(source) and source[axis] != ONE]

@@ -70,7 +70,9 @@ def piece(
             if value.name and value.name not in inputs and is_stored(value):
                 stored.setdefault(value.name, stored_tensor(value))
     for name, tensor in stored.items():
-        proto = ir.serde.serialize_tensor(ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
+        if tensor.dtype != ir.DataType.STRING:  # what is computed only when it is read
+            tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+        proto = ir.serde.serialize_tensor(tensor)
         proto.name = name
         graph.initializer.append(proto)
     for name, (dtype, rank) in inputs.items():

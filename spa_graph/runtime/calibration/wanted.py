@@ -131,17 +131,35 @@ def _labels(graph: Graph, name: str, declared: ir.Shape | None) -> tuple[Label |
 def _sample_axes(
     graph: Graph, labels: Mapping[str, tuple[Label | None, ...]]
 ) -> dict[str, int | None]:
-    """The sample axis of each input."""
+    """The sample axis of each input; Keras' exporter gives that of each input another name."""
     free = [label for name in graph.inputs for label in labels[name] if label is not None]
     named = [label for label in free if isinstance(label, str) and _BATCH.fullmatch(label)]
     leading = [labels[name][0] for name in graph.inputs if labels[name]]
     batch = next(iter(named), next((label for label in leading if label is not None), None))
     if batch is not None:
-        return {name: own.index(batch) if batch in own else None for name, own in labels.items()}
+        found = {name: own.index(batch) if batch in own else None for name, own in labels.items()}
+        return found | _named_otherwise(graph, labels, found)
     shapes = graph.samples[0]
     principal = max(graph.inputs, key=lambda name: (len(shapes[name]), np.prod(shapes[name])))
     fixed = shapes[principal][:1]
     return {name: 0 if fixed and shapes[name][:1] == fixed else None for name in graph.inputs}
+
+
+def _named_otherwise(
+    graph: Graph, labels: Mapping[str, tuple[Label | None, ...]], found: Mapping[str, int | None]
+) -> dict[str, int]:
+    """Free first axes of inputs without a sample axis that are as long as the others' always is."""
+    sizes = next(
+        [sample[name][axis] for sample in graph.samples]
+        for name, axis in found.items()
+        if axis is not None
+    )
+    return {
+        name: 0
+        for name, own in labels.items()
+        if found[name] is None and own and own[0] is not None
+        if [sample[name][0] for sample in graph.samples] == sizes
+    }
 
 
 # --- arrays --------------------------------------------------------------------------------------
