@@ -418,6 +418,35 @@ def test_keras_layers(name: str, options: dict[str, Any], tmp_path: Path) -> Non
     assert small.count_params() < 0.9 * model.count_params()
 
 
+KERAS_IMAGES = {
+    "groups": lambda k: [k.GroupNormalization(4), k.ReLU()],
+    "shared slopes": lambda k: [k.PReLU(shared_axes=[1, 2])],
+    "slopes": lambda k: [k.PReLU()],
+}
+"""Layers between two convolutions of images, by what they show."""
+
+
+@pytest.mark.parametrize("name", KERAS_IMAGES)
+@pytest.mark.parametrize("options", [{}, {"groups": "within"}], ids=str)
+def test_keras_layers_of_images(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    pytest.importorskip("tf2onnx")
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((8, 8, 3)), layers.Conv2D(16, 3), *KERAS_IMAGES[name](layers),
+        layers.Conv2D(12, 3), layers.GlobalAveragePooling2D(), layers.Dense(10),
+    ])  # fmt: skip
+    for variable in model.weights:
+        if variable.dtype == "float32":
+            variable.assign(variable + 0.1 * np.abs(RANDOM.standard_normal(variable.shape)))
+    model(np.zeros((2, 8, 8, 3), np.float32))
+    model.export(tmp_path / "keras.onnx", format="onnx", verbose=False)
+    result = spa_graph.prune(tmp_path / "keras.onnx", flops=0.6, **options)
+    small = export.to_keras(model, tmp_path / "keras.onnx", result.model, result.plan)  # compares
+    assert small.layers[0].filters < 16
+
+
 def test_keras_models_in_models(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
     pytest.importorskip("tf2onnx")
@@ -522,6 +551,16 @@ def test_flax(tmp_path: Path) -> None:
     assert np.array_equal(model.norm.mean.get_value(), before)
 
 
+def _as_if_trained(nnx: Any, model: Any) -> Any:
+    state = nnx.state(model, nnx.Param)
+    for _, variable in nnx.to_flat_state(state):
+        noise = 0.1 * np.abs(RANDOM.standard_normal(variable.shape))
+        variable.set_value(variable.get_value() + noise.astype(np.float32))
+    nnx.update(model, state)
+    model.eval()
+    return model
+
+
 def _flax(build: Any, path: Path) -> Any:
     """An nnx network of (4, 6) with weights as if trained, and its export."""
     nnx = pytest.importorskip("flax.nnx")
@@ -544,13 +583,7 @@ def _flax(build: Any, path: Path) -> Any:
                 carry, y = self.layer(carry, x[:, step])
             return self.head(y)
 
-    model = Net(nnx.Rngs(0))
-    state = nnx.state(model, nnx.Param)
-    for _, variable in nnx.to_flat_state(state):
-        noise = 0.1 * np.abs(RANDOM.standard_normal(variable.shape))
-        variable.set_value(variable.get_value() + noise.astype(np.float32))
-    nnx.update(model, state)
-    model.eval()
+    model = _as_if_trained(nnx, Net(nnx.Rngs(0)))
     jax2onnx.to_onnx(model, [("B", 4, 6)], return_mode="file", output_path=str(path))
     return model
 
@@ -589,6 +622,26 @@ def test_flax_layers(name: str, options: dict[str, Any], tmp_path: Path) -> None
         for net in (small, model)
     )
     assert left < 0.8 * whole
+
+
+def test_flax_groups(tmp_path: Path) -> None:
+    nnx = pytest.importorskip("flax.nnx")
+    jax2onnx = pytest.importorskip("jax2onnx")
+
+    class Net(nnx.Module):  # type: ignore[name-defined, misc]
+        def __init__(self, rngs: Any) -> None:
+            self.conv = nnx.Conv(3, 16, (3, 3), rngs=rngs)
+            self.norm = nnx.GroupNorm(16, num_groups=4, rngs=rngs)
+            self.head = nnx.Linear(16, 10, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+    model, path = _as_if_trained(nnx, Net(nnx.Rngs(0))), tmp_path / "flax.onnx"
+    jax2onnx.to_onnx(model, [("B", 8, 8, 3)], return_mode="file", output_path=str(path))
+    result = spa_graph.prune(path, flops=0.6)
+    small = export.to_flax(model, path, result.model, result.plan)  # compares outputs
+    assert small.conv.out_features == small.norm.num_groups * small.norm.group_size < 16
 
 
 def test_linen_variables(tmp_path: Path) -> None:

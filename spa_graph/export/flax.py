@@ -188,7 +188,7 @@ def _layer_sizes(module: Any, arrays: Mapping[Path, Array]) -> dict[str, Any]:
     kernel = arrays.get(("kernel",), arrays.get(("embedding",)))
     vector = arrays.get(("scale",), arrays.get(("mean",)))
     if kernel is None:
-        return {} if vector is None else {"num_features": len(vector)}
+        return {} if vector is None else _normalised(module, len(vector))
     stated = getattr(module, "in_features", None)
     if isinstance(stated, tuple):  # LinearGeneral: (in ..., out ...)
         split = len(stated)
@@ -202,6 +202,15 @@ def _layer_sizes(module: Any, arrays: Mapping[Path, Array]) -> dict[str, Any]:
     return sizes | {
         "in_features": per_group * groups, "out_features": results, "features": results,
     }  # fmt: skip
+
+
+def _normalised(module: Any, features: int) -> dict[str, Any]:
+    """Of a normalisation, perhaps of groups, which are gone as a whole if their size allows it."""
+    groups, size = getattr(module, "num_groups", None), getattr(module, "group_size", None)
+    if not (isinstance(groups, int) and isinstance(size, int)):
+        return {"num_features": features}
+    groups, size = (groups, features // groups) if features % size else (features // size, size)
+    return {"num_features": features, "num_groups": groups, "group_size": size}
 
 
 def _sizes_of_parts(arrays: Mapping[Path, Array]) -> dict[str, Any]:

@@ -147,8 +147,9 @@ class _Reading:
         if not kernels:
             vectors = (match for each in arrays.values() if (match := self.stored.find(each)))
             first = next(vectors, None)
-            count = next(iter(arrays.values())).size
-            return (first.kept[0] if first is not None else self._before(layer)), count
+            shape = next(iter(arrays.values())).shape
+            kept = first.kept[-1] if first is not None else self._before(layer)
+            return kept, shape[-1] if shape else 1
         last, match = [*kernels.items()][-1]
         axes = _result_axes(layer, arrays[last].ndim)
         sizes = [arrays[last].shape[axis] for axis in axes]
@@ -255,7 +256,7 @@ class _Reading:
             return self._heads(layer)
         own = [each for each in _own_weights(getattr(layer, "cell", layer)) if _is_kernel(each)]
         if not own:
-            return {}
+            return self._groups(layer, given) if "groups" in given else {}
         shape = self.left[id(own[-1])].shape
         if own[-1].name == "recurrent_kernel":
             size = int(shape[-2])
@@ -269,6 +270,14 @@ class _Reading:
             sizes["output_shape"] = [letters.get(each, n) if n else n for each, n in old]
         return sizes
 
+    def _groups(self, layer: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a normalisation of groups, of which some are gone as a whole, or all are smaller."""
+        kept, weights = self.results[id(layer)], _own_weights(layer)
+        if kept is None or not weights:
+            return {}
+        size = int(weights[0].shape[-1]) // given["groups"]
+        return {"groups": len(np.unique(kept // size))}
+
     def _heads(self, layer: Any) -> dict[str, Any]:
         """Of attention, with kernels (in, heads, size), and (heads, size, out) of the output."""
         parts = (getattr(layer, attribute) for attribute in _PROJECTIONS.values())
@@ -279,6 +288,10 @@ class _Reading:
             "output_shape": output[2:],
             "num_query_heads": query[1], "num_key_value_heads": value[1], "head_dim": query[2],
         }  # fmt: skip
+
+
+_BESIDE = ("bias", "alpha")
+"""Weights of several axes that lose what the results lose; exporters turn the sign of PReLU's."""
 
 
 def _all_layers(model: Any) -> Iterator[Any]:
@@ -310,7 +323,7 @@ def _is_attention(layer: Any) -> bool:
 
 
 def _is_kernel(weight: Any) -> bool:
-    return len(weight.shape) > 1 and weight.name != "bias"
+    return len(weight.shape) > 1 and weight.name not in _BESIDE
 
 
 def _last_part(layer: Any) -> Any:
