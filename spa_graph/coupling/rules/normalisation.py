@@ -27,7 +27,10 @@ def instance_norm(scope: Scope) -> None:
         if scope.relations.dim(x[1]) in scope.relations.factors:  # cut out of a larger one
             scope.prefer(x[1], "groups")
         scope.renormalise(*x[2:])
-    scope.zero("all", (1, 2))
+    if scope.attribute("epsilon", 1e-5) > 0:
+        scope.zero("all", (1, 2))
+    else:  # as paddle2onnx writes group normalisation
+        scope.zero("compact")
     scope.role(1, "scale")
     scope.role(2, "bias")
 
