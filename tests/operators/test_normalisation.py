@@ -55,7 +55,8 @@ PER_CHANNEL = [
         "w:0", "v:1", *ALL),
     row("instance norm", images("a = InstanceNormalization(h, scale, b)",
         "float[8] scale, float[8] b"), *IMAGE, "scale:0", "b:0"),
-    row("instance norm without epsilon", images("a = InstanceNormalization<epsilon=0.0>(h, scale, b)",
+    row("instance norm without epsilon", images(
+        "a = InstanceNormalization<epsilon=0.0>(h, scale, b)",
         "float[8] scale, float[8] b"), *IMAGE, "scale:0", "b:0", exact=False),
     row("mean and variance per channel", images("a = MeanVarianceNormalization<axes=[2,3]>(h)",
         "float unused"), *IMAGE, exact=False),
