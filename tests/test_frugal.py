@@ -18,6 +18,7 @@ from spa_graph.errors import VerificationError
 from spa_graph.passes import frugal, proof
 from spa_graph.passes.frugal import Features, Network, pieces
 from spa_graph.passes.network import Analysis, Pruned
+from spa_graph.passes.statistics.runner import Runner
 from spa_graph.runtime.verify import Agreement
 from tests.models import CHAIN, MLP, RESIDUAL, network, outputs, random_feeds
 
@@ -137,6 +138,20 @@ def test_networks_are_proven_in_pieces(text: str) -> None:
     assert result.report["ratio"]["params"] < 0.95
     assert result.report["verification"]["error"] < 1e-4
     assert result.report["verification"]["output_varied"]
+
+
+@pytest.mark.usefixtures("no_room")
+def test_operators_are_proven_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiled = []
+    real = Runner._run_tile
+
+    def run_tile(self: Runner, session: Any, node: ir.Node, *rest: Any) -> None:
+        tiled.append(node.op_type)
+        real(self, session, node, *rest)
+
+    monkeypatch.setattr(Runner, "_run_tile", run_tile)
+    assert spa_graph.prune(network(ATTENTION), ratio=0.5).report["verification"]["error"] < 1e-4
+    assert {"MatMul", "Reshape", "Softmax", "Transpose", "Add"} <= {*tiled}
 
 
 @pytest.mark.usefixtures("no_room")

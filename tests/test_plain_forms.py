@@ -163,6 +163,46 @@ def test_parts_of_a_computed_size_are_slices(batch: int) -> None:
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("int64 last = {1}", "int64 last = {-1}"),
+        ("half = Div(n, two)", "short = Div(n, two) half = Unsqueeze(short, one)"),
+        ("<axis = 0>", "<axis = 0, keepdims = 0>"),
+        (
+            "c = Mul(a, b)",
+            "k = SequenceLength(parts) f = Cast<to = 1>(k) d = Mul(a, b) c = Mul(d, f)",
+        ),
+    ],
+    ids=["from the end", "sizes", "squeezed", "counted"],
+)
+def test_other_lists_of_a_computed_size_stay(change: tuple[str, str]) -> None:
+    text = HALVES.replace("int64 two", "int64[1] one = {0}, int64 two").replace(*change)
+    analysis = analyze(network(text), input_shapes={"x": (4, 5)})
+    assert not analysis.changed
+    assert not analysis.groups
+
+
+def test_a_part_that_is_not_there_for_some_sizes() -> None:
+    """The network itself rejects them; the Slice would be empty."""
+    text = HALVES.replace("int64 last = {1}", "int64 last = {2}").replace("Mul(a, b)", "Add(a, b)")
+    text = text.replace("c = Add(a, b)", "c = Concat<axis = 0>(a, b)")
+    model = network(text)
+    result = prune(model, ratio=0.5, input_shapes={"x": (5, 5)})  # 2, 2 and 1; an even batch has 2
+    assert_pruned(model, result, dynamic=5)
+
+
+def test_the_size_of_parts_may_come_from_an_axis_that_is_pruned() -> None:
+    text = HALVES.replace(
+        "int64 zero = {0}, int64 first", "int64 place = {1}, int64 zero = {0}, int64 first"
+    )
+    text = text.replace("Gather(sizes, zero)", "Gather(sizes, place)").replace(
+        "two = {2}", "two = {8}"
+    )
+    result = prune(network(text), ratio=0.5, input_shapes={"x": (4, 5)})
+    assert result.report["ratio"]["params"] < 0.7
+
+
 def test_lists_behind_parts_of_lists() -> None:
     """The sizes of parts follow from what they were cut into, though a file's lists tell none."""
     model = network("""

@@ -72,8 +72,9 @@ data_options = together(
 calibration_options = together(
     data_options,
     click.option("--reconstruct", type=click.Choice(METHODS),
-                 help="How to refit [default: ls with --calibrate]: means (bias), means and "
-                 "variances (bn), least squares (ls), the paper's sweep (obspa)."),
+                 help="How to refit [default: ls with --calibrate, none by random tokens]: means "
+                 "(bias), means and variances (bn), least squares (ls), the paper's sweep "
+                 "(obspa)."),
 )  # fmt: skip
 gradient_options = together(
     click.option("--data", metavar="FILE",

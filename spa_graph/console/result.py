@@ -79,10 +79,10 @@ def _show_reconstruction(console: Console, report: dict[str, Any]) -> None:
     )
     found = calibration.get("reconstruction")
     if found is None:
-        if calibration["kind"] == "random tokens":
+        if calibration["kind"] == "random tokens" and "finetune" not in report:
             console.print(
-                "the weights that are left were not refitted; random tokens say too little of real "
-                "ones for that: give samples with --calibrate FILE, or insist with --reconstruct ls"
+                "the weights that are left were not refitted: random tokens say too little of real "
+                "ones for that, samples do it (--calibrate FILE)"
             )
         return
     if found["undone"]:

@@ -177,7 +177,8 @@ def _lists(graph: Graph) -> Iterator[tuple[Operator, list[Operator]]]:
     for operator in graph.operators:
         if operator.op_type != "SplitToSequence" or operator.domain or operator.version < 13:
             continue
-        if operator.outputs[0] not in elsewhere:
+        squeezes = operator.attributes.get("keepdims", 1) == 0  # parts of one element
+        if operator.outputs[0] not in elsewhere and not squeezes:
             yield operator, [taker for taker, _ in uses.get(operator.outputs[0], ())]
 
 
@@ -233,8 +234,10 @@ def _use_slices(model: ir.Model, graph: Graph, lists: list[Cuts]) -> None:
     nodes = operator_nodes(model, graph)
     for operator, cuts in lists:
         node, axis = nodes[operator.index], operator.attributes.get("axis", 0)
+        size = graph.known.get(operator.inputs[1])
+        fixed = int(size.nominal) if size is not None and size.static else None
         for taker, position in cuts:
-            become_slice(model, nodes[taker.index], node, axis, position)
+            become_slice(model, nodes[taker.index], node, axis, position, fixed)
         model.graph.remove(node, safe=True)
 
 

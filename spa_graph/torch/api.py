@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -110,6 +110,8 @@ def prune(
                 kept = calibrated.choose()
             outcome, pruned = finish(analysis, kept, chosen, return_type, timer)
             told = None if calibrated is None else calibrated.refit(outcome, kept, pruned.plan)
+            if calibrated is not None:
+                chosen = replace(chosen, reconstruct=calibrated.options.method)
         return _give(analysis, pruned, outcome, chosen, return_type, timer, told)
 
 

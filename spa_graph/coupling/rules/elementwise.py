@@ -24,7 +24,7 @@ _LOSES_ZERO = (
     "LessOrEqual Not Sigmoid Softplus"
 )
 _UNDEFINED_AT_ZERO = "Log Reciprocal"
-DETERMINISTIC = frozenset(
+ELEMENTWISE = frozenset(
     f"{_KEEPS_ZERO} Mul {_LOSES_ZERO} {_UNDEFINED_AT_ZERO} Div Mod Pow Where PRelu Clip".split()
 ) - {"Dropout"}
 """ONNX's operators whose output's elements depend on the inputs' elements of that place, and on

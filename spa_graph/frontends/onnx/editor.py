@@ -134,11 +134,15 @@ def become_split(
     model.graph.remove(node, safe=True)
 
 
-def become_slice(model: ir.Model, node: ir.Node, parts: ir.Node, axis: int, position: int) -> None:
+def become_slice(
+    model: ir.Model, node: ir.Node, parts: ir.Node, axis: int, position: int, fixed: int | None
+) -> None:
     """Put a Slice in place of a node that takes a part, by position, out of a list of equal parts.
 
     Args:
         parts: the SplitToSequence that makes the list, whose second input is the size of each.
+        fixed: that size, if it never changes. It may be computed from the size of an axis that
+            pruning changes, and must stay what it was.
     """
     whole, size = parts.inputs
 
@@ -146,6 +150,10 @@ def become_slice(model: ir.Model, node: ir.Node, parts: ir.Node, axis: int, posi
         name = f"{node.outputs[0].name}.{what}"
         return add_initializer(model, name, ir.tensor(np.array(numbers, np.int64)))
 
+    if fixed is not None:
+        ends = [stored("start", fixed * position), stored("end", fixed * (position + 1))]
+        new = ir.Node("", "Slice", [whole, *ends, stored("axis", axis)], name=node.name)
+        return _replace_node(model, node, new)
     wide = ir.Node("", "Cast", [size], [ir.AttrInt64("to", ir.DataType.INT64.value)])
     flat = ir.Node("", "Reshape", [wide.outputs[0], stored("flat", 1)])
     bounds = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from spa_graph.coupling.rules.elementwise import DETERMINISTIC
+from spa_graph.coupling.rules.elementwise import ELEMENTWISE
 from spa_graph.frontends.onnx.pieces import is_stored, reads
 from spa_graph.frontends.onnx.weights import stored_tensor
 
@@ -97,9 +97,10 @@ def _reshape(node: ir.Node, shapes: Sequence[Shape]) -> Iterator[tuple[int, Slot
     target = node.inputs[1]
     if target is None or not is_stored(target):
         return
-    first, *others = (int(size) for size in stored_tensor(target).numpy())
+    sizes = [int(size) for size in stored_tensor(target).numpy()]
+    first, others = sizes[:1], sizes[1:]
     if (
-        first in {0, -1}
+        first in ([0], [-1])
         and min(others, default=0) > 0
         and math.prod(shapes[0][1:]) == math.prod(others)
     ):
@@ -139,7 +140,7 @@ def _batched(_node: ir.Node, shapes: Sequence[Shape]) -> Iterator[tuple[int, Slo
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(DETERMINISTIC, _broadcast),
+    **dict.fromkeys(ELEMENTWISE, _broadcast),
     **dict.fromkeys(BATCHED, _batched),
     "Concat": _concat,
     "LogSoftmax": _softmax,

@@ -92,7 +92,9 @@ class Runner:
         kinds = {name: (array.dtype, array.ndim) for name, array in first.items()}
         session = open_session(piece(self.model, nodes, kinds, outputs), plain=self._plain)
         for batch in range(self.batches):
-            tiling = self._tiling(nodes[0], batch, tiles) if tiles > 1 == len(nodes) else None
+            tiling = None
+            if tiles > 1 and len(nodes) == 1:
+                tiling = self._tiling(nodes[0], batch, tiles)
             if tiling is not None:
                 self._run_in_tiles(session, nodes[0], batch, tiling, tiles)
                 continue
@@ -101,7 +103,10 @@ class Runner:
                 self.store.put(name, batch, array)
 
     def _tiling(self, node: ir.Node, batch: int, tiles: int) -> Tiling | None:
-        """The outermost axis of enough elements, or that of most."""
+        """The outermost axis of enough elements, or that of most; none for strings."""
+        known = [value for value in reads(node) if not is_stored(value)]
+        if any(self.store.get(str(value.name), batch).dtype.hasobject for value in known):
+            return None
         shapes = [
             tuple(stored_tensor(value).shape.numpy())
             if is_stored(value)

@@ -33,7 +33,7 @@ class Store:
     def put(self, name: str, batch: int, array: Array) -> None:
         """Keep an array, at another place if it is too much for memory."""
         kept: Array | Path = array
-        if self._bytes + array.nbytes > self._limit:
+        if self._bytes + array.nbytes > self._limit and not array.dtype.hasobject:  # strings
             kept = self._new_file()
             np.save(kept, array)
         else:

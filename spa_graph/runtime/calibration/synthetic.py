@@ -104,9 +104,18 @@ def _vocabulary(graph: Graph, want: Wanted) -> int:
 
 
 def draws_tokens(graph: Graph, wants: Iterable[Wanted]) -> bool:
-    """Whether some input's samples, made from the network alone, are drawn from a vocabulary."""
-    tokens = [want for want in wants if role(graph, want) == "tokens"]
-    drawn = [want for want in tokens if _vocabulary(graph, want) > _FEW_KINDS]
+    """Whether samples that are made from the network alone are drawn from a vocabulary.
+
+    Not those of which a part is more than that: images beside a label.
+    """
+    roles = {want: role(graph, want) for want in wants}
+    if {"image", "sound"} & {*roles.values()}:
+        return False
+    drawn = [
+        want
+        for want, kind in roles.items()
+        if kind == "tokens" and _vocabulary(graph, want) > _FEW_KINDS
+    ]
     return not all(map(_is_position, drawn))
 
 
