@@ -378,3 +378,22 @@ def test_a_module_that_is_not_what_was_refitted_is_not_given(
     monkeypatch.setattr(twin, "_take_over", lambda *_: None)
     with pytest.raises(VerificationError, match="the module is not what was refitted"):
         spa.prune(model, data(0)[:2], flops=0.5, calibrate=data(0))
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(40, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.hidden(self.table(ids))))
+
+
+def test_random_tokens_only_choose_channels() -> None:
+    model, ids = Tagger(), torch.arange(12).reshape(2, 6)
+    by_default = spa.report_of(spa.prune(model, (ids,), ratio=0.5, calibrate="data-free"))
+    assert by_default["options"]["reconstruct"] == "none"
+    assert "reconstruction" not in by_default["calibration"]
+    asked = spa.prune(model, (ids,), ratio=0.5, calibrate="data-free", reconstruct="ls")
+    assert spa.report_of(asked)["options"]["reconstruct"] == "ls"
+    assert "reconstruction" in spa.report_of(asked)["calibration"]
