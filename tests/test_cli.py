@@ -324,3 +324,11 @@ def test_a_plan_or_report_that_cannot_be_written(
     assert "No space left" in ran.err.splitlines()[-1]
     assert kept.read_bytes() == b"old"
     assert sorted(listing(chain.parent)) == ["chain.onnx", "chain.pruned.onnx", "kept"]
+
+
+def test_the_batch_that_latency_is_for_is_said(chain: Path, process: Command) -> None:
+    options = ("--flops", 0.5, "--batch", 4, "--latency-seconds", 0.05, "--no-verify")
+    ran = process("chain.onnx", *options)
+    assert ran.code == 0, ran.err
+    assert "FLOPs are for input x 1x3x8x8, latency for batches of 4" in ran.out
+    assert chain.exists()

@@ -79,3 +79,5 @@ def sensitivity_command(
         with files.staged(picture) as draft:
             save(sensitivity_figure(found), draft)
     console.answer(found, console.show_sensitivity, as_json=as_json, quiet=quiet)
+    if picture is not None and not (as_json or quiet):
+        click.echo(f"wrote {picture}")

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from spa_graph.console.inspection import show_unsupported
-from spa_graph.console.text import duration, plain, ratio, scaled, shapes, stdout, table
-from spa_graph.passes.report import DEAD, budget_met
+from spa_graph.console.text import duration, plain, ratio, scaled, stdout, table
+from spa_graph.passes.report import DEAD, budget_met, measured_for
 
 
 def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]] = ()) -> None:
@@ -41,7 +41,7 @@ def show_result(report: dict[str, Any], more: Sequence[tuple[str, float, float]]
         rows.add_row(title, f"{first:.4f}", f"{second:.4f}", ratio(second, first))
     console = stdout()
     console.print(rows)
-    console.print(f"FLOPs and latency are for input {shapes(report['input_shapes'])}")
+    console.print(measured_for(report))
     if "latency_budget" in report:
         console.print(budget_met(report["latency_budget"], latency))
     _show_last_resort(console, report)

@@ -108,6 +108,16 @@ _CHOSEN_BY = {
 }
 
 
+def measured_for(report: dict[str, Any]) -> str:
+    """What sizes of inputs the numbers are for, in a sentence."""
+    shapes = report["input_shapes"].items()
+    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
+    batch = report["options"].get("batch")
+    if report.get("latency") and batch is not None:
+        return f"FLOPs are for input {inputs}, latency for batches of {batch}"
+    return f"FLOPs and latency are for input {inputs}"
+
+
 def budget_met(found: dict[str, Any], last: dict[str, Any] | None = None) -> str:
     """What came of a budget of latency, in a sentence.
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from spa_graph.passes.report import DEAD, budget_met
+from spa_graph.passes.report import DEAD, budget_met, measured_for
 from spa_graph.pictures.page import Section, Table, drawing, page
 from spa_graph.pictures.pruning import (
     cuts_figure,
@@ -118,11 +118,10 @@ def _proof(proof: dict[str, Any] | None) -> str:
 
 def _circumstances(report: dict[str, Any]) -> list[str]:
     about = report["machine"]
-    inputs = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in report["input_shapes"].items())
     return [
         ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         f"{about['processor']}, {about['cores']} cores, {about['system']}",
-        f"FLOPs and latency are for input {inputs}",
+        measured_for(report),
         f"{sum(report['seconds'].values()):.1f} seconds",
     ]
 
