@@ -327,7 +327,7 @@ def test_a_plan_or_report_that_cannot_be_written(
 
 
 def test_the_batch_that_latency_is_for_is_said(chain: Path, process: Command) -> None:
-    options = ("--flops", 0.5, "--batch", 4, "--latency-seconds", 0.05, "--no-verify")
+    options = ("--flops", 0.5, "--batch", 4, "--latency-seconds", 0.05)
     ran = process("chain.onnx", *options)
     assert ran.code == 0, ran.err
     assert "FLOPs are for input x 1x3x8x8, latency for batches of 4" in ran.out
