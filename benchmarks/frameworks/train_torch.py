@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 def residual_network(width: int) -> nn.Sequential:
-    """The widths of the residual networks of the other frameworks here."""
+    """Three stages of one block."""
     blocks = [Block(1, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, exporting.CLASSES)]
     return nn.Sequential(*blocks, *head)

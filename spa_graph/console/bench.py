@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spa_graph.console.text import scaled, shapes, stdout, table
+from spa_graph.console.text import scaled, stdout, table
+from spa_graph.runtime.inputs import shapes_text
 
 SHOWN = 12
 
@@ -34,7 +35,7 @@ def show_bench(data: dict[str, Any]) -> None:
     threads = "1 thread" if data["threads"] == 1 else f"{data['threads']} threads"
     console.print(
         f"{data['runs']} runs each in turn, {data['provider']}, {threads}, "
-        f"input {shapes(data['inputs'])}"
+        f"input {shapes_text(data['inputs'])}"
     )
     if first["peak_memory"] is None:
         console.print("peak memory can be measured on Linux only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -36,11 +36,6 @@ def table(first: str, *others: str, title: str | None = None) -> Table:
     for name in others:
         rows.add_column(name, justify="right")
     return rows
-
-
-def shapes(inputs: Mapping[str, Sequence[int]]) -> str:
-    """The sizes of inputs: `image 1x3x224x224, scale 1`."""
-    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in inputs.items())
 
 
 def plain(value: float) -> str:

@@ -26,7 +26,7 @@ from spa_graph.passes.frugal import Network
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Timer
 from spa_graph.runtime import heap
-from spa_graph.runtime.inputs import random_inputs
+from spa_graph.runtime.inputs import random_inputs, shapes_text
 from spa_graph.runtime.sessions import Feeds, open_session
 from spa_graph.runtime.verify import Agreement, Array, compare, saturated, varies
 
@@ -443,10 +443,7 @@ def _check_that_it_is_rejected(analysis: Analysis, folder: Path, sample: int, se
         if sample == 0:
             raise _fails_itself(error) from error
         return
-    sizes = ", ".join(
-        f"{name} {'x'.join(map(str, shape))}"
-        for name, shape in analysis.graph.samples[sample].items()
-    )
+    sizes = shapes_text(analysis.graph.samples[sample])
     raise VerificationError(
         f"the network runs for input {sizes}, but its masked form doesn't: what the analysis took "
         "for constant depends on the sizes of its inputs"

@@ -19,6 +19,7 @@ from spa_graph.passes.network import Analyzed, PrunedGraph
 from spa_graph.passes.pipeline import Choice
 from spa_graph.passes.reconstruct import Reconstruction
 from spa_graph.runtime.benchmark import Latency, OperatorTime
+from spa_graph.runtime.inputs import shapes_text
 from spa_graph.runtime.machine import machine, versions
 from spa_graph.runtime.verify import Agreement
 
@@ -110,8 +111,7 @@ _CHOSEN_BY = {
 
 def measured_for(report: dict[str, Any]) -> str:
     """What sizes of inputs the numbers are for, in a sentence."""
-    shapes = report["input_shapes"].items()
-    inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes)
+    inputs = shapes_text(report["input_shapes"])
     batch = report["options"].get("batch")
     if report.get("latency") and batch is not None:
         return f"FLOPs are for input {inputs}, latency for batches of {batch}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,11 @@ _PASSING = frozenset(
         "Expand",
     }
 )
+
+
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The sizes of inputs for people: `image 1x3x224x224, scale 1`."""
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def random_inputs(

@@ -150,22 +150,22 @@ def become_slice(
         name = f"{node.outputs[0].name}.{what}"
         return add_initializer(model, name, ir.tensor(np.array(numbers, np.int64)))
 
+    numbers = {"start": position, "end": position + 1}
     if fixed is not None:
-        ends = [stored("start", fixed * position), stored("end", fixed * (position + 1))]
-        new = ir.Node("", "Slice", [whole, *ends, stored("axis", axis)], name=node.name)
-        return _replace_node(model, node, new)
-    wide = ir.Node("", "Cast", [size], [ir.AttrInt64("to", ir.DataType.INT64.value)])
-    flat = ir.Node("", "Reshape", [wide.outputs[0], stored("flat", 1)])
-    bounds = [
-        ir.Node("", "Mul", [flat.outputs[0], stored(what, number)])
-        for what, number in (("start", position), ("end", position + 1))
-    ]
-    ends = [bound.outputs[0] for bound in bounds]
-    new = ir.Node("", "Slice", [whole, *ends, stored("axis", axis)], name=node.name)
-    for fresh in (wide, flat, *bounds):
-        fresh.outputs[0].name = fresh_name(model, f"{node.outputs[0].name}.{fresh.op_type}")
-        model.graph.insert_before(node, fresh)
-    _replace_node(model, node, new)
+        ends = [stored(what, fixed * number) for what, number in numbers.items()]
+    else:
+        wide = ir.Node("", "Cast", [size], [ir.AttrInt64("to", ir.DataType.INT64.value)])
+        flat = ir.Node("", "Reshape", [wide.outputs[0], stored("flat", 1)])
+        bounds = [
+            ir.Node("", "Mul", [flat.outputs[0], stored(what, number)])
+            for what, number in numbers.items()
+        ]
+        for fresh in (wide, flat, *bounds):
+            fresh.outputs[0].name = fresh_name(model, f"{node.outputs[0].name}.{fresh.op_type}")
+            model.graph.insert_before(node, fresh)
+        ends = [bound.outputs[0] for bound in bounds]
+    inputs = [whole, *ends, stored("axis", axis)]
+    _replace_node(model, node, ir.Node("", "Slice", inputs, name=node.name))
 
 
 def _replace_node(model: ir.Model, node: ir.Node, new: ir.Node) -> None:
