@@ -485,6 +485,7 @@ def test_a_real_run(process: Command, chain: Path) -> None:
     ("options", "says"),
     [
         (("--latency", "soon"), "--latency soon: give a share such as 0.5"),
+        (("--latency", "5"), "or a time such as 12ms; 5 milliseconds are 5ms"),
         (("--latency", "0.5", "--provider", "toaster"), "--provider toaster"),
         (("--latency", "0.5", "--flops", "0.5"), "give one budget, not --flops and --latency"),
         (("--latency", "1h"), "--latency 1h"),

@@ -80,6 +80,8 @@ def test_as_table_json_and_picture(process: Command, chain: Path) -> None:
     ran = process("sensitivity", "chain.onnx", *options, "--json", "--quiet", "--picture", "s.svg")
     assert (ran.code, ran.err) == (0, "")
     assert [group["name"] for group in json.loads(ran.out)["groups"]] == ["w1:0", "w2:0"]
+    ran = process("sensitivity", "chain.onnx", *options, "--picture", "t.svg")
+    assert ran.out.splitlines()[-1] == "wrote t.svg"
     picture = chain.with_name("s.svg").read_text()
     for text in (">w1:0</text>", ">w2:0</text>", ">without 50%</text>"):
         assert text in picture, text

@@ -99,7 +99,9 @@ class RoundTo(_Type):
     def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
         if value in (None, "auto"):
             return None
-        return int(click.IntRange(1).convert(value, param, ctx))
+        if not re.fullmatch(r"0*[1-9]\d*", str(value)):
+            self.fail(f"{value!r} is neither auto nor a whole number from 1 on", param, ctx)
+        return int(value)
 
 
 class Bytes(_Type):

@@ -34,7 +34,7 @@ def show_bench(data: dict[str, Any]) -> None:
     console.print(rows)
     threads = "1 thread" if data["threads"] == 1 else f"{data['threads']} threads"
     console.print(
-        f"{data['runs']} runs each in turn, {data['provider']}, {threads}, "
+        f"{data['runs']} runs{' each in turn' * (len(models) > 1)}, {data['provider']}, {threads}, "
         f"input {shapes_text(data['inputs'])}"
     )
     if first["peak_memory"] is None:

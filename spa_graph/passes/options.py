@@ -239,7 +239,10 @@ def milliseconds_or_ratio(latency: str) -> tuple[float | None, float | None]:
     if found and found[2] and number > 0:
         return number * _MILLISECONDS[found[2]], None
     if found is None or not 0 < number < 1:
-        raise OptionError(f"--latency {latency}: give a share such as 0.5, or a time such as 12ms")
+        meant = f"; {number:g} milliseconds are {number:g}ms" if number >= 1 else ""
+        raise OptionError(
+            f"--latency {latency}: give a share such as 0.5, or a time such as 12ms{meant}"
+        )
     return None, number
 
 
