@@ -13,6 +13,8 @@ import onnx
 import onnx_graphsurgeon as gs
 import onnx_ir as ir
 
+import pytest
+
 import spa_graph
 from tests.models import (
     CHAIN,
@@ -192,6 +194,16 @@ def test_dynamic_axes_stay_dynamic() -> None:
     for size in (4, 11, 32):
         feeds = random_feeds(model, dynamic=size)
         assert_same_outputs(pruned, changed_by(model, result.plan, zero), feeds)
+
+
+def test_a_question_mark_is_no_name_of_an_axis() -> None:
+    """Paddle calls all free axes `?`: sizes that are given for them needn't be equal."""
+    model, shapes = network(CHAIN.replace("8,8]", "s,s]", 1)), {"x": (1, 3, 4, 12)}
+    with pytest.raises(spa_graph.ModelError, match="names `s` are equally long.* gives 4 and 12"):
+        spa_graph.analyze(model, input_shapes=shapes)
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = "?"
+    assert spa_graph.analyze(model, input_shapes=shapes).graph.samples[0] == shapes
 
 
 def test_the_outputs_state_what_they_stated() -> None:

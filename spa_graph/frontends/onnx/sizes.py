@@ -1,7 +1,7 @@
 """Choosing sizes for the dynamic axes of a network's inputs.
 
 Axes that the file names alike (`batch`, `sequence`) always get the same size, and move together;
-unnamed ones go by their position. One that is named after a sum (`past + sequence`, of an attention
+unnamed ones, and those that are called `?` as PaddlePaddle does, go by their position. One that is named after a sum (`past + sequence`, of an attention
 mask) has the size of the sum. A network is looked at under two choices, the second with every
 axis moved that the network lets move; a third one is for verification only, so that what holds at
 the sizes of the analysis by coincidence doesn't pass.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from spa_graph.errors import ModelError
+from spa_graph.graph import axis_name
 
 InputShapes = Mapping[str, Sequence[int]]
 Sizes = dict[str, tuple[int, ...]]
@@ -86,6 +87,14 @@ def _check(inputs: Sequence[ir.Value], given: InputShapes) -> None:
                     f"input `{value.name}` has {dim} elements along axis {position}, "
                     f"--input-shape gives {own[position]}"
                 )
+    told: dict[Key | None, int] = {}
+    for value in inputs:
+        for key, size in zip(keys(value, given), given.get(value.name or "", ()), strict=False):
+            if isinstance(key, str) and told.setdefault(key, size) != size:
+                raise ModelError(
+                    f"axes that the file names `{key}` are equally long, --input-shape gives "
+                    f"{told[key]} and {size}"
+                )
 
 
 def rank(value: ir.Value, given: InputShapes) -> int:
@@ -101,7 +110,7 @@ def keys(value: ir.Value, given: InputShapes) -> list[Key | None]:
         if isinstance(dim, int):
             found.append(None if dim > 0 else position)  # some exporters write -1
         else:
-            found.append(getattr(dim, "value", None) or position)
+            found.append(axis_name(dim) or position)
     return found
 
 
