@@ -81,8 +81,9 @@ def ours(dense: Path, samples: Any, cells: Sequence[Cell]) -> Iterator[tuple[Cel
     """
     first = cells[0]
     options = Options(
-        flops=first.ratio, calibrate=samples, criterion=first.criterion, seed=first.seed
-    )
+        flops=first.ratio, calibrate=samples, criterion=first.criterion, seed=first.seed,
+        input_shapes=NETWORKS[first.network].input_shapes,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         timer, place = Timer(), Path(folder)

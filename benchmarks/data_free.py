@@ -32,8 +32,6 @@ LAYERS = 12
 ROWS = 1000
 """As many positions of a batch count; more don't change a Gram matrix much."""
 DAMPING = 1e-3
-SHAPES = {"ppocr_cls": {"x": (1, 3, 48, 192)}}
-"""Sizes that the file leaves open and that the built-in guesses miss."""
 METHODS = ("data-free", "data-free:gaussian", "data-free:uniform")
 
 Array = np.ndarray[Any, Any]
@@ -94,7 +92,7 @@ def real(network: Trained, seed: int, graph: Graph) -> Calibration:
 
 def judge(network: Trained, folder: Path) -> Iterator[tuple[str, float, float]]:
     """For each kind of samples what they are, what they leave unexplained, and seconds to make."""
-    analysis = analyze(network.fetch(folder), input_shapes=SHAPES.get(network.name, {}))
+    analysis = analyze(network.fetch(folder), input_shapes=network.input_shapes)
     graph = analysis.graph
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "network.onnx"

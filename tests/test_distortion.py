@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import spa_graph
 from spa_graph.errors import BudgetError
 from spa_graph.passes.allocate import Budget, Limits, allocate, allocate_by_distortion
-from spa_graph.passes.reconstruct import helps
+from spa_graph.passes.reconstruct import helps, is_better
 from spa_graph.passes.sensitivity import scaled
 from spa_graph.passes.statistics.distortion import alignment, by_sample, distortion
 from tests.models import network
@@ -68,6 +70,39 @@ def test_a_repair_must_help_by_more_than_chance() -> None:
     assert helps(np.array([np.inf, 1.0]), before[:2])
     assert not helps(before[:2], np.array([np.inf, 1.0]))
     assert not helps(np.full(2, np.inf), np.full(2, np.inf))
+
+
+def test_errors_but_for_shift_and_scale_are_what_correlation_leaves() -> None:
+    rng = np.random.default_rng(0)
+    want = rng.standard_normal((8, 3)).astype(np.float32)
+    got = want + rng.standard_normal((8, 3)).astype(np.float32)
+    batches = [[want[:5]], [want[5:]]], [[7 - 0 * got[:5] + 3 * got[:5]], [7 + 3 * got[5:]]]
+    found = by_sample(*batches, scaled=True)
+    assert found.sum() == pytest.approx(1 - alignment(*batches) ** 2)
+    assert len(found) == 8
+    opposite = [[-rows for rows in batch] for batch in batches[0]]
+    assert by_sample(batches[0], opposite, scaled=True).sum() == pytest.approx(1)
+    still = [[0 * rows for rows in batch] for batch in batches[0]]
+    assert by_sample(batches[0], still, scaled=True).sum() == distortion(batches[0], still)
+
+
+def test_a_repair_may_bring_back_proportions_first() -> None:
+    """Outputs that are nearly in proportion may err more than ones that hardly vary."""
+    rng = np.random.default_rng(0)
+    want = rng.standard_normal((64, 4)).astype(np.float32)
+    noise = rng.standard_normal((2, 64, 4)).astype(np.float32)
+    small, large, wrong = 0.4 * noise[0], 1.3 * want + noise[1], -1.0 * noise[0]
+
+    def better(before: NDArray[Any], after: NDArray[Any]) -> bool:
+        return is_better([[want]], [[before]], [[after]])
+
+    errors = [by_sample([[want]], [[each]]) for each in (small, large)]
+    assert not helps(*errors) and not helps(*reversed(errors))
+    assert better(small, large)
+    assert better(wrong, small)  # the error alone
+    assert not better(large, small)
+    assert not better(small, 3 * large)  # in proportion, and far too large
+    assert not better(small, small)
 
 
 def test_outputs_count_alike_and_integers_do_not() -> None:

@@ -1,10 +1,11 @@
 """Choosing sizes for the dynamic axes of a network's inputs.
 
 Axes that the file names alike (`batch`, `sequence`) always get the same size, and move together;
-unnamed ones, and those that are called `?` as PaddlePaddle does, go by their position. One that is named after a sum (`past + sequence`, of an attention
-mask) has the size of the sum. A network is looked at under two choices, the second with every
-axis moved that the network lets move; a third one is for verification only, so that what holds at
-the sizes of the analysis by coincidence doesn't pass.
+unnamed ones, and those that are called `?` as PaddlePaddle does, go by their position. One that is
+named after a sum (`past + sequence`, of an attention mask) has the size of the sum. A network is
+looked at under two choices, the second with every axis moved that the network lets move; a third
+one is for verification only, so that what holds at the sizes of the analysis by coincidence
+doesn't pass.
 """
 
 from __future__ import annotations

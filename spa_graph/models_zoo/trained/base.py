@@ -12,9 +12,9 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class Trained:
         sample: ``(n, seed) -> inputs`` for calibration, disjoint from the evaluation data.
         foreign: ``(n, seed) -> inputs`` that are real data of another kind (out of distribution).
         module: Makes the PyTorch module that the file was exported from, if it was.
+        input_shapes: Sizes that the file leaves open and that the built-in guesses miss.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Trained:
     sample: Callable[[int, int], Arrays]
     foreign: Callable[[int, int], Arrays]
     module: Callable[[], torch.nn.Module] | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def fetch(self, folder: Path | str) -> Path:
         """Write ``folder/<name>.onnx`` unless it is there, and return its path."""

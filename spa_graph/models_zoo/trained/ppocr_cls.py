@@ -89,4 +89,5 @@ PPOCR_CLS = Trained(
     measure=_measure,
     sample=_sample,
     foreign=_foreign,
+    input_shapes={"x": (1, 3, 48, WIDTH)},
 )

@@ -73,14 +73,25 @@ def reconstruct(
 
     first, second = (_outputs(model, calibrated, folder) for model in (sliced, pruned.model))
     before, after = by_sample(want, first), by_sample(want, second)
-    aligned, still = alignment(want, first), alignment(want, second)
-    undone = not (helps(before, after) and aligned - still < LOST)
+    undone = not is_better(want, first, second)
     if undone:
         pruned.model = sliced
     pruned.graph = read(pruned.model, options.input_shapes)
     pruned.after = CostModel(analyze(pruned.graph))
     lost = float(before.sum())
     return Reconstruction(layers, lost, lost if undone else float(after.sum()), undone)
+
+
+def is_better(want: Outputs, before: Outputs, after: Outputs) -> bool:
+    """Whether a repair brings outputs nearer to what they should be.
+
+    Their error says so, or, unless it rises, their error but for shift and scale: where much is
+    lost, outputs of half the size err less than ones that are nearly in proportion.
+    """
+    error = by_sample(want, before), by_sample(want, after)
+    scaled = (by_sample(want, each, scaled=True) for each in (before, after))
+    better = helps(*error) or (helps(*scaled) and not helps(*reversed(error)))
+    return better and alignment(want, before) - alignment(want, after) < LOST
 
 
 def helps(before: Floats, after: Floats) -> bool:

@@ -25,9 +25,14 @@ def distortion(want: Outputs, got: Outputs) -> float:
     return float(by_sample(want, got).sum())
 
 
-def by_sample(want: Outputs, got: Outputs) -> Floats:
-    """What each sample adds to the distortion; each batch, where outputs don't go by samples."""
-    shares = _per_output(_shares, want, got)
+def by_sample(want: Outputs, got: Outputs, *, scaled: bool = False) -> Floats:
+    """What each sample adds to the distortion; each batch, where outputs don't go by samples.
+
+    Args:
+        scaled: of outputs that were shifted and scaled to what they should be, each as a whole: the
+            sum is 1 - r^2 then, r being an output's correlation (`alignment`), at least 0.
+    """
+    shares = _per_output(_scaled_shares if scaled else _shares, want, got)
     if len({tuple(map(len, rows)) for rows in shares}) > 1:
         shares = [[row.sum(keepdims=True) for row in rows] for rows in shares]
     return np.mean([np.concatenate(rows) for rows in shares], 0) if shares else np.zeros(1)
@@ -74,6 +79,16 @@ def _shares(want: Sequence[Array], got: Sequence[Array]) -> list[Floats]:
     error = sum(float(row.sum()) for row in rows)
     whole = spread(want) or (error if 0 < error < np.inf else 1.0)
     return [row / whole for row in rows]
+
+
+def _scaled_shares(want: Sequence[Array], got: Sequence[Array]) -> list[Floats]:
+    """The same after the shift and the scale, of at least 0, that lessen it most."""
+    deviation = spread(got)
+    if deviation == 0 or not np.isfinite(deviation):
+        return _shares(want, got)
+    scale = max(_correlation(want, got), 0.0) * np.sqrt(spread(want) / deviation)
+    middle, wanted = _mean(got), _mean(want)
+    return _shares(want, [wanted + scale * (each.astype(np.float64) - middle) for each in got])
 
 
 def _squares(want: Array, got: Array) -> Floats:
