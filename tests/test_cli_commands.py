@@ -107,7 +107,13 @@ def test_the_completion_script(process: Command, shell: str) -> None:
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        ("spa-prune be", ["bench"]),
+        ("spa-prune be", ["be", "bench"]),  # or a network of that name
+        ("spa-prune mod", ["mod"]),
+        ("spa-prune --ver", ["--version"]),
+        ("spa-prune sweep mod", ["mod"]),
+        ("spa-prune model.onnx --calibrate cal", ["cal"]),
+        ("spa-prune sweep model.onnx --criterion l1,fp", ["l1,fpgm"]),
+        ("spa-prune model.onnx --scope he", ["heads"]),
         ("spa-prune model.onnx --fl", ["--flops"]),
         ("spa-prune sweep model.onnx --back", ["--backend"]),
         ("spa-prune sweep model.onnx --backend d", ["dask"]),

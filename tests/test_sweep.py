@@ -43,6 +43,11 @@ def metrics(chain: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    return -sum(w.ByteSize() for w in weights)\n"
         "def broken(path):\n"
         "    raise KeyError('labels')\n"
+        "def leaving(path):\n"
+        "    raise SystemExit(3)\n"
+        "def talking(path):\n"
+        "    print('scored', path)\n"
+        "    return size(path)\n"
     )
     chain.with_name("sweep_metrics.py").write_text(text)
     monkeypatch.chdir(chain.parent)
@@ -261,6 +266,39 @@ def test_as_a_command(process: Command, chain: Path, metrics: str) -> None:
     assert "fpgm" in (chain.parent / "chain.sweep" / "sweep.svg").read_text()
 
 
+@pytest.mark.usefixtures("metrics")
+def test_a_metric_that_prints_is_no_part_of_the_answer(process: Command, chain: Path) -> None:
+    options = ("--flops", "0.8,0.6", "--criterion", "l1", "--eval", "sweep_metrics:talking")
+    more = ("--latency-seconds", 0, "--json", "--quiet")
+    for jobs, folder in ((1, "here"), (2, "apart")):
+        ran = process("sweep", "chain.onnx", *options, *more, "--jobs", jobs, "-o", folder)
+        assert len(json.loads(ran.out)["points"]) == 2, ran.out
+    assert chain.with_name("apart").is_dir()
+
+
+@pytest.mark.usefixtures("metrics")
+def test_a_page_is_made_anew_and_networks_stay(process: Command, chain: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    page = chain.with_name("page.html")
+    options = ("--criterion", "l1", "--eval", "sweep_metrics:size", "--latency-seconds", 0)
+    more = ("--jobs", 1, "--html", page)
+    first = process("sweep", "chain.onnx", "--flops", "0.8", *options, *more)
+    assert first.code == 0, first.err
+    assert str(page) in first.out
+    before = page.read_text()
+    second = process("sweep", "chain.onnx", "--flops", "0.5", *options, *more)
+    assert second.code == 0, second.err
+    assert page.read_text() != before
+    networks = sorted(path.name for path in chain.with_name("chain.sweep").glob("*.onnx"))
+    assert networks == ["l1-flops-0.5.onnx", "l1-flops-0.8.onnx"]
+    page.write_text("<p>of somebody else</p>")
+    third = process("sweep", "chain.onnx", "--flops", "0.5", *options, *more)
+    assert third.code == 2
+    assert "page.html exists" in third.err
+    assert page.read_text() == "<p>of somebody else</p>"
+
+
 @pytest.mark.parametrize("backend", ["dask", "ray"])
 @pytest.mark.filterwarnings("ignore")  # the engines have warnings of their own
 def test_on_a_local_cluster(
@@ -303,6 +341,8 @@ def test_what_sweep_refuses(command: Command, chain: Path, metrics: str) -> None
     assert_refused(command, folder, *wrong, says="must lie between 0 and 1")
     with pytest.raises(OptionError, match=r"failed on chain\.onnx: KeyError: 'labels'"):
         run(chain, evaluation="sweep_metrics:broken")
+    with pytest.raises(OptionError, match=r"leaving failed on chain\.onnx: SystemExit: 3"):
+        run(chain, evaluation="sweep_metrics:leaving")
     with pytest.raises(OptionError, match="--cluster needs --backend"):
         run(chain, cluster="tcp://127.0.0.1:1")
     assert not chain.with_name("out").exists()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+from click.shell_completion import CompletionItem
 
 import spa_graph
 from spa_graph.errors import RewriteError, SpaError, VerificationError, warnings_told
@@ -26,6 +27,11 @@ class _Prune(click.Group):
         if args and args[0] not in self.commands and args[0] not in own:
             args = ["prune", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands, and a file if there is none: bash takes what comes last."""
+        model = [] if incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
+        return model + super().shell_complete(ctx, incomplete)
 
     def format_usage(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from spa_graph.cli.network import NetworkType
-from spa_graph.cli.parameters import Bytes, InputShape, RoundTo, Scope
+from spa_graph.cli.parameters import Bytes, Choices, InputShape, RoundTo
+from spa_graph.coupling.structures import KINDS
 from spa_graph.passes.importance import AGGREGATES, CRITERIA, NORMALIZERS
 from spa_graph.passes.options import METHODS
 
@@ -24,6 +26,11 @@ def together(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return function
 
     return decorate
+
+
+def a_file(_ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
+    """What completes an option that may be a file, but needn't."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 model = click.argument("model", type=NetworkType())
@@ -59,7 +66,7 @@ block_options = together(
                  help="Prune whole groups of a convolution, or the same channels of each."),
 )  # fmt: skip
 data_options = together(
-    click.option("--calibrate", metavar="DATA",
+    click.option("--calibrate", metavar="DATA", shell_complete=a_file,
                  help="Refit the weights that are left on samples: a .npz or .npy file, a folder "
                  "of images, package.module:function, or `data-free` to make them up."),
     click.option("--samples", type=click.IntRange(1),
@@ -77,7 +84,7 @@ calibration_options = together(
                  "(obspa)."),
 )  # fmt: skip
 gradient_options = together(
-    click.option("--data", metavar="FILE",
+    click.option("--data", metavar="FILE", shell_complete=a_file,
                  help="For criteria that need gradients, and for --finetune of prune: a .npz with "
                  "an array for each input, by its name, and one more for the targets."),
     click.option("--loss", metavar="NAME",
@@ -138,7 +145,7 @@ ranking_options = together(
     ),
     click.option(
         "--scope",
-        type=Scope(),
+        type=Choices(KINDS),
         default=(),
         help="What to prune [default: all but the residual width of pre-norm transformers, "
         "unless the budget can't be met without it].",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import click
-
-from spa_graph.coupling.structures import KINDS
-from spa_graph.passes.importance import CRITERIA
+from click.shell_completion import CompletionItem
 
 
 class _Type(click.ParamType[Any]):
@@ -77,20 +76,21 @@ class Ratios(_Type):
         return tuple(float(part) for part in parts)
 
 
-class Criteria(_Type):
-    name = f"[{'|'.join(sorted(CRITERIA))}],..."
+class Choices(_Type):
+    """Some of the names that there are, with commas."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._choice = click.Choice(list(names))
+        self.name = f"[{'|'.join(self._choice.choices)}],..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
         names = value.split(",") if isinstance(value, str) else value
-        return tuple(click.Choice(sorted(CRITERIA)).convert(name, param, ctx) for name in names)
+        return tuple(self._choice.convert(name, param, ctx) for name in names)
 
-
-class Scope(_Type):
-    name = f"[{'|'.join(KINDS)}],..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        kinds = tuple(value.split(",")) if isinstance(value, str) else value
-        return tuple(click.Choice(KINDS).convert(kind, param, ctx) for kind in kinds)
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",")
+        found = self._choice.shell_complete(ctx, param, last)
+        return [CompletionItem(before + comma + item.value) for item in found]
 
 
 class RoundTo(_Type):

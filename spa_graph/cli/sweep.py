@@ -16,17 +16,17 @@ from spa_graph.cli.options import (
     conditions_options,
     html_option,
     model,
-    overwrite_option,
     pruning_options,
     together,
 )
-from spa_graph.cli.parameters import Criteria, Ratios
+from spa_graph.cli.parameters import Choices, Ratios
 from spa_graph.cli.target import beside, check_inputs, check_writable, typed, write_text
 from spa_graph.errors import OptionError
 from spa_graph.frontends.onnx import files
 from spa_graph.passes.cost import NAMES
+from spa_graph.passes.importance import CRITERIA
 from spa_graph.passes.options import KEPT
-from spa_graph.pictures.page import check_pages
+from spa_graph.pictures.page import check_pages, is_page
 from spa_graph.pictures.style import drawable
 
 budget_options = together(*(
@@ -43,7 +43,7 @@ budget_options = together(*(
 @click.option(
     "--criterion",
     "criteria",
-    type=Criteria(),
+    type=Choices(sorted(CRITERIA)),
     default=(),
     help="What makes channels important; several are compared [default: that of prune].",
 )
@@ -61,7 +61,7 @@ budget_options = together(*(
     help="The folder for networks and tables [default: MODEL.sweep beside the input].",
 )
 @html_option
-@overwrite_option
+@click.option("--overwrite", is_flag=True, help="Start anew: delete the networks that are there.")
 @click.option("--jobs", type=click.IntRange(1), help="How many at once [default: one per core].")
 @click.option(
     "--backend",
@@ -116,7 +116,8 @@ def sweep_command(
     if html is not None:
         check_pages()
         check_inputs([html], model)
-        check_writable(html, options["overwrite"])
+        # the page is made anew like the table, or adding a budget would need --overwrite
+        check_writable(html, options["overwrite"] or is_page(html))
     options |= {"output": output or beside(model, ".sweep"), "quantity": quantity}
     check(ratios, **options)
     path = model.onnx(input_shapes, quiet=quiet)
@@ -133,6 +134,7 @@ def sweep_command(
         from spa_graph.pictures.sweep_page import sweep_page
 
         write_text(html, sweep_page(found, typed()))
+        found["page"] = str(html)
     console.answer(found, console.show_sweep, as_json=as_json, quiet=quiet)
 
 

@@ -41,7 +41,8 @@ def show_sweep(data: dict[str, Any]) -> None:
                 f"{point['criterion']} {point['quantity']} {point['asked']:g}: {point['failure']}"
             )
     console.print(f"*: no other network here is lower in {NAMES[data['cost']]} and as good")
-    console.print(f"wrote {', '.join(filter(None, (data['folder'], data.get('picture'))))}")
+    written = (data["folder"], data.get("picture"), data.get("page"))
+    console.print(f"wrote {', '.join(filter(None, written))}")
     if "picture" not in data:
         console.print("for a picture: pip install 'spa-prune[report]', and run this again")
 

@@ -49,6 +49,6 @@ def _importing_from_here() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

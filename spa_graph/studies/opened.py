@@ -120,9 +120,15 @@ def same_inputs(first: Opened, other: Opened) -> None:
         return {want.name: f"{want.dtype}, {len(want.shape)} axes" for want in network.wants}
 
     def listed(network: Opened) -> str:
-        return ", ".join(f"`{name}` ({what})" for name, what in taken(network).items())
+        return ", ".join(f"`{want.name}` {want}" for want in network.wants)
 
-    if taken(first) != taken(other):
+    sizes = {want.name: want.shape for want in first.wants}
+    clash = taken(first) != taken(other) or any(
+        None not in pair and pair[0] != pair[1]
+        for want in other.wants
+        for pair in zip(sizes[want.name], want.shape, strict=True)
+    )
+    if clash:
         raise OptionError(
             f"{other.path.name} takes other inputs than {first.path.name}: {listed(other)} instead "
             f"of {listed(first)}"

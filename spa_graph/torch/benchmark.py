@@ -15,6 +15,7 @@ from spa_graph.errors import OptionError
 from spa_graph.frontends.torch.calls import as_call
 from spa_graph.passes.options import Progress, Timer
 from spa_graph.runtime.benchmark import interleaved, ratio_interval
+from spa_graph.runtime.imported import said
 from spa_graph.runtime.machine import machine, versions
 from spa_graph.torch.modes import in_mode
 
@@ -42,13 +43,21 @@ def benchmark(
         seconds: how long to measure, at most 1000 runs of each.
 
     Returns:
-        Times in milliseconds, ratios with their 95% confidence intervals, the machine and versions.
+        `modules`, each with its `name`, `parameters`, and in milliseconds `median_ms` and
+        `quartiles_ms`; `ratios` to the first module, for each of the others the `median` and its
+        95% confidence `interval`; `runs` of each, `device`, `threads`, `compiled`, `machine`,
+        `versions`.
 
     Raises:
-        OptionError: there is no such device, or nothing to measure.
+        OptionError: there is no such device, nothing to measure, or a module fails on the inputs.
     """
     if isinstance(modules, nn.Module) or not modules:  # some modules are sequences of their parts
         raise OptionError("give a list of one or more modules")
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise OptionError(f"a {type(module).__name__} is no module: {module!r:.80}")
+    if not seconds > 0:
+        raise OptionError(f"seconds must be above 0, not {seconds:g}")
     place = _device(device)
     call = as_call(example_inputs)
     args, kwargs = pytree.tree_map_only(
@@ -65,6 +74,8 @@ def benchmark(
                 partial(_run, torch.compile(module) if compiled else module, args, kwargs, place)
                 for module in moved
             ]
+            for module, function in zip(modules, functions, strict=True):
+                _try(module, function)
             timings = interleaved(functions, seconds=seconds, most=MOST_RUNS, progress=step)
     finally:
         for module, home in zip(modules, homes, strict=True):
@@ -102,6 +113,15 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         said = str(error).splitlines()[0]
         raise OptionError(f"device {name}: this machine or torch has none: {said}") from error
+
+
+def _try(module: nn.Module, function: Callable[[], None]) -> None:
+    try:
+        function()
+    except Exception as error:  # of the module's own forward
+        raise OptionError(
+            f"{type(module).__name__} fails on the example inputs: {said(error)}"
+        ) from error
 
 
 def _run(

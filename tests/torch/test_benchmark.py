@@ -41,5 +41,11 @@ def test_what_it_refuses() -> None:
     for wrong in ([], torch.nn.Sequential(torch.nn.ReLU())):
         with pytest.raises(OptionError, match="one or more modules"):
             spa.benchmark(wrong, torch.zeros(1))
+    with pytest.raises(OptionError, match="a str is no module: 'x'"):
+        spa.benchmark([nn.ReLU(), "x"], torch.zeros(1))  # type: ignore[list-item]
+    with pytest.raises(OptionError, match="seconds must be above 0, not -1"):
+        spa.benchmark([nn.ReLU()], torch.zeros(1), seconds=-1)
+    with pytest.raises(OptionError, match="Linear fails on the example inputs: mat1 and mat2"):
+        spa.benchmark([nn.Linear(3, 4)], torch.zeros(1, 2))
     with pytest.raises(OptionError, match="device xpu: this machine or torch has none"):
         spa.benchmark([nn.ReLU()], torch.zeros(1), device="xpu")

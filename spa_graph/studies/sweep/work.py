@@ -6,7 +6,9 @@ It may be another process or machine; all that it says, it says by files in the 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +105,9 @@ def evaluate(evaluation: str, model: Path) -> float:
     """
     function = imported(evaluation)
     try:
-        metric = float(function(os.fspath(model)))
-    except Exception as error:  # it is the user's own function
+        with redirect_stdout(sys.stderr):  # where --json is, nothing else may be said
+            metric = float(function(os.fspath(model)))
+    except (Exception, SystemExit) as error:  # it is the user's own function
         raise OptionError(
             f"--eval {evaluation} failed on {model.name}: {type(error).__name__}: {said(error)}"
         ) from error
