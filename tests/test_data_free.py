@@ -87,7 +87,7 @@ def batch_normed(offset: float, gain: float) -> onnx.ModelProto:
 )
 def test_batch_norms_tell_the_scale(offset: float, gain: float, name: str, tmp_path: Path) -> None:
     got = made(batch_normed(offset, gain), tmp_path, samples=16)
-    assert f"images, {name}" in got.source
+    assert f"images of 16 x 16, {name}" in got.source
     images = np.concatenate([feeds["x"] for feeds in got])
     truth = photographs(offset, gain)
     assert images.std() == pytest.approx(truth.std(), rel=0.4)

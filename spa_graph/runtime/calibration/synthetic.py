@@ -209,10 +209,17 @@ def _described(
     graph: Graph, wants: Sequence[Wanted], method: str, looks: Mapping[str, Look]
 ) -> str:
     """What is made, and what was found out about the network's inputs."""
-    names = {"image": "images", "sound": "sounds", "tokens": "tokens"}
-    kinds = dict.fromkeys(names[kind] for want in wants if (kind := role(graph, want)) in names)
+    kinds = dict.fromkeys(filter(None, (_kind(want, role(graph, want)) for want in wants)))
     chosen = "".join(f", {look.name}" for look in looks.values())
     return f"{method} {' and '.join(kinds) or 'noise'}{chosen}"
+
+
+def _kind(want: Wanted, kind: Role) -> str | None:
+    """What is made for an input; of images their size as well, which may be a guess."""
+    shape = image_shape(want)
+    if kind == "image" and shape:
+        return f"images of {shape.height} x {shape.width}"
+    return {"sound": "sounds", "tokens": "tokens"}.get(kind)
 
 
 # --- the scale and kind of images and sounds -----------------------------------------------------
