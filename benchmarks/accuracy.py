@@ -236,7 +236,8 @@ def run(network: Trained, folder: Path, cells: Sequence[Cell], count: int) -> It
             for cell, path, seconds in _pruned(network, dense, group, count):
                 metric = network.evaluate(path)[network.metric]
                 waiting.remove(cell)
-                yield Result(cell, metric, flops(path) / flops(dense), seconds)
+                left, whole = (flops(each, network.input_shapes) for each in (path, dense))
+                yield Result(cell, metric, left / whole, seconds)
         except Exception as error:
             yield from (Result(cell, failure=short(error)) for cell in waiting)
 

@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -486,11 +486,11 @@ def load_inputs(folder: Path) -> Found:
         return {name: arrays[name] for name in arrays.files}
 
 
-def flops(path: Path) -> float:
+def flops(path: Path, input_shapes: Mapping[str, Sequence[int]] | None = None) -> float:
     """FLOPs of a file, for ours and peers alike."""
     from spa_graph import analyze
 
-    cost = analyze(path).cost
+    cost = analyze(path, input_shapes=input_shapes or {}).cost
     return cost.cost("flops", cost.full)
 
 

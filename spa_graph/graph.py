@@ -16,16 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def axis_name(dim: object) -> str | None:
-    """What a file calls a free axis, if that tells it from others: Paddle calls all of them `?`.
-
-    Args:
-        dim: of a shape, with the name as `value`.
-    """
-    name = getattr(dim, "value", None) or ""
-    return name if any(map(str.isalnum, name)) else None
-
-
 class Extent(NamedTuple):
     """The size of one axis under the two probes."""
 

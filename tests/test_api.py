@@ -195,14 +195,20 @@ def test_dynamic_axes_stay_dynamic() -> None:
         assert_same_outputs(pruned, changed_by(model, result.plan, zero), feeds)
 
 
-def test_a_question_mark_is_no_name_of_an_axis() -> None:
-    """Paddle calls all free axes `?`: sizes that are given for them needn't be equal."""
+def test_sizes_that_are_given_come_before_names_of_axes() -> None:
+    """Paddle calls all free axes `?`."""
     model, shapes = network(CHAIN.replace("8,8]", "s,s]", 1)), {"x": (1, 3, 4, 12)}
-    with pytest.raises(spa_graph.ModelError, match="--input-shape gives 4 and 12"):
-        spa_graph.analyze(model, input_shapes=shapes)
-    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
-        dim.dim_param = "?"
     assert spa_graph.analyze(model, input_shapes=shapes).graph.samples[0] == shapes
+    square = spa_graph.analyze(model).graph.samples[0]["x"]
+    assert square[2] == square[3]
+
+
+def test_sizes_that_contradict_each_other_are_refused() -> None:
+    two = network("n (float[N,s] a, float[N,s] b) => (float[N,s] y) { y = Add(a, b) }")
+    with pytest.raises(
+        spa_graph.ModelError, match="names `s` are equally long, --input-shape gives 4 and 12"
+    ):
+        spa_graph.analyze(two, input_shapes={"a": (1, 4), "b": (1, 12)})
 
 
 def test_the_outputs_state_what_they_stated() -> None:

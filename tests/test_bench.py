@@ -217,8 +217,12 @@ def test_what_bench_refuses(command: Command, chain: Path) -> None:
     onnx.save(onnx.parser.parse_model(DYNAMIC), folder / "dynamic.onnx")
     dynamic, fixed = folder / "dynamic.onnx", folder / "fixed.onnx"
     onnx.save(onnx.parser.parse_model(DYNAMIC.replace("batch, sequence", "1, 4")), fixed)
+    other = folder / "other.onnx"
+    onnx.save(onnx.parser.parse_model(DYNAMIC.replace("batch, sequence", "1, 6")), other)
     for arguments, says in (
         ((chain, dynamic), "takes other inputs than chain.onnx"),
+        ((fixed, other), "other.onnx takes other inputs than fixed.onnx"),
+        ((dynamic, other), "[1, 6, 8] instead of `x` float32[?, ?, 8]"),
         ((fixed, "--batch", 2), "has a fixed batch"),
         ((dynamic, "--dynamic", "length=2"), "named: batch, sequence"),
         ((dynamic, "--dynamic", "batch=4", "--batch", 8), "--batch 8: --dynamic makes it 4"),

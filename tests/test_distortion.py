@@ -76,14 +76,21 @@ def test_errors_but_for_shift_and_scale_are_what_correlation_leaves() -> None:
     rng = np.random.default_rng(0)
     want = rng.standard_normal((8, 3)).astype(np.float32)
     got = want + rng.standard_normal((8, 3)).astype(np.float32)
-    batches = [[want[:5]], [want[5:]]], [[7 - 0 * got[:5] + 3 * got[:5]], [7 + 3 * got[5:]]]
+    batches = [[want[:5]], [want[5:]]], [[7 + 3 * got[:5]], [7 + 3 * got[5:]]]
     found = by_sample(*batches, scaled=True)
     assert found.sum() == pytest.approx(1 - alignment(*batches) ** 2)
     assert len(found) == 8
     opposite = [[-rows for rows in batch] for batch in batches[0]]
     assert by_sample(batches[0], opposite, scaled=True).sum() == pytest.approx(1)
-    still = [[0 * rows for rows in batch] for batch in batches[0]]
-    assert by_sample(batches[0], still, scaled=True).sum() == distortion(batches[0], still)
+    still = [[5 + 0 * rows for rows in batch] for batch in batches[0]]
+    assert by_sample(batches[0], still, scaled=True).sum() == pytest.approx(1)
+    other = [[rows[:, :1] for rows in batch] for batch in batches[0]]
+    assert not np.isfinite(by_sample(batches[0], other, scaled=True)).any()
+    crops = (
+        [[np.zeros((1, 5, n), np.float32)] for n in (4, 3)],
+        [[np.ones((1, n, 4), np.float32)] for n in (3, 5)],
+    )
+    assert by_sample(*crops, scaled=True).shape == (2,)
 
 
 def test_a_repair_may_bring_back_proportions_first() -> None:

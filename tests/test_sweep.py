@@ -45,6 +45,7 @@ def metrics(chain: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    raise KeyError('labels')\n"
         "def leaving(path):\n"
         "    raise SystemExit(3)\n"
+        "print('imported')\n"
         "def talking(path):\n"
         "    print('scored', path)\n"
         "    return size(path)\n"
@@ -292,11 +293,13 @@ def test_a_page_is_made_anew_and_networks_stay(process: Command, chain: Path) ->
     assert page.read_text() != before
     networks = sorted(path.name for path in chain.with_name("chain.sweep").glob("*.onnx"))
     assert networks == ["l1-flops-0.5.onnx", "l1-flops-0.8.onnx"]
-    page.write_text("<p>of somebody else</p>")
-    third = process("sweep", "chain.onnx", "--flops", "0.5", *options, *more)
-    assert third.code == 2
-    assert "page.html exists" in third.err
-    assert page.read_text() == "<p>of somebody else</p>"
+    for title in ("somebody else", "spa-prune sweep: other.onnx"):
+        text = f"<title>{title}</title>"
+        page.write_text(text)
+        third = process("sweep", "chain.onnx", "--flops", "0.5", *options, *more)
+        assert third.code == 2
+        assert third.err.endswith("page.html exists; choose another name\n")
+        assert page.read_text() == text
 
 
 @pytest.mark.parametrize("backend", ["dask", "ray"])

@@ -36,8 +36,8 @@ def a_file(_ctx: Any, _param: Any, incomplete: str) -> list[CompletionItem]:
 model = click.argument("model", type=NetworkType())
 input_shape_option = click.option(
     "--input-shape", "input_shapes", multiple=True, type=InputShape(),
-    help="Sizes for an input with dynamic axes, where the guess does not fit; those that data-free "
-    "samples are to have.",
+    help="Sizes for an input with dynamic axes, where the guess does not fit, or is not what the "
+    "network is used at.",
 )  # fmt: skip
 answer_options = together(
     click.option("--json", "as_json", is_flag=True, help="Print everything as JSON."),

@@ -26,7 +26,7 @@ from spa_graph.frontends.onnx import files
 from spa_graph.passes.cost import NAMES
 from spa_graph.passes.importance import CRITERIA
 from spa_graph.passes.options import KEPT
-from spa_graph.pictures.page import check_pages, is_page
+from spa_graph.pictures.page import check_pages
 from spa_graph.pictures.style import drawable
 
 budget_options = together(*(
@@ -61,7 +61,11 @@ budget_options = together(*(
     help="The folder for networks and tables [default: MODEL.sweep beside the input].",
 )
 @html_option
-@click.option("--overwrite", is_flag=True, help="Start anew: delete the networks that are there.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Start anew: delete the networks that are there, and replace the page.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="How many at once [default: one per core].")
 @click.option(
     "--backend",
@@ -116,8 +120,11 @@ def sweep_command(
     if html is not None:
         check_pages()
         check_inputs([html], model)
-        # the page is made anew like the table, or adding a budget would need --overwrite
-        check_writable(html, options["overwrite"] or is_page(html))
+        from spa_graph.pictures.sweep_page import is_sweep_page
+
+        # the page is made anew like the table: --overwrite would delete networks
+        ours = is_sweep_page(html, model.path.name)
+        check_writable(html, options["overwrite"] or ours, "choose another name")
     options |= {"output": output or beside(model, ".sweep"), "quantity": quantity}
     check(ratios, **options)
     path = model.onnx(input_shapes, quiet=quiet)

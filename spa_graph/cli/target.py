@@ -149,7 +149,9 @@ def _same_file(first: Path, second: Path) -> bool:
     return first.resolve() == second.resolve()
 
 
-def check_writable(path: Path, overwrite: bool) -> None:
+def check_writable(
+    path: Path, overwrite: bool, hint: str = "choose another name, or pass --overwrite"
+) -> None:
     if path.is_dir():
         raise OptionError(f"{path} is a folder; name a file in it")
     if path.exists() and not path.is_file():
@@ -159,7 +161,7 @@ def check_writable(path: Path, overwrite: bool) -> None:
     if not os.access(path.parent, os.W_OK):
         raise OptionError(f"cannot write {path}: no permission to write in {path.parent}")
     if path.exists() and not overwrite:
-        raise OptionError(f"{path} exists; choose another name, or pass --overwrite")
+        raise OptionError(f"{path} exists; {hint}")
 
 
 def check_picture(path: Path | None, model: Network, overwrite: bool) -> None:

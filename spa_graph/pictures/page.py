@@ -10,19 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from spa_graph.errors import OptionError
 from spa_graph.pictures.style import drawable, svg
-
-GENERATOR = '<meta name="generator" content="spa-prune">'
-"""In the head of every page, so that it may be made anew."""
-
-
-def is_page(path: Path) -> bool:
-    """Whether a file is a page of ours."""
-    return path.is_file() and GENERATOR in path.read_text("utf-8", "replace")[:1000]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from markupsafe import escape
 
 from spa_graph.passes.cost import NAMES
 from spa_graph.pictures.page import Section, Table, drawing, page
@@ -19,6 +22,19 @@ _COLUMNS = {
     "metric": "{:.4g}",
     "time": "{:.2f}",
 }
+
+
+def title(model: str) -> str:
+    """What the page of a network's sweep is called; `model` is its file's name."""
+    return f"spa-prune sweep: {model}"
+
+
+def is_sweep_page(path: Path, model: str) -> bool:
+    """Whether a file is the page of an earlier sweep of this network."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return f"<title>{escape(title(model))}</title>" in file.read(1000)
 
 
 def sweep_page(data: dict[str, Any], command: str) -> str:
@@ -45,7 +61,7 @@ def sweep_page(data: dict[str, Any], command: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     machine = f"{about['processor']}, {about['cores']} cores, {about['system']}"
     return page(
-        f"spa-prune sweep: {data['model']}",
+        title(data["model"]),
         [
             Section(
                 "Quality against budget",

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from spa_graph.errors import OptionError
@@ -27,8 +27,9 @@ def imported(spec: str) -> Any:
     module, _, name = spec.partition(":")
     with _importing_from_here():
         try:
-            found: Any = importlib.import_module(module)
-        except Exception as error:  # whatever the module does when it is imported
+            with redirect_stdout(sys.stderr):  # where --json is, nothing else may be said
+                found: Any = importlib.import_module(module)
+        except (Exception, SystemExit) as error:  # whatever the module does when it is imported
             raise OptionError(f"{spec}: can't import {module}: {said(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):

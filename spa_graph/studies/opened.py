@@ -122,11 +122,10 @@ def same_inputs(first: Opened, other: Opened) -> None:
     def listed(network: Opened) -> str:
         return ", ".join(f"`{want.name}` {want}" for want in network.wants)
 
-    sizes = {want.name: want.shape for want in first.wants}
     clash = taken(first) != taken(other) or any(
-        None not in pair and pair[0] != pair[1]
+        size not in (None, given)
         for want in other.wants
-        for pair in zip(sizes[want.name], want.shape, strict=True)
+        for size, given in zip(want.shape, first.shapes[want.name], strict=True)
     )
     if clash:
         raise OptionError(

@@ -74,8 +74,8 @@ def benchmark(
                 partial(_run, torch.compile(module) if compiled else module, args, kwargs, place)
                 for module in moved
             ]
-            for module, function in zip(modules, functions, strict=True):
-                _try(module, function)
+            for module in moved:
+                _try(module, args, kwargs, place)
             timings = interleaved(functions, seconds=seconds, most=MOST_RUNS, progress=step)
     finally:
         for module, home in zip(modules, homes, strict=True):
@@ -111,13 +111,15 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        said = str(error).splitlines()[0]
-        raise OptionError(f"device {name}: this machine or torch has none: {said}") from error
+        first = str(error).splitlines()[0]
+        raise OptionError(f"device {name}: this machine or torch has none: {first}") from error
 
 
-def _try(module: nn.Module, function: Callable[[], None]) -> None:
+def _try(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.device
+) -> None:
     try:
-        function()
+        _run(module, args, kwargs, place)
     except Exception as error:  # of the module's own forward
         raise OptionError(
             f"{type(module).__name__} fails on the example inputs: {said(error)}"

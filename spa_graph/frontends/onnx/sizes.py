@@ -1,8 +1,9 @@
 """Choosing sizes for the dynamic axes of a network's inputs.
 
 Axes that the file names alike (`batch`, `sequence`) always get the same size, and move together;
-unnamed ones, and those that are called `?` as PaddlePaddle does, go by their position. One that is
-named after a sum (`past + sequence`, of an attention mask) has the size of the sum. A network is
+unnamed ones go by their position, and so do those of one input that a caller gives different sizes
+in spite of their name: PaddlePaddle calls all of them `?`. One that is named after a sum
+(`past + sequence`, of an attention mask) has the size of the sum. A network is
 looked at under two choices, the second with every axis moved that the network lets move; a third
 one is for verification only, so that what holds at the sizes of the analysis by coincidence
 doesn't pass.
@@ -11,12 +12,12 @@ doesn't pass.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from spa_graph.errors import ModelError
-from spa_graph.graph import axis_name
 
 InputShapes = Mapping[str, Sequence[int]]
 Sizes = dict[str, tuple[int, ...]]
@@ -106,12 +107,15 @@ def keys(value: ir.Value, given: InputShapes) -> list[Key | None]:
     """For each axis of an input, what it is known by; None if its size is fixed."""
     if value.shape is None:
         return list(range(rank(value, given)))
+    names = [getattr(dim, "value", None) for dim in value.shape]
+    told = set(zip(names, given.get(value.name or "", ()), strict=False))
+    misnamed = {name for name, count in Counter(name for name, _ in told).items() if count > 1}
     found: list[Key | None] = []
-    for position, dim in enumerate(value.shape):
+    for position, (name, dim) in enumerate(zip(names, value.shape, strict=True)):
         if isinstance(dim, int):
             found.append(None if dim > 0 else position)  # some exporters write -1
         else:
-            found.append(axis_name(dim) or position)
+            found.append(name if name and name not in misnamed else position)
     return found
 
 

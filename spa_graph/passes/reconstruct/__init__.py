@@ -85,12 +85,13 @@ def reconstruct(
 def is_better(want: Outputs, before: Outputs, after: Outputs) -> bool:
     """Whether a repair brings outputs nearer to what they should be.
 
-    Their error says so, or, unless it rises, their error but for shift and scale: where much is
-    lost, outputs of half the size err less than ones that are nearly in proportion.
+    Their error falls beyond chance, or falls, and does so beyond chance but for shift and scale:
+    where much is lost, outputs of half the size err less than ones that are nearly in proportion.
     """
     error = by_sample(want, before), by_sample(want, after)
     scaled = (by_sample(want, each, scaled=True) for each in (before, after))
-    better = helps(*error) or (helps(*scaled) and not helps(*reversed(error)))
+    falls = bool(error[1].sum() <= error[0].sum())
+    better = helps(*error) or (falls and helps(*scaled))
     return better and alignment(want, before) - alignment(want, after) < LOST
 
 

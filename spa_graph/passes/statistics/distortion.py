@@ -30,7 +30,7 @@ def by_sample(want: Outputs, got: Outputs, *, scaled: bool = False) -> Floats:
 
     Args:
         scaled: of outputs that were shifted and scaled to what they should be, each as a whole: the
-            sum is 1 - r^2 then, r being an output's correlation (`alignment`), at least 0.
+            sum over an output is 1 - r^2 then, r being its correlation (`alignment`), or 0 below.
     """
     shares = _per_output(_scaled_shares if scaled else _shares, want, got)
     if len({tuple(map(len, rows)) for rows in shares}) > 1:
@@ -84,9 +84,10 @@ def _shares(want: Sequence[Array], got: Sequence[Array]) -> list[Floats]:
 def _scaled_shares(want: Sequence[Array], got: Sequence[Array]) -> list[Floats]:
     """The same after the shift and the scale, of at least 0, that lessen it most."""
     deviation = spread(got)
-    if deviation == 0 or not np.isfinite(deviation):
+    alike = [first.shape for first in want] == [second.shape for second in got]
+    if not alike or not np.isfinite(deviation):
         return _shares(want, got)
-    scale = max(_correlation(want, got), 0.0) * np.sqrt(spread(want) / deviation)
+    scale = max(_correlation(want, got), 0.0) * np.sqrt(spread(want) / (deviation or 1.0))
     middle, wanted = _mean(got), _mean(want)
     return _shares(want, [wanted + scale * (each.astype(np.float64) - middle) for each in got])
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from spa_graph.errors import ModelError, OptionError, SpaWarning
-from spa_graph.graph import Graph, axis_name
+from spa_graph.graph import Graph
 
 Array = NDArray[Any]
 
@@ -124,7 +124,7 @@ def _labels(graph: Graph, name: str, declared: ir.Shape | None) -> tuple[Label |
     labels: list[Label | None] = []
     for dim, seen in zip(declared, sizes, strict=True):
         fixed = isinstance(dim, int) and dim > 0
-        labels.append(None if fixed else (axis_name(dim) or seen))
+        labels.append(None if fixed else (getattr(dim, "value", None) or seen))
     return tuple(labels)
 
 
