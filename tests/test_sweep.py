@@ -45,10 +45,6 @@ def metrics(chain: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    raise KeyError('labels')\n"
         "def leaving(path):\n"
         "    raise SystemExit(3)\n"
-        "print('imported')\n"
-        "def talking(path):\n"
-        "    print('scored', path)\n"
-        "    return size(path)\n"
     )
     chain.with_name("sweep_metrics.py").write_text(text)
     monkeypatch.chdir(chain.parent)
@@ -269,11 +265,14 @@ def test_as_a_command(process: Command, chain: Path, metrics: str) -> None:
 
 @pytest.mark.usefixtures("metrics")
 def test_a_metric_that_prints_is_no_part_of_the_answer(process: Command, chain: Path) -> None:
-    options = ("--flops", "0.8,0.6", "--criterion", "l1", "--eval", "sweep_metrics:talking")
+    text = "print('imported')\ndef score(path):\n    print('scored', path)\n    return 1.0\n"
+    chain.with_name("loud_metrics.py").write_text(text)
+    options = ("--flops", "0.8,0.6", "--criterion", "l1", "--eval", "loud_metrics:score")
     more = ("--latency-seconds", 0, "--json", "--quiet")
     for jobs, folder in ((1, "here"), (2, "apart")):
         ran = process("sweep", "chain.onnx", *options, *more, "--jobs", jobs, "-o", folder)
         assert len(json.loads(ran.out)["points"]) == 2, ran.out
+        assert "imported" in ran.err and "scored" in ran.err
     assert chain.with_name("apart").is_dir()
 
 
