@@ -42,8 +42,8 @@ def bench_command(
     """Measure MODELS that take the same inputs: latency, throughput, memory, operators.
 
     They run in turn, so that what slows the machine down slows all of them down. Ratios are to the
-    first one, with 95% confidence intervals. On Linux each one's peak memory
-    is measured, in a process of its own.
+    first one, with 95% confidence intervals. On Linux each one's peak memory is
+    measured, in a process of its own.
 
     \b
     Examples:

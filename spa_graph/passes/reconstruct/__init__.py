@@ -24,7 +24,7 @@ from spa_graph.passes.options import Options, StepProgress
 from spa_graph.passes.reconstruct.repair import Repair, repair
 from spa_graph.passes.reconstruct.sites import Adapt, anything
 from spa_graph.passes.reconstruct.sweep import sweep
-from spa_graph.passes.statistics.distortion import Outputs, alignment, by_sample
+from spa_graph.passes.statistics.distortion import Outputs, alignment, by_sample, distortion
 from spa_graph.passes.statistics.moments import Floats
 from spa_graph.passes.statistics.padding import blanked
 from spa_graph.runtime.sessions import open_session, run
@@ -72,14 +72,13 @@ def reconstruct(
     want = _outputs(analysis.model, calibrated, folder)
 
     first, second = (_outputs(model, calibrated, folder) for model in (sliced, pruned.model))
-    before, after = by_sample(want, first), by_sample(want, second)
     undone = not is_better(want, first, second)
     if undone:
         pruned.model = sliced
     pruned.graph = read(pruned.model, options.input_shapes)
     pruned.after = CostModel(analyze(pruned.graph))
-    lost = float(before.sum())
-    return Reconstruction(layers, lost, lost if undone else float(after.sum()), undone)
+    lost = distortion(want, first)
+    return Reconstruction(layers, lost, lost if undone else distortion(want, second), undone)
 
 
 def is_better(want: Outputs, before: Outputs, after: Outputs) -> bool:
