@@ -23,6 +23,8 @@ from spa_graph.frontends.torch.tracing import Traced, short
 
 Permutation = tuple[int, ...]
 aten = torch.ops.aten
+_CONV3D_DEFAULTS = (None, [1, 1, 1], [0, 0, 0], [1, 1, 1], 1)
+"""Bias, stride, padding, dilation and groups; torch.export leaves them out where they are these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +79,7 @@ def export(traced: Traced, name: str) -> Exported:
 def written(traced: Traced) -> ir.Model:
     """A traced module as torch.onnx writes it, without its optimisations."""
     _fix_layouts(traced.program.graph_module)
+    _fix_convolutions(traced.program.graph_module)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(traced.program, dynamo=True, optimize=False, verbose=False)
@@ -101,6 +104,24 @@ def _fix_layouts(module: fx.GraphModule) -> None:
         node.replace_all_uses_with(
             copied, lambda user, own=copied: user is not own and user.op != "output"
         )
+    module.recompile()
+
+
+def _fix_convolutions(module: fx.GraphModule) -> None:
+    """Let a Conv3d without a bias stay without one, in place.
+
+    onnxscript 0.7.2 makes one of shape (channels, 2) for `aten.conv3d`, which no runtime takes, and
+    none for `aten.convolution`, which computes the same.
+    """
+    for node in module.graph.nodes:
+        if node.target is not aten.conv3d.default:
+            continue
+        operands = (*node.args, *_CONV3D_DEFAULTS[len(node.args) - 2 :])
+        features, weight, bias, stride, padding, dilation, groups = operands
+        if bias is None and not node.kwargs:
+            node.target = aten.convolution.default
+            steps = (stride, padding, dilation)
+            node.args = (features, weight, None, *steps, False, [0, 0, 0], groups)
     module.recompile()
 
 
