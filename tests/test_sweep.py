@@ -45,6 +45,10 @@ def metrics(chain: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    raise KeyError('labels')\n"
         "def leaving(path):\n"
         "    raise SystemExit(3)\n"
+        "def picky(path):\n"
+        "    if 'flops-0.5' in path:\n"
+        "        raise ValueError('too small')\n"
+        "    return size(path)\n"
     )
     chain.with_name("sweep_metrics.py").write_text(text)
     monkeypatch.chdir(chain.parent)
@@ -244,6 +248,37 @@ def test_a_budget_that_cannot_be_met_is_a_result(chain: Path) -> None:
     assert found["points"][0]["file"] == "l1-flops-0.8.onnx"
     assert "smallest" in found["points"][1]["failure"]
     assert not (chain.with_name("out") / "l1-flops-0.0001.onnx").exists()
+
+
+def test_a_metric_that_fails_on_one_network_is_a_result(
+    chain: Path, metrics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picky = metrics.replace("size", "picky")
+    found = run(chain, ratios=(0.8, 0.5, 0.6), criteria=("l1",), evaluation=picky)
+    assert [p["asked"] for p in found["points"] if p["frontier"]] == [0.6]
+    assert [p["asked"] for p in found["points"] if "metric" not in p] == [0.5]
+    said = "--eval sweep_metrics:picky failed on l1-flops-0.5.onnx: ValueError: too small"
+    assert found["points"][-1]["failure"] == said
+    done = chain.with_name("out") / "l1-flops-0.8.json"
+    before = done.stat().st_mtime_ns
+    monkeypatch.setattr("sweep_metrics.picky", len)  # mended
+    again = run(chain, ratios=(0.8, 0.5, 0.6), criteria=("l1",), evaluation=picky)
+    assert not any("failure" in point for point in again["points"])
+    assert done.stat().st_mtime_ns == before
+
+
+def test_an_interrupted_sweep_has_a_table(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    run(chain, ratios=(0.8,), criteria=("l1",))
+    table = chain.with_name("out") / "sweep.csv"
+    table.unlink()
+    monkeypatch.setattr("spa_graph.studies.sweep.run.run_all", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(chain, ratios=(0.8, 0.5), criteria=("l1",))
+    with table.open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["l1-flops-0.8.onnx"]
 
 
 def test_as_a_command(process: Command, chain: Path, metrics: str) -> None:

@@ -97,8 +97,8 @@ def sweep_command(
     Quality is what --eval returns, else how little the outputs change on samples that no fit has
     seen: give --eval or --calibrate. A folder gets the networks, sweep.csv and sweep.svg. A sweep
     that was stopped goes on when it is started again, and can be asked for more budgets and
-    criteria. With --latency networks are pruned one after the other, as each is measured: let the
-    machine be idle.
+    criteria; networks on which --eval failed are then done again. With --latency networks are
+    pruned one after the other, as each is measured: let the machine be idle.
 
     \b
     Examples:

@@ -38,6 +38,11 @@ class Point:
     quantity: str
     asked: float
 
+    @staticmethod
+    def of(data: dict[str, Any]) -> Point:
+        """The point that a record is of."""
+        return Point(data["criterion"], data["quantity"], data["asked"])
+
     @property
     def name(self) -> str:
         """What its files are called."""
@@ -104,6 +109,12 @@ class Folder:
         """The points that were not done yet."""
         return [point for point in points if not self.record(point).exists()]
 
+    def forget_failed(self) -> None:
+        """Let what could not be evaluated be done again."""
+        for data in self.points():
+            if not data.get("evaluated", True):
+                self.record(Point.of(data)).unlink()
+
     def points(self) -> list[dict[str, Any]]:
         """All points that were done, also by earlier runs, in order."""
         read = [self._read(path) for path in self.path.glob("*.json") if path.name != SETTINGS]
@@ -163,7 +174,7 @@ class Folder:
     def _clear(self) -> None:
         """Remove what a sweep wrote, and nothing else."""
         for data in self.points():
-            point = Point(data["criterion"], data["quantity"], data["asked"])
+            point = Point.of(data)
             model = self.model(point)
             for path in (self.record(point), model, model.with_name(f"{model.name}.data")):
                 path.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from spa_graph.passes.cost import Quantity
 
 def quality(point: dict[str, Any]) -> float | None:
     """How good a point is, more is better: its metric, else the outputs' error."""
+    if "failure" in point:
+        return None
     if point.get("metric") is not None:
         return float(point["metric"])
     return -float(point["error"]) if point.get("error") is not None else None

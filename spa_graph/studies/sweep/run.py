@@ -86,11 +86,12 @@ def sweep(
     if overwrite or not begun:
         folder.begin(settings, _whole(path, evaluation, timer))
     folder.remove_drafts()
+    folder.forget_failed()
     missing = folder.missing(points)
-    if missing:
-        work = prune_points_apart if apart(jobs, backend) else prune_points
-        given = os.fspath(path.absolute()), os.fspath(folder.path)
-        try:
+    try:
+        if missing:
+            work = prune_points_apart if apart(jobs, backend) else prune_points
+            given = os.fspath(path.absolute()), os.fspath(folder.path)
             with timer.step("prune") as step:
                 run_all(
                     work,
@@ -100,12 +101,12 @@ def sweep(
                     address=cluster,
                     watch=_watch(folder, missing, step),
                 )
-        finally:
-            folder.remove_drafts()
-    if latency_seconds:
-        _measure(folder, path, latency_seconds, options, timer)
-    found = _result(folder, path)
-    folder.write_table(found["points"])
+        if latency_seconds:
+            _measure(folder, path, latency_seconds, options, timer)
+    finally:  # an interrupted sweep has a table as well
+        folder.remove_drafts()
+        found = _result(folder, path)
+        folder.write_table(found["points"])
     return found
 
 
@@ -239,13 +240,12 @@ def _measure(
     with timer.step("measure") as step:
         for number, data in enumerate(waiting):
             latency = measured(model, folder.path / data["file"], feeds, seconds=seconds)
-            point = Point(data["criterion"], data["quantity"], data["asked"])
             more = {
                 "time": latency.after / latency.before,
                 "time_interval": list(latency.interval),
                 "ms": latency.after,
             }
-            folder.write_point(point, data | more)
+            folder.write_point(Point.of(data), data | more)
             step(number + 1, len(waiting))
 
 

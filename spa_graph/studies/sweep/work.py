@@ -33,7 +33,7 @@ def prune_points(
     evaluation: str | None,
     progress: Progress | None = None,
 ) -> None:
-    """Prune to each budget and record it; a budget that can't be met is recorded, too.
+    """Prune to each budget and record it; what can't be met or evaluated is recorded, too.
 
     Args:
         path: the sweep's folder.
@@ -81,7 +81,10 @@ def _pruned(
         distance = distortion(want, _outputs(network, output) or [])
         found["error"] = distance if np.isfinite(distance) else None
     if evaluation is not None:
-        found["metric"] = evaluate(evaluation, output)
+        try:
+            found["metric"] = evaluate(evaluation, output)
+        except OptionError as error:  # the other networks may do better
+            found |= {"failure": str(error), "evaluated": False}
     return found
 
 
