@@ -89,6 +89,32 @@ class Plan:
         also = {"attributes": stated, "biases": biases, "tied": tied}
         return Plan(model | {key: value for key, value in also.items() if value}, kept)
 
+    def since(self, earlier: Plan) -> Plan:
+        """What this plan takes beyond an earlier one: `earlier.then(...)` of it is this plan.
+
+        Plans of modules only, as of `then`.
+
+        Raises:
+            OptionError: it leaves something that the earlier one took.
+        """
+        shapes, kept = self.model["shapes"], {}
+        lacking = [
+            name
+            for name, axes in earlier.kept.items()
+            for axis, index in axes.items()
+            if not np.isin(self.kept.get(name, {}).get(axis, [-1]), index).all()
+        ]
+        if lacking or self.kept_per_use or earlier.kept_per_use:
+            raise OptionError("the plan leaves what an earlier one took away")
+        for name, axes in self.kept.items():
+            first = earlier.kept.get(name, {})
+            told = earlier.left(name, shapes[name])
+            at = {a: np.searchsorted(first[a], i) if a in first else i for a, i in axes.items()}
+            kept[name] = {axis: index for axis, index in at.items() if len(index) < told[axis]}
+        kept = {name: axes for name, axes in kept.items() if axes}
+        left = {name: earlier.left(name, shapes[name]) for name in kept}
+        return Plan(self.model | {"shapes": left}, kept)
+
     def left(self, name: str, shape: Sequence[int]) -> list[int]:
         """What is left of a weight of this shape."""
         axes = self.kept.get(name, {})

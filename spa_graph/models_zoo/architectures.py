@@ -13,13 +13,12 @@ Only building needs torch and torchvision; importing this module does not.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import importlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,22 +156,11 @@ def write(
         if dynamic:
             sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(free)}
             options |= {"dynamic_shapes": (sizes,) * len(inputs)}
-    with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
+    from spa_graph.frontends.torch.attention import plain_attention
+
+    with warnings.catch_warnings(), torch.no_grad(), plain_attention():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, inputs, str(path), opset_version=opset, **options)
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its fused operator, which has no ONNX translation."""
-    from torch.backends import mha
-
-    before = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        mha.set_fastpath_enabled(before)
 
 
 def settle(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from spa_graph.errors import OptionError
 from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.editor import slice_parameters
 from spa_graph.frontends.torch.reader import named_state
+from spa_graph.frontends.torch.tracing import exported
 from spa_graph.passes.network import PrunedGraph
 from spa_graph.passes.options import Options, Timer
 from spa_graph.passes.pipeline import chosen_criterion
 from spa_graph.plan import Plan, kept_channels
+from spa_graph.torch.biases import add_zero_biases
 from spa_graph.torch.options import ReturnType, check_return_type, in_python, make_options
 from spa_graph.torch.pipeline import (
     ModuleAnalysis,
@@ -26,6 +27,7 @@ from spa_graph.torch.pipeline import (
     make_report,
     prepare,
     warn_about_graph,
+    warn_about_unread,
 )
 from spa_graph.torch.twin import twin
 
@@ -127,8 +129,9 @@ def apply_plan(
     """Prune a module by a plan that was made before, here or on an ONNX export.
 
     A plan that was made by `prune` for a module of this class also tells the attributes to change:
-    then it is applied as it is. Else, or to have it proven again, give `example_inputs`; then a
-    `partial` plan may leave weights out, whose losses follow from the others'.
+    then it is applied as it is, and layers to which calibration gave a bias get one of zeros. Else,
+    or to have it proven again, give `example_inputs`; then a `partial` plan may leave weights out,
+    whose losses follow from the others'.
 
     Raises:
         OptionError: the plan doesn't fit the module.
@@ -154,6 +157,7 @@ def apply_plan(
 def _apply_directly(model: nn.Module, plan: Plan) -> nn.Module:
     module = copied(model)
     cut(module, plan)
+    add_zero_biases(module, plan.model.get("biases", ()))
     return module
 
 
@@ -171,6 +175,15 @@ def cut(module: nn.Module, plan: Plan) -> None:
     slice_parameters(module, plan.kept)
     surgery.set_attributes(module, _read_attributes(attributes))
     remember(module, Record(whole, plan))
+
+
+def fits(module: nn.Module, plan: Plan) -> bool:
+    """Whether the weights that a plan names have the shapes that it tells."""
+    try:
+        check_shapes(module, plan)
+    except OptionError:
+        return False
+    return True
 
 
 def check_shapes(module: nn.Module, plan: Plan) -> None:
@@ -225,13 +238,15 @@ def _give(
     if outcome.why_graph and return_type is None:
         warn_about_graph(analysis.model, outcome.why_graph)
     if outcome.attributes is not None:
+        warn_about_unread(analysis)
+    if outcome.attributes is not None:
         pruned.plan.model["attributes"] = outcome.attributes
     data = make_report(analysis, pruned, outcome, options, timer)
     if calibration is not None:
         data["calibration"] = calibration
     call = analysis.traced.calls[0]
     if return_type == "exported":
-        program = torch.export.export(outcome.module, call.args, call.kwargs, strict=False)
+        program = exported(analysis.traced, outcome.module)
         setattr(program, _RECORD, Record(pruned.plan, pruned.plan, data))
         return program
     inputs = () if outcome.attributes is not None else (call.args, call.kwargs)

@@ -19,7 +19,6 @@ from torch import nn
 from spa_graph.errors import OptionError
 from spa_graph.plan import Plan
 from spa_graph.torch.api import apply_plan, record_of
-from spa_graph.torch.biases import add_zero_biases
 
 FORMAT = "spa-torch/1"
 
@@ -28,7 +27,8 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned module: its weights and its plan.
 
     Raises:
-        OptionError: the module is no result of `prune`, `apply_plan` or `load`.
+        OptionError: the module is no result of `prune`, `apply_plan` or `load`, or there is no such
+            folder.
     """
     record = record_of(pruned)
     data = {
@@ -38,6 +38,8 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         "inputs": record.inputs,
     }
     draft = Path(f"{os.fspath(path)}.draft")
+    if not draft.parent.is_dir():
+        raise OptionError(f"cannot write {path}: {draft.parent} does not exist")
     torch.save(data, draft)
     draft.replace(path)
 
@@ -58,7 +60,6 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Any:
         small = apply_plan(model, plan, (args, kwargs), return_type="graph")
     else:
         small = apply_plan(model, plan)
-    add_zero_biases(small, plan.model.get("biases", ()))
     try:
         small.load_state_dict(data["state"])
     except RuntimeError as error:

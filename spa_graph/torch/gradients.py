@@ -71,7 +71,7 @@ class Gradients:
             for loss, share in self._losses():
                 for name, slope in _slopes(loss, parameters).items():
                     total[name] += share * wide(slope)
-        return _arrays(total)
+        return _arrays(_finite(total))
 
     def squares(self) -> Arrays:
         parameters = _parameters(self._model)
@@ -81,7 +81,7 @@ class Gradients:
                 loss = self._data.of(self._model, number, sample)
                 for name, slope in _slopes(loss, parameters).items():
                     total[name] += wide(slope).square() / self._data.count
-        return _arrays(total)
+        return _arrays(_finite(total))
 
     def product(self, vector: Mapping[str, NDArray[Any]]) -> Arrays:
         parameters = _parameters(self._model)
@@ -94,7 +94,7 @@ class Gradients:
                 if along.requires_grad:  # else the gradient is the same everywhere
                     for name, curved in _slopes(along, parameters).items():
                         total[name] += share * wide(curved)
-        return _arrays(total)
+        return _arrays(_finite(total))
 
     def effects(self, each: Literal["sample", "batch"]) -> Iterator[list[Floats]]:
         data = self._data
@@ -188,7 +188,23 @@ class Gradients:
             name: wide(parameters[name]) * wide(slope)
             for name, slope in _slopes(output, parameters).items()
         }
+        _finite(products)
         return [_channels(products.get(member.parameter), member) for member in self.members]
+
+
+def _finite(total: Tensors) -> Tensors:
+    """Sums over the data, if they are numbers.
+
+    Raises:
+        ModelError: one isn't, though the loss is.
+    """
+    for name, each in total.items():
+        if not torch.isfinite(each).all():
+            raise ModelError(
+                f"the derivative of the loss by `{name}` is NaN or infinite, though the loss isn't:"
+                " check the loss, such as a square root or a logarithm near 0"
+            )
+    return total
 
 
 def _channels(products: Tensor | None, member: Member) -> Floats:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spa_graph.errors import OptionError
 from spa_graph.frontends.torch.tracing import check_module
 from spa_graph.plan import Plan
-from spa_graph.torch.api import check_shapes, cut, record_of
+from spa_graph.torch.api import check_shapes, cut, fits, plan_of, record_of, was_pruned
 from spa_graph.torch.biases import new_biases
 from spa_graph.torch.optimizers import put_states, replace_parameters, sliced_states
 
@@ -21,7 +24,8 @@ def apply_plan_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None
 
     Args:
         model: the module, as it was when the plan was made.
-        plan: of `prune(model, ...)`, by `plan_of`; it also tells attributes of modules.
+        plan: of `prune(model, ...)`, by `plan_of`; it also tells attributes of modules. A module
+            that was pruned before loses what the plan takes beyond that.
         optimizer: of the module; what it remembers of each parameter is sliced as well.
 
     Raises:
@@ -29,6 +33,9 @@ def apply_plan_(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None
             Nothing is changed then.
     """
     check_module(model)
+    if was_pruned(model) and not fits(model, plan):
+        with suppress(OptionError):  # else it is told below what doesn't fit
+            plan = plan.since(plan_of(model))
     check_shapes(model, plan)
     states = None if optimizer is None else sliced_states(optimizer, model, plan)
     cut(model, plan)

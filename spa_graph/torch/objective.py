@@ -12,7 +12,7 @@ a generator will do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ from spa_graph.frontends.torch.tracing import short, where
 SAMPLES = 512
 """About so many samples are looked at unless the user says."""
 Loss = Callable[[Any, Any], Tensor]
+_EMPTY = (
+    "data yields no batch: is the dataset empty, or the iterator used up? Give a loader with at "
+    "least one sample"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +108,8 @@ def make_objective(data: Any, loss: Any, samples: int | None) -> Objective:
     Raises:
         OptionError: there is no batch, or no such loss.
     """
-    function = loss_function(loss)
-    return Objective(_first(data, samples or SAMPLES), function)
+    check(data, loss)
+    return Objective(_first(data, samples or SAMPLES), loss_function(loss))
 
 
 def loss_function(loss: Any) -> Loss:
@@ -124,12 +128,23 @@ def loss_function(loss: Any) -> Loss:
     return function
 
 
-def _first(data: Any, samples: int) -> list[Any]:
+def check(data: Any, loss: Any) -> None:
+    """All that can be said against data and a loss before a batch is drawn.
+
+    Raises:
+        OptionError: data yields no batches, or there is no such loss.
+    """
+    loss_function(loss)
     if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
         raise OptionError(
             f"data must yield batches, as a DataLoader or a list of them does, which a "
             f"{type(data).__name__} doesn't"
         )
+    if isinstance(data, Sized) and not len(data):
+        raise OptionError(_EMPTY)
+
+
+def _first(data: Any, samples: int) -> list[Any]:
     found: list[Any] = []
     count = 0
     for batch in data:
@@ -138,10 +153,7 @@ def _first(data: Any, samples: int) -> list[Any]:
         if count >= samples:
             break
     if not count:
-        raise OptionError(
-            "data yields no batch: is the dataset empty, or the iterator used up? Give a loader "
-            "with at least one sample"
-        )
+        raise OptionError(_EMPTY)
     return found
 
 

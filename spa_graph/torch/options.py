@@ -12,7 +12,7 @@ from torch import nn
 
 from spa_graph.errors import OptionError, SpaError
 from spa_graph.passes.options import Options
-from spa_graph.passes.pipeline import chosen_criterion
+from spa_graph.passes.pipeline import check_data_taken, chosen_criterion
 
 ReturnType = Literal["module", "graph", "exported"]
 FIELDS = (
@@ -41,6 +41,7 @@ def make_options(given: dict[str, Any], *, budget: bool) -> Options:
             f"criterion {options.criterion} needs calibration data: add calibrate=loader, or "
             'calibrate="data-free"'
         )
+    check_data_taken([options])
     if criterion.needs_gradients and options.allocation == "distortion":
         raise OptionError(
             f"allocation distortion can't be had with criterion {criterion.name}, whose gradients "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from spa_graph.coupling.analysis import analyze
-from spa_graph.errors import ModelError, RewriteError, VerificationError
+from spa_graph.errors import ModelError, RewriteError, SpaWarning, VerificationError
 from spa_graph.frontends.torch import surgery
 from spa_graph.frontends.torch.calls import as_call
 from spa_graph.frontends.torch.editor import (
@@ -149,7 +151,7 @@ def rewrite(
     with timer.step("rewrite"):
         traced, reading, coupling = analysis.traced, analysis.reading, analysis.coupling
         edits = plan_edits(coupling, kept)
-        smaller = copy.deepcopy(traced.module)
+        smaller = traced.copied()
         metas = {node.name: dict(node.meta) for node in smaller.graph.nodes}
         prune_graph(smaller, reading, edits, traced.sizes)
         check_sizes(traced, smaller, edits.expected)
@@ -227,17 +229,19 @@ def into_module(
 def _settle(
     module: nn.Module, stated: Attributes, optional: list[Attributes], proof: Proof
 ) -> tuple[Attributes, Agreement]:
-    """Find attributes with which the module is right: all candidates, none, or some."""
+    """Find attributes with which the module is right: all candidates, none, or some.
+
+    Those without which it is right as well stay as they were: a limit or a number of classes may
+    happen to equal a size, and matter where random inputs don't come.
+    """
     before = {
         (name, key): getattr(module.get_submodule(name), key)
         for group in optional
         for name, own in group.items()
         for key in own
     }
-    failure: VerificationError | None = None
-    for number, chosen in enumerate(_choices(optional)):
-        if number == TRIES:
-            break
+
+    def proven(chosen: list[Attributes]) -> tuple[Attributes, Agreement]:
         for (name, key), value in before.items():
             setattr(module.get_submodule(name), key, value)
         merged: Attributes = {name: dict(own) for name, own in stated.items()}
@@ -245,10 +249,21 @@ def _settle(
             for name, own in group.items():
                 merged.setdefault(name, {}).update(own)
         surgery.set_attributes(module, merged)
+        return merged, proof.of(module)
+
+    failure: VerificationError | None = None
+    for chosen in islice(_choices(optional), TRIES):
         try:
-            return merged, proof.of(module)
+            found = proven(chosen)
         except VerificationError as error:
             failure = failure or error
+            continue
+        for group in [group for group in chosen if not surgery.are_sizes(group)]:
+            rest = [each for each in chosen if each is not group]
+            with suppress(VerificationError):
+                found, chosen = proven(rest), rest
+        surgery.set_attributes(module, found[0])
+        return found
     raise RewriteError(str(failure))
 
 
@@ -327,10 +342,27 @@ def make_report(
     return data
 
 
+def warn_about_unread(analysis: ModuleAnalysis) -> None:
+    """Tell which weights the traced call doesn't reach: what they read may have become smaller."""
+    read, tied = analysis.reading.graph.parameters, analysis.reading.tied
+    trained = dict(analysis.model.named_parameters())
+    left = [name for name in trained if not read.keys() & {name, *tied.get(name, ())}]
+    if left:
+        warnings.warn(
+            f"the example inputs don't reach {len(left)} weights of "
+            f"{type(analysis.model).__name__} in evaluation mode, such as `{left[0]}`: they keep "
+            "their sizes, and may no longer fit the layers before them. If training or other "
+            "inputs need them, exclude those layers, or give inputs that reach them",
+            SpaWarning,
+            stacklevel=4,
+        )
+
+
 def warn_about_graph(model: nn.Module, why: str) -> None:
     """Tell the user once why the result is of another class."""
     warnings.warn(
         f"{type(model).__name__}.forward states sizes that can't be corrected ({why}), so the "
-        'result is a GraphModule; return_type="graph" asks for that without this warning',
+        "result is a GraphModule, which stays in evaluation mode (no dropout, stored statistics); "
+        'return_type="graph" asks for that without this warning',
         stacklevel=4,
     )

@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.optim import Optimizer
 
 from spa_graph.errors import OptionError
+from spa_graph.passes.importance.differential import FromGradients
+from spa_graph.passes.pipeline import chosen_criterion
 from spa_graph.plan import Plan
-from spa_graph.torch.api import plan_of, prune, record_of, report_of, was_pruned
+from spa_graph.torch.api import plan_of, prune, record_of, remember, report_of, was_pruned
 from spa_graph.torch.distributed import agree, of_first
 from spa_graph.torch.in_place import apply_plan_
+from spa_graph.torch.objective import check
+from spa_graph.torch.optimizers import sliced_states
+from spa_graph.torch.options import in_python, make_options
 
 Ramp = Literal["linear", "exponential", "cubic"]
 RAMPS: dict[Ramp, Callable[[float, float], float]] = {
@@ -112,12 +117,19 @@ class Schedule:
             )
         if options.get("calibrate") is not None:
             options["reconstruct"] = "none"
+        with in_python():
+            chosen = make_options(options | {self._quantity: self.ratios[-1]}, budget=True)
+            criterion = chosen_criterion(chosen)
+        if isinstance(criterion, FromGradients) and criterion.needs_loss:
+            check(chosen.data, chosen.loss)
         # for the trial, weights are enough
         needs_data = (
             "criterion", "data", "loss", "calibrate", "reconstruct", "allocation", "preprocess"
         )  # fmt: skip
         cheap = {key: value for key, value in options.items() if key not in needs_data}
         trial = self._pruned(self.ratios[-1], cheap)
+        if optimizer is not None:
+            sliced_states(optimizer, model, record_of(trial).step)
         self._whole = self._left = report_of(trial)["before"][self._quantity]
 
     @property
@@ -137,6 +149,8 @@ class Schedule:
         if wanted < 1:
             pruned = self._pruned(wanted, self._options)
             apply_plan_(self.model, agree(record_of(pruned).step), self.optimizer)
+            done = record_of(self.model)
+            remember(self.model, replace(done, report=report_of(pruned)))
             self._left = of_first(report_of(pruned)["after"][self._quantity])
         self.done += 1
 

@@ -53,14 +53,18 @@ def _wanted(model: nn.Module, which: Trained) -> list[Tensor]:
 
 @contextmanager
 def _lora(model: nn.Module, rank: int) -> Iterator[None]:
-    """Low-rank additions to all linear layers and convolutions, merged in the end."""
+    """Low-rank additions to linear layers and 2-D convolutions, merged in the end."""
+    if rank < 1:
+        raise OptionError(f"rank must be at least 1, not {rank}")
     try:
         import peft
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise OptionError("train lora needs peft: pip install 'spa-prune[lora]'") from error
+    except ImportError as error:
+        raise OptionError(f"train lora needs peft, which can't be imported: {error}") from error
     names = _layers(model)
     if not names:
-        raise OptionError("train lora: there is no linear layer or convolution to add to")
+        raise OptionError("train lora: there is no linear layer or 2-D convolution to add to")
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="|".join(map(re.escape, names))
     )

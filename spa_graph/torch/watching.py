@@ -5,7 +5,6 @@ The operators are those of the analysis, of whichever frontend; so are their ope
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -31,7 +30,7 @@ class Around(Protocol):
 
 def watched(traced: Traced, reading: Reading, around: Around) -> nn.Module:
     """A copy of a traced module, with someone around each operator."""
-    module = copy.deepcopy(traced.module)
+    module = traced.copied()
     interpreter = _Interpreter(module, reading.places, around)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

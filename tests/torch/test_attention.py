@@ -73,6 +73,34 @@ def test_multihead_attention_loses_heads(batch_first: bool, need_weights: bool) 
     assert inner.in_proj_weight.shape == (48, 32) and inner.out_proj.in_features == 16
 
 
+class Encoder(nn.Module):
+    """PyTorch's own encoder, which has a fused form for evaluation without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+        self.inner = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: Any, padding: Any = None) -> Any:
+        return self.inner(x, src_key_padding_mask=padding)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("share", [0.9, 0.8])
+def test_encoders_whose_heads_went_take_padding(share: float, masked: bool) -> None:
+    model, x = settled(Encoder()).eval(), features(2, 6, 32)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[0, 4:] = True
+    inputs = (x, padding) if masked else x
+    pruned = spa.prune(model, inputs, flops=share, scope=("heads",))
+    assert type(pruned) is Encoder
+    assert min(layer.self_attn.num_heads for layer in pruned.inner.layers) < 4
+    with torch.no_grad():
+        fused = pruned(x, padding)
+    plain = pruned(x, padding)
+    torch.testing.assert_close(fused[~padding], plain[~padding])
+
+
 def test_other_widths_of_keys_and_values() -> None:
     class Cross(nn.Module):
         def __init__(self) -> None:

@@ -51,6 +51,19 @@ def moved() -> nn.Module:
     return model
 
 
+class Cache:
+    """A class that torch.export doesn't know."""
+
+
+class Uncommon(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.first(x), Cache()
+
+
 BAD: list[tuple[Any, Any, dict[str, Any], type[SpaError], str]] = [
     ("model", IMAGE, {}, ModelError, "a str is no torch.nn.Module"),
     (moved(), IMAGE, {}, ModelError, r"`head.weight` is on the meta device.*load the weights"),
@@ -59,6 +72,14 @@ BAD: list[tuple[Any, Any, dict[str, Any], type[SpaError], str]] = [
     (Residual(), {"y": IMAGE}, {}, ModelError, "example inputs don't fit.*'x'"),
     (Residual(), IMAGE[:0], {}, ModelError, "example inputs are empty: give at least one sample"),
     (Branches(), torch.ones(2, 4), {}, ModelError, r"can't trace Branches at .*test_bad_input.py:"),
+    (Uncommon(), torch.ones(2, 4), {}, ModelError, "return tensors, tuples or dicts"),
+    (
+        Residual(),
+        IMAGE,
+        {"data": [(IMAGE, IMAGE)], "loss": "mse", "criterion": "l1"},
+        OptionError,
+        "^data has no effect",
+    ),
     (nn.LazyLinear(3), torch.ones(2, 4), {}, ModelError, "has no shape yet: run the module once"),
     (Nothing(), torch.ones(2, 4), {}, ModelError, "no prunable channel"),
     (Residual(), IMAGE, {"flops": None}, OptionError, "give a budget: flops, params or ratio"),
@@ -83,6 +104,39 @@ def test_bad_input(
     with pytest.raises(kind, match=message) as caught:
         spa.prune(model, inputs, **({"flops": 0.5} | options))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_scripted_module_is_refused() -> None:
+    scripted = torch.jit.script(nn.Linear(4, 4))
+    with pytest.raises(ModelError, match="a TorchScript module can't be traced: give the module"):
+        spa.prune(scripted, torch.ones(2, 4), flops=0.5)
+
+
+def test_what_export_prints_beside_its_error_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="can't trace Branches"):
+        spa.prune(Branches(), torch.ones(2, 4), flops=0.5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_module_on_several_devices_is_refused() -> None:
+    """As there is one device here, a parameter says that it is on another."""
+
+    class Elsewhere(nn.Parameter):
+        device = torch.device("cuda", 1)
+
+    model = Residual()
+    model.head.bias = Elsewhere(model.head.bias.detach())
+    with pytest.raises(ModelError, match=r"several devices \(`.*` on cpu, `head.bias` on cuda:1\)"):
+        spa.prune(model, IMAGE, flops=0.5)
+
+
+def test_a_derivative_that_is_no_number_is_told() -> None:
+    def loss(outputs: Any, _: Any) -> Any:  # 0, and its slope is 0 / 0
+        return (outputs - outputs.detach()).square().sum().sqrt()
+
+    data = [(torch.randn(2, 3, 8, 8), torch.zeros(2))]
+    with pytest.raises(ModelError, match=r"derivative of the loss by `.*` is NaN or infinite"):
+        spa.prune(settled(Residual()), IMAGE, flops=0.5, criterion="taylor", data=data, loss=loss)
 
 
 def test_weights_that_are_no_numbers_are_named() -> None:

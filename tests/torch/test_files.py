@@ -74,6 +74,20 @@ def test_a_plan_is_applied_with_and_without_inputs(tmp_path: Path) -> None:
     torch.testing.assert_close(graph(image()), pruned(image()), rtol=1e-4, atol=1e-5)
 
 
+def test_biases_that_a_refit_added_have_a_place(tmp_path: Path) -> None:
+    layers = nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 8, 3, bias=False)
+    model, x = settled(nn.Sequential(*layers)), torch.randn(32, 3, 8, 8)
+    pruned = spa.prune(model, x[:2], flops=0.5, calibrate=x)
+    assert pruned[2].bias is not None
+    again = spa.apply_plan(model, spa.plan_of(pruned))
+    again.load_state_dict(pruned.state_dict())
+    torch.testing.assert_close(again(x), pruned(x))
+    spa.save(pruned, tmp_path / "small.pt")
+    torch.testing.assert_close(spa.load(tmp_path / "small.pt", model)(x), pruned(x))
+    with pytest.raises(spa_graph.OptionError, match="nowhere does not exist"):
+        spa.save(pruned, tmp_path / "nowhere" / "small.pt")
+
+
 def test_plans_for_another_module_are_rejected() -> None:
     plan = spa.plan_of(spa.prune(settled(Residual()), image(), flops=0.5))
     other = Residual()

@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 
 import spa_graph  # noqa: E402
 import spa_graph.torch as spa  # noqa: E402
+from spa_graph.errors import SpaWarning  # noqa: E402
 from tests.torch.torch_networks import Block, Residual, Tied, settled  # noqa: E402
 
 pytestmark = [
@@ -99,6 +100,66 @@ def test_tied_weights_stay_tied() -> None:
         == pruned.head.in_features
         == pruned.blocks[0].norm1.normalized_shape[0]
     )
+
+
+def test_both_owners_of_a_tied_weight_state_its_size() -> None:
+    tokens = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+    pruned = spa.prune(settled(Tied()), tokens, ratio=0.25, scope="residual")
+    assert pruned.head.weight is pruned.embedding.weight
+    assert (pruned.embedding.embedding_dim, pruned.head.in_features) == (24, 24)
+    again = spa.apply_plan(settled(Tied()), spa.plan_of(pruned))
+    assert (again.embedding.embedding_dim, again.head.in_features) == (24, 24)
+
+
+class Chances(nn.Module):
+    """Three numbers equal a width: the first is it, the others only happen to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = self.limit = self.classes = 64
+        self.first, self.second = nn.Linear(8, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Any, targets: Any = None) -> Any:
+        x = self.second(self.first(x).relu().view(-1, self.width).clamp(max=self.limit))
+        if targets is None:
+            return x
+        wanted = nn.functional.one_hot(targets, self.classes).float()
+        return nn.functional.cross_entropy(x, wanted)
+
+
+def test_attributes_that_need_not_change_stay() -> None:
+    pruned = spa.prune(settled(Chances()), torch.randn(2, 8), flops=0.5)
+    assert pruned.width < 64
+    assert (pruned.limit, pruned.classes) == (64, 64)
+    assert pruned(torch.randn(2, 8), torch.tensor([1, 60])) > 0
+
+
+class Auxiliary(nn.Module):
+    """A second head is used in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.aux = nn.Linear(8, 64), nn.Linear(64, 3), nn.Linear(64, 2)
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x).relu()
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+def test_weights_that_the_inputs_do_not_reach_are_told() -> None:
+    with pytest.warns(SpaWarning, match="don't reach 2 weights of Auxiliary.*such as `aux.weight`"):
+        spa.prune(Auxiliary(), torch.randn(2, 8), flops=0.5)
+
+
+@pytest.mark.parametrize("size", [4, 1])
+@pytest.mark.parametrize("named", [False, True])
+def test_sizes_of_an_exported_program_stay_free(size: int, named: bool) -> None:
+    model = settled(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3)))
+    shapes = {"input": {0: torch.export.Dim("batch")}} if named and size > 1 else None
+    program = spa.prune(
+        model, torch.randn(size, 8), flops=0.5, return_type="exported", dynamic_shapes=shapes
+    )
+    assert program.module()(torch.randn(7, 8)).shape == (7, 3)
 
 
 def test_a_residual_width_can_be_cut_too() -> None:

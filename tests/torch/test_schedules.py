@@ -118,6 +118,43 @@ class HardCoded(nn.Module):
         return self.second(self.first(x).reshape(-1, 4, 8).relu())
 
 
+def test_a_plan_of_several_steps_is_applied_step_by_step() -> None:
+    model = settled(Residual())
+    optimizer = optim.AdamW(model.parameters(), 1e-3)
+    whole, x = copy.deepcopy(model), image()
+    for share in (0.7, 0.5):
+        train_once(model.train(), optimizer)
+        pruned = spa.prune(model.eval(), x, flops=share)
+        spa.apply_plan_(model, spa.plan_of(pruned), optimizer)
+        torch.testing.assert_close(model(x), pruned(x))
+    at_once = spa.apply_plan(whole, spa.plan_of(model))
+    assert [p.shape for p in at_once.parameters()] == [p.shape for p in model.parameters()]
+    other = spa.plan_of(spa.prune(whole, x, flops=0.3, criterion="random"))
+    with pytest.raises(spa_graph.OptionError, match="the plan is for another module"):
+        spa.apply_plan_(model, other)
+
+
+def test_a_step_is_reported() -> None:
+    model = settled(Residual())
+    schedule = spa.Schedule(model, image(), flops=0.5)
+    schedule.step()
+    assert spa.report_of(model)["ratio"]["flops"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"criterion": "tailor"}, "unknown criterion `tailor`"),
+        ({"criterion": "taylor"}, "needs gradients: give data and loss"),
+        ({"criterion": "taylor", "data": [], "loss": "mse"}, "data yields no batch"),
+        ({"criterion": "taylor", "data": [(1, 2)], "loss": "mode"}, "unknown loss `mode`"),
+    ],
+)
+def test_options_are_checked_before_the_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(spa_graph.OptionError, match=message):
+        spa.Schedule(settled(Residual()), image(), flops=0.5, **options)
+
+
 def test_bad_schedules_are_refused_before_the_training() -> None:
     model = settled(Residual())
     for options, kind, message in (

@@ -6,18 +6,38 @@ isn't, so the module becomes an instance of a subclass, with the same parameters
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.nn import functional
 
 from spa_graph.plan import AxisIndices
 
 
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keep PyTorch from its fused layers of transformers: what they give where the input is padding
+    is something else, and they have no ONNX translation."""
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)
+
+
 class PrunedMultiheadAttention(nn.MultiheadAttention):
     """Multi-head attention whose heads need not fill the width: see `nn.MultiheadAttention`."""
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:  # type: ignore[override]
+        """`nn.TransformerEncoderLayer` looks here whether its fused form fits: no."""
+        return False
 
     def forward(
         self,
@@ -58,7 +78,7 @@ class PrunedMultiheadAttention(nn.MultiheadAttention):
         return float(getattr(self, "scale", self.head_dim**-0.5))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        if self._qkv_same_embed_dim:
+        if self.in_proj_weight is not None:
             weights = self.in_proj_weight.chunk(3)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
@@ -127,3 +147,12 @@ def convert(module: nn.MultiheadAttention) -> None:
     fills = module.num_heads * module.head_dim == module.embed_dim
     if type(module) is nn.MultiheadAttention and not fills:
         module.__class__ = PrunedMultiheadAttention
+
+
+def pad_inputs(model: nn.Module) -> None:
+    """Keep encoders with such layers from nested tensors, which only fused layers take."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(each, PrunedMultiheadAttention) for each in module.modules()
+        ):
+            module.use_nested_tensor = False

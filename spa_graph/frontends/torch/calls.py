@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from spa_graph.errors import ModelError
+from spa_graph.frontends.torch.attention import plain_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Call:
 
     def run(self, module: nn.Module) -> Any:
         """What the module returns; nothing is recorded for gradients."""
-        with torch.no_grad():
+        with torch.no_grad(), plain_attention():
             return module(*self.args, **self.kwargs)
 
 

@@ -18,7 +18,7 @@ from spa_graph.edits import Edits
 from spa_graph.frontends.torch import attention
 from spa_graph.frontends.torch.editor import CallEdits, NewCall
 from spa_graph.frontends.torch.lowering import arguments_by_name
-from spa_graph.frontends.torch.reader import Place, Reading
+from spa_graph.frontends.torch.reader import Place, Reading, tied_names
 from spa_graph.plan import AxisIndices
 
 Attributes = dict[str, dict[str, Any]]
@@ -31,6 +31,11 @@ SPOKEN = frozenset(
      "num_kv_heads", "split_size", "vdim"}
 )  # fmt: skip
 """Attributes that say what their names say, whether or not `forward` reads them."""
+SIZES = SPOKEN | {
+    "d_model", "dim", "hidden_dim", "hidden_size", "in_channels", "in_features", "num_channels",
+    "num_features", "num_groups", "out_channels", "out_features",
+}  # fmt: skip
+"""Attributes that are sizes of features by their names, if their values are."""
 
 
 def set_attributes(model: nn.Module, attributes: Attributes) -> None:
@@ -41,6 +46,7 @@ def set_attributes(model: nn.Module, attributes: Attributes) -> None:
             setattr(module, key, value)
         if isinstance(module, nn.MultiheadAttention):
             attention.convert(module)
+    attention.pad_inputs(model)
 
 
 def owner(node: fx.Node) -> str | None:
@@ -66,6 +72,8 @@ def layer_attributes(
 
     calls: new arguments of the calls that each module made.
     """
+    tied = tied_names(model).values()
+    kept = {name: kept[own] for names in tied for own in names if own in kept for name in names}
     touched = {name.rpartition(".")[0] for name in kept} | calls.keys()
     found: Attributes = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -178,6 +186,11 @@ def candidates(
                 group = found.setdefault((type(module).__name__ + doubtful, key), {})
                 group[name] = {key: new_value}
     return found
+
+
+def are_sizes(attributes: Attributes) -> bool:
+    """Whether all attributes are sizes of features by their names."""
+    return all(key in SIZES for own in attributes.values() for key in own)
 
 
 def _stated_by(module: nn.Module) -> dict[str, Any]:

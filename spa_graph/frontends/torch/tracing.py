@@ -10,10 +10,14 @@ where the module lets it.
 
 from __future__ import annotations
 
+import copy
+import io
+import logging
 import os
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +52,24 @@ class Traced:
     program: what torch.export gave, before its operators were made functional; None for a graph
         that was changed since. Exporters start there: a `reshape` that is a mere view of what the
         operators of this machine give is none of what those give that they write.
+    given: what torch.export was given: a call, and which of its sizes are free.
     """
 
     module: fx.GraphModule
     sizes: Sizes
     calls: list[Call]
     program: Any = None
+    given: tuple[Call, Any] | None = None
 
     def flat(self, call: Call) -> list[Any]:
         """What the graph's placeholders take in a call."""
         return fx_pytree.tree_flatten_spec((call.args, call.kwargs), self.module._in_spec)
+
+    def copied(self) -> fx.GraphModule:
+        """A copy of the graph, with a state of its own."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of how it keeps arguments
+            return copy.deepcopy(self.module)
 
     @property
     def measured(self) -> tuple[Call, int]:
@@ -73,27 +85,42 @@ def trace(model: nn.Module, call: Call, dynamic_shapes: Any = None) -> Traced:
     """
     _run_once(model, call)
     if dynamic_shapes is not None:
-        return _traced(*_export(model, call, dynamic_shapes), call, batched=False)
+        return _traced(*_export(model, call, dynamic_shapes), call, (call, dynamic_shapes))
     batch = batch_size(call)
     if batch == 0:
         raise ModelError("the example inputs are empty: give at least one sample")
     if batch is not None:
         wider = call if batch > 1 else resized(call, 2)  # export takes a size of 1 for a constant
+        given = (wider, _free_batch(model, wider))
         try:
-            programs = _export(model, wider, _free_batch(model, wider))
+            programs = _export(model, *given)
         except ModelError:
             pass  # it may be traceable for its own sizes
         else:
-            traced = _traced(*programs, call, batched=True)
+            traced = _traced(*programs, call, given, batched=True)
             if traced.sizes.dynamic or wider is call:
                 return traced  # else it was fixed at a size that isn't the example's
-    return _traced(*_export(model, call, None), call, batched=False)
+    return _traced(*_export(model, call, None), call, (call, None))
+
+
+def exported(traced: Traced, smaller: nn.Module) -> Any:
+    """A smaller graph as a program, whose sizes are free where those of the original were."""
+    assert traced.given is not None
+    call, shapes = traced.given
+    if not traced.sizes.dynamic:
+        call, shapes = traced.calls[0], None
+    return _export(smaller, call, shapes)[0]
 
 
 def check_module(model: nn.Module) -> None:
     """Whether this is a module whose weights are at hand, in one place."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"a {type(model).__name__} is no torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript module can't be traced: give the module that it was made of, or save it "
+            "and prune the file with spa-prune"
+        )
     state = [*model.named_parameters(), *model.named_buffers()]
     lazy = [name for name, each in state if isinstance(each, UNINITIALIZED)]
     if lazy:
@@ -142,20 +169,34 @@ def _free_batch(model: nn.Module, call: Call) -> dict[str, Any]:
 def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> tuple[Any, Any]:
     """What torch.export gives, and that with functional operators only."""
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.export.export(
                 model, call.args, call.kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
             return program, program.run_decompositions({})
     except Exception as error:  # a family of many kinds without a common base
         advice = "change that line: no branches on values of tensors, and tensors as outputs"
+        if "pytree" in short(error):
+            advice = "return tensors, tuples or dicts (of transformers: pass use_cache=False)"
         if dynamic_shapes is not None:
             advice = "correct dynamic_shapes, or " + advice
         raise ModelError(
             f"torch.export can't trace {type(model).__name__}{where(error)}: {short(error)}; "
             f"{advice}"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch.export says beside its errors: warnings, logs, the graph so far."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 def where(error: BaseException) -> str:
@@ -178,13 +219,15 @@ def short(error: BaseException) -> str:
     return text if len(text) < 300 else text[:297] + "..."
 
 
-def _traced(program: Any, functional: Any, call: Call, *, batched: bool) -> Traced:
+def _traced(
+    program: Any, functional: Any, call: Call, given: tuple[Call, Any], *, batched: bool = False
+) -> Traced:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = functional.module(check_guards=False)
     _forget_layouts(module)
     sizes = choose_sizes(module, functional.range_constraints, batched=batched)
-    traced = Traced(module, sizes, [call], program)
+    traced = Traced(module, sizes, [call], program, given)
     if sizes.dynamic:
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         shapes = [_other_shape(node.meta.get("val"), sizes) for node in placeholders]
