@@ -72,10 +72,11 @@ def photographs(offset: float, gain: float) -> Any:
     return np.float32(offset + gain * np.stack(images))
 
 
-def batch_normed(offset: float, gain: float) -> onnx.ModelProto:
-    """A network whose BatchNorm has seen images at this scale."""
+def batch_normed(offset: float, gain: float, images: Any = None) -> onnx.ModelProto:
+    """A network whose BatchNorm has seen photographs at this scale, or other images."""
     weight = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
-    (seen,) = outputs(network(CONV, values={"w": weight}), {"x": photographs(offset, gain)})
+    images = photographs(offset, gain) if images is None else images
+    (seen,) = outputs(network(CONV, values={"w": weight}), {"x": images})
     statistics = {"mean": seen.mean((0, 2, 3)), "variance": seen.var((0, 2, 3))}
     plain = {"w1": weight, "one": np.ones(8, np.float32), "zero": np.zeros(8, np.float32)}
     return network(BATCH_NORM, values=plain | statistics)

@@ -233,10 +233,22 @@ def test_criteria_from_gradients_say_what_they_lack(name: str) -> None:
         spa_graph.prune(network(MLP), flops=0.5, criterion=name)
 
 
-def test_without_torch_gradients_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if torch weren't installed."""
     for module in [module for module in sys.modules if module.startswith("spa_graph.torch")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_without_torch_matched_samples_say_what_to_install() -> None:
+    with pytest.raises(OptionError, match=r"needs gradients: pip install 'spa-prune\[torch\]'"):
+        spa_graph.prune(network(MLP), flops=0.5, calibrate="data-free:matched")
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_without_torch_gradients_say_what_to_install() -> None:
     given = {"data": {"x": np.zeros((2, 4)), "t": np.zeros(2)}, "loss": "mse"}
     with pytest.raises(OptionError, match=r"needs torch: pip install 'spa-prune\[torch\]'"):
         spa_graph.prune(network(MLP), flops=0.5, **given)

@@ -69,7 +69,8 @@ block_options = together(
 data_options = together(
     click.option("--calibrate", metavar="DATA", shell_complete=a_file,
                  help="Refit the weights that are left on samples: a .npz or .npy file, a folder "
-                 "of images, package.module:function, or `data-free` to make them up."),
+                 "of images, package.module:function, or `data-free` to make them up, or "
+                 "`data-free:matched` to match BatchNormalizations (needs torch)."),
     click.option("--samples", type=click.IntRange(1),
                  help="Use at most so many.  [default: 256 to 1024, more for small networks]"),
     click.option("--preprocess", metavar="STEPS",

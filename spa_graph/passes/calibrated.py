@@ -27,7 +27,8 @@ from spa_graph.passes.statistics.moments import Moments
 from spa_graph.passes.statistics.padding import Padding, find_padding, places_in
 from spa_graph.passes.statistics.readers import Layers
 from spa_graph.passes.statistics.runner import Runner
-from spa_graph.runtime.calibration import Calibration, Prober, calibration
+from spa_graph.passes.torch_engine import torch_engine
+from spa_graph.runtime.calibration import MATCHED, Calibration, Prober, calibration, to_be_matched
 from spa_graph.runtime.sessions import Feeds, run
 from spa_graph.runtime.verify import Array
 
@@ -95,6 +96,10 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
             model=analysis.model,
             probe=prober,
         )
+    if to_be_matched(options.calibrate):
+        with timer.step("match samples") as progress:
+            engine = torch_engine("matched", f"--calibrate {MATCHED} needs gradients")
+            data = engine.match(analysis, data, options.memory_limit, folder, progress)
     learning, judging = data.split(LEARNED)
     fitting, held_out = learning.split(FITTED)
     criterion = make_criterion(options.criterion_name, options.seed)

@@ -16,7 +16,7 @@ from spa_graph.passes.network import Analysis, prepare
 from spa_graph.passes.options import Options, Progress, Timer
 from spa_graph.passes.report import inspection
 from spa_graph.passes.statistics.distortion import alignment, distortion
-from spa_graph.runtime.calibration import calibration, check_source
+from spa_graph.runtime.calibration import calibration, check_source, to_be_matched
 from spa_graph.runtime.inputs import Feeds
 from spa_graph.runtime.machine import versions
 from spa_graph.runtime.sessions import open_session, run
@@ -95,6 +95,8 @@ def check(data: Any, preprocess: str | None) -> None:
     """
     if data is not None:
         check_source(data, preprocess)
+    if to_be_matched(data):
+        raise OptionError(f"{data} is for pruning; compare on data-free, or on a file")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

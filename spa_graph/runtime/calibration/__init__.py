@@ -36,9 +36,19 @@ from spa_graph.runtime.calibration.synthetic import data_free, draws_tokens, met
 from spa_graph.runtime.calibration.wanted import Wanted, wanted
 from spa_graph.runtime.imported import FUNCTION, imported
 
-__all__ = ["Calibration", "Preprocess", "Probe", "Prober", "best_calibration", "calibration"]
+__all__ = [
+    "MATCHED",
+    "Calibration",
+    "Preprocess",
+    "Probe",
+    "Prober",
+    "best_calibration",
+    "calibration",
+    "to_be_matched",
+]
 
 DATA_FREE = "data-free"
+MATCHED = f"{DATA_FREE}:matched"
 
 
 def calibration(
@@ -56,8 +66,8 @@ def calibration(
 
     Args:
         spec: a path to .npz or .npy, a folder of images, `package.module:function`, `data-free`
-            (or `data-free:gaussian`, `data-free:uniform`); from Python also arrays by input name,
-            one array, a function, or an iterable of batches or samples.
+            (or `data-free:gaussian`, `data-free:uniform`, MATCHED); from Python also arrays by
+            input name, one array, a function, or an iterable of batches or samples.
         samples: use at most so many; of more, a random choice (of an iterable, the first).
         seed: of every random choice.
         preprocess: how images become inputs; only for a folder.
@@ -94,6 +104,12 @@ def calibration(
         label = f"a {type(spec).__name__}"
         pieces = sources.from_object(spec, wants, label, samples)
     return calibrate(pieces, graph, wants, label, samples=samples, seed=seed, batch=batch)
+
+
+def to_be_matched(spec: object) -> bool:
+    """Whether samples are to be moved by gradients, which `spa_graph/torch/matched.py` does:
+    `calibration` makes what it starts from."""
+    return isinstance(spec, str) and spec == MATCHED
 
 
 def best_calibration(graph: Graph) -> str:

@@ -206,11 +206,16 @@ def batch_size(
 
 def _largest_value(graph: Graph, wants: Sequence[Wanted]) -> float:
     """Bytes per sample of the largest value within the network, at nominal sizes."""
+    return max(value_sizes(graph, wants), default=1.0)
+
+
+def value_sizes(graph: Graph, wants: Sequence[Wanted]) -> list[float]:
+    """Bytes per sample of each value within the network that depends on inputs' sizes."""
     nominal = next((want.nominal[want.axis] for want in wants if want.axis is not None), 1)
-    sizes = [
+    return [
         float(np.prod([float(extent.nominal) for extent in shape]))
         * graph.dtypes.get(name, np.dtype(np.float32)).itemsize
+        / max(nominal, 1)
         for name, shape in graph.shapes.items()
         if name not in graph.parameters and not all(extent.static for extent in shape)
     ]
-    return max(sizes, default=1.0) / max(nominal, 1)

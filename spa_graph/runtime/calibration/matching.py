@@ -8,7 +8,8 @@ taken:
   a candidate, n and w, the distance is the divergence of two normal distributions,
   KL = (log(v / w) + (w + (n - m)^2) / v - 1) / 2, averaged over channels. Comparing inner
   statistics with BatchNorm's is what makes inputs in ZeroQ (Cai et al., CVPR 2020, arXiv
-  2001.00281) and DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795); there by gradients.
+  2001.00281) and DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795); there by gradients, as
+  `data-free:matched` does (`spa_graph/torch/matched.py`).
 * Where the BatchNorm was folded into a convolution, what is left of it is that its outputs had
   deviation |gamma|, which stays near 1 in training: the distance is |log deviation|.
 
@@ -59,7 +60,7 @@ class Layer:
 
 def layers(graph: Graph) -> list[Layer]:
     """Where statistics are looked at: BatchNorms' inputs if there are any, else what is folded."""
-    found = list(_normalised(graph)) or list(_folded(graph))
+    found = list(normalised(graph)) or list(_folded(graph))
     if len(found) <= MOST_LAYERS:
         return found
     return [found[i] for i in np.linspace(0, len(found) - 1, MOST_LAYERS).astype(int)]
@@ -90,7 +91,7 @@ def _of_moments(layer: Layer, sums: Array) -> float:
     return layer.distance(mean, np.sqrt(np.maximum(square - mean**2, 0)))
 
 
-def _normalised(graph: Graph) -> Iterator[Layer]:
+def normalised(graph: Graph) -> Iterator[Layer]:
     """Inputs of BatchNormalizations."""
     for operator in graph.operators:
         statistics = operator.inputs[3:5]

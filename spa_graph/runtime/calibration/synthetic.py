@@ -33,7 +33,9 @@ from spa_graph.runtime.calibration.roles import Role, role
 from spa_graph.runtime.calibration.wanted import Array, Wanted
 from spa_graph.runtime.inputs import Feeds, table_size
 
-METHODS = ("structured", "gaussian", "uniform")
+METHODS = ("structured", "gaussian", "uniform", "matched")
+STRUCTURED = ("structured", "matched")
+"""What looks like images, sounds, sequences; `matched` is moved from there, by whoever can."""
 TRIED = 8
 """Each look is judged by so many samples."""
 _FEW_KINDS = 4
@@ -192,11 +194,11 @@ def data_free(
     size, unit = batch_size(graph, wants, batch)
     groups = (Group(in_units(np.arange(samples), unit), size),)
     looks: dict[str, Look] = {}
-    if probe is not None and method == METHODS[0]:
+    if probe is not None and method in STRUCTURED:
         looks = _choose_looks(graph, wants, probe, seed, unit)
     made = Synthetic(graph, wants, method, looks, seed)
     label = f"data-free: {_described(graph, wants, method, looks)}"
-    found = sampling.decoder(graph, wants, probe) if method == METHODS[0] and probe else None
+    found = sampling.decoder(graph, wants, probe) if method in STRUCTURED and probe else None
     if probe is None or found is None:
         kind: Kind = "random tokens" if draws_tokens(graph, wants) else "data-free"
         return Calibration(label, kind, made, groups, unit, seed)
