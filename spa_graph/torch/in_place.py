@@ -55,8 +55,8 @@ def follow(optimizer: Optimizer, model: nn.Module, pruned: nn.Module) -> None:
         pruned: what came out.
 
     Raises:
-        OptionError: `pruned` was not made of this module, or the optimizer's state can't be sliced.
-            Nothing is changed then.
+        OptionError: `pruned` was not made of such a module, or the optimizer is of another one, or
+            its state can't be sliced. Nothing is changed then.
     """
     step = record_of(pruned).step
     check_shapes(model, step)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.utils import _pytree as pytree
 
 from spa_graph.errors import OptionError
@@ -29,8 +29,10 @@ def sliced_states(optimizer: Optimizer, model: nn.Module, plan: Plan) -> States:
         model: still whole.
 
     Raises:
-        OptionError: something can't be sliced: what, and of which parameter.
+        OptionError: the optimizer is of another module, or something can't be sliced: what, and of
+            which parameter.
     """
+    _check(optimizer, model)
     cut = {get_tensor(model, name): axes for name, axes in plan.kept.items()}
     names: dict[Tensor, str] = {tensor: name for name, tensor in model.named_parameters()}
     found: States = {}
@@ -41,6 +43,16 @@ def sliced_states(optimizer: Optimizer, model: nn.Module, plan: Plan) -> States:
             for key, value in state.items()
         }
     return found
+
+
+def _check(optimizer: Optimizer, model: nn.Module) -> None:
+    """All that can be said against an optimizer before it remembers anything."""
+    if isinstance(optimizer, LBFGS):
+        raise OptionError("LBFGS keeps all parameters as one vector, which can't be sliced")
+    own = {id(each) for each in model.parameters()}
+    held = [each for group in optimizer.param_groups for each in group["params"]]
+    if not any(id(each) in own for each in held):
+        raise OptionError("the optimizer has no parameter of this module")
 
 
 def _sliced_state(value: Any, parameter: Tensor, kept: AxisIndices, where: str) -> Any:

@@ -155,6 +155,16 @@ def test_options_are_checked_before_the_training(options: dict[str, Any], messag
         spa.Schedule(settled(Residual()), image(), flops=0.5, **options)
 
 
+def test_optimizers_are_checked_before_the_training() -> None:
+    model = settled(Residual())
+    for optimizer, message in (
+        (optim.LBFGS(model.parameters()), "LBFGS keeps all parameters as one vector"),
+        (optim.SGD(Residual().parameters(), 0.1), "has no parameter of this module"),
+    ):
+        with pytest.raises(spa_graph.OptionError, match=message):
+            spa.Schedule(model, image(), flops=0.5, optimizer=optimizer)
+
+
 def test_bad_schedules_are_refused_before_the_training() -> None:
     model = settled(Residual())
     for options, kind, message in (
