@@ -38,13 +38,23 @@ class Loader:
 
 def _batch(batch: Any, inputs: Sequence[str]) -> Any:
     if isinstance(batch, Mapping):
-        known = batch.keys() & set(inputs) if batch.keys() >= set(inputs) else batch.keys()
-        return {name: _array(value) for name, value in batch.items() if name in known}
+        return {name: _array(value) for name, value in _by_input(batch, inputs).items()}
     if isinstance(batch, tuple | list):
         if batch and isinstance(batch[0], tuple | list | Mapping):
             return _batch(batch[0], inputs)  # the rest are targets
         return tuple(map(_array, batch))
     return _array(batch)
+
+
+def _by_input(batch: Mapping[str, Any], inputs: Sequence[str]) -> Mapping[str, Any]:
+    """The entries that inputs take: those of their names; where a mapping is one argument of
+    `forward`, its entries are inputs called `<argument>_<entry>`."""
+    if batch.keys() >= set(inputs):
+        return {name: batch[name] for name in inputs}
+    within = {name: [key for key in batch if name.endswith(f"_{key}")] for name in inputs}
+    if all(len(keys) == 1 for keys in within.values()):
+        return {name: batch[keys[0]] for name, keys in within.items()}
+    return batch
 
 
 def _array(value: Any) -> Any:

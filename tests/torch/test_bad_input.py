@@ -106,6 +106,13 @@ def test_bad_input(
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
+def test_a_part_whose_name_torch_needs_itself_is_told() -> None:
+    model = nn.Sequential(nn.Linear(4, 8))
+    model.add_module("meta", nn.Linear(8, 4))
+    with pytest.raises(ModelError, match=r"meta.*give that part of the module another name"):
+        spa.prune(model, torch.ones(2, 4), flops=0.5)
+
+
 def test_a_scripted_module_is_refused() -> None:
     scripted = torch.jit.script(nn.Linear(4, 4))
     with pytest.raises(ModelError, match="a TorchScript module can't be traced: give the module"):

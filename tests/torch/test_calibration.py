@@ -177,6 +177,29 @@ def test_three_dimensional_convolutions_without_bias() -> None:
     assert distance(refitted, model, fresh) < 0.7 * distance(plain, model, fresh)
 
 
+class OfMapping(nn.Module):
+    """Its only argument is a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.more = nn.Linear(12, 32), nn.Linear(32, 4), nn.Linear(3, 32)
+
+    def forward(self, batch: Any) -> Any:
+        return self.second((self.first(batch["image"]) + self.more(batch["meta"])).relu())
+
+
+@pytest.mark.parametrize("targets", [False, True])
+def test_batches_that_are_one_argument(targets: bool) -> None:
+    batch = {"image": mixed(32, 12), "meta": mixed(32, 3, seed=1), "label": torch.zeros(32)}
+    taken = {name: batch[name][:4] for name in ("image", "meta")}
+    model = settled(OfMapping())
+    loader = [(batch, torch.zeros(32)) if targets else batch]
+    pruned = spa.prune(model, (taken,), flops=0.5, calibrate=loader)
+    assert spa.report_of(pruned)["calibration"]["source"].endswith("(32 samples)")
+    with pytest.raises(ModelError, match=r"for one argument that is a mapping, give \(mapping,\)"):
+        spa.prune(model, taken, flops=0.5)
+
+
 def test_data_free() -> None:
     model, data = network("resnet")
     pruned = spa.prune(model, data(0)[:2], flops=0.5, calibrate="data-free", samples=64)

@@ -59,8 +59,9 @@ def bound_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
     try:
         bound = signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
+        hint = "; for one argument that is a mapping, give (mapping,)" * (not call.args)
         raise ModelError(
-            f"the example inputs don't fit {type(model).__name__}.forward: {error}"
+            f"the example inputs don't fit {type(model).__name__}.forward: {error}{hint}"
         ) from error
     found: dict[str, Any] = {}
     for name, value in bound.arguments.items():

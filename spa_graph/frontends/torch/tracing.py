@@ -166,18 +166,21 @@ def _free_batch(model: nn.Module, call: Call) -> dict[str, Any]:
     return {name: pytree.tree_map(free, value) for name, value in named.items()}
 
 
-def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> tuple[Any, Any]:
-    """What torch.export gives, and that with functional operators only."""
+def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> tuple[Any, Any, fx.GraphModule]:
+    """What torch.export gives, that with functional operators only, and as a module."""
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(
                 model, call.args, call.kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
-            return program, program.run_decompositions({})
+            functional = program.run_decompositions({})
+            return program, functional, functional.module(check_guards=False)
     except Exception as error:  # a family of many kinds without a common base
         advice = "change that line: no branches on values of tensors, and tensors as outputs"
         if "pytree" in short(error):
             advice = "return tensors, tuples or dicts (of transformers: pass use_cache=False)"
+        elif "nonexistent attribute" in short(error):  # as where it is `meta`, which graphs have
+            advice = "give that part of the module another name"
         if dynamic_shapes is not None:
             advice = "correct dynamic_shapes, or " + advice
         raise ModelError(
@@ -220,11 +223,14 @@ def short(error: BaseException) -> str:
 
 
 def _traced(
-    program: Any, functional: Any, call: Call, given: tuple[Call, Any], *, batched: bool = False
+    program: Any,
+    functional: Any,
+    module: fx.GraphModule,
+    call: Call,
+    given: tuple[Call, Any],
+    *,
+    batched: bool = False,
 ) -> Traced:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = functional.module(check_guards=False)
     _forget_layouts(module)
     sizes = choose_sizes(module, functional.range_constraints, batched=batched)
     traced = Traced(module, sizes, [call], program, given)
