@@ -43,11 +43,9 @@ from spa_graph.models_zoo.catalogue import entries, entry
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "parity.md"
 SUITES = ("transformers", "torchvision")
 NOTES = (
-    "* mc3_18, r3d_18, r2plus1d_18, s3d, mvit_v1_b: torch.onnx gives a Conv3d a bias of shape",
-    "  (channels, 2), which ONNX Runtime rejects.",
     "* Detectors: torch.export can't trace what torchvision does with boxes, whose number depends",
     "  on the image (`ops/boxes.py`). TorchScript exports of them can be pruned, see coverage.md.",
-    "* mvit_v2_s takes more than 40 minutes beside other work.",
+    "* mvit_v2_s: torch.export alone takes most of its time, with a free batch.",
     "* Rows of 2026-11-26 are of an AMD EPYC. Rows were run as the program grew; deberta_v2,",
     "  electra, falcon, mamba, mixtral, qwen2_moe and t5 with the latest, the large ones as well.",
 )
