@@ -41,7 +41,8 @@ def make_options(given: dict[str, Any], *, budget: bool) -> Options:
             f"criterion {options.criterion} needs calibration data: add calibrate=loader, or "
             'calibrate="data-free"'
         )
-    check_data_taken([options])
+    if not criterion.needs_gradients:
+        check_data_taken([options])
     if criterion.needs_gradients and options.allocation == "distortion":
         raise OptionError(
             f"allocation distortion can't be had with criterion {criterion.name}, whose gradients "
