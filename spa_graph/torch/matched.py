@@ -59,7 +59,7 @@ def match(
     moved = [
         want
         for want in wanted(graph, analysis.model)
-        if want.floating and want.axis is not None and role(graph, want) in _STARTS
+        if want.dtype.kind == "f" and want.axis is not None and role(graph, want) in _STARTS
     ]
     layers = {layer.value: layer for layer in normalised(graph)}
     _check(moved, layers)
