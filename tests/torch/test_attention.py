@@ -156,6 +156,7 @@ def test_hard_coded_sizes_give_a_graph_and_one_warning() -> None:
         graph = spa.prune(model, features(2, 5, 32), ratio=0.5)
     ours = [str(each.message) for each in caught if "GraphModule" in str(each.message)]
     assert len(ours) == 1 and isinstance(graph, torch.fx.GraphModule)
+    assert "stays in evaluation mode" in ours[0]
     assert "test_attention.py" in ours[0] and "reshape(x.shape[0], -1, 3, 4, 8)" in ours[0]
     assert graph(features(3, 5, 32)).shape == (3, 5, 32)
     assert graph.get_parameter("qkv.weight").shape == (48, 32)

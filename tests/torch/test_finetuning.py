@@ -224,6 +224,7 @@ def test_bad_input_is_one_line() -> None:
         (nan, "cross-entropy", {}, spa_graph.ModelError, "the loss of batch 0 is nan"),
         (batches(), "best", {}, spa_graph.OptionError, "unknown loss `best`"),
         (batches(), "l1", {"train": "some"}, spa_graph.OptionError, "train some: choose among"),
+        (batches(), "l1", {"train": "lora", "rank": 0}, spa_graph.OptionError, "rank must be"),
         (batches(), "l1", {"lr": 0}, spa_graph.OptionError, "lr positive"),
         (batches(), lambda o, _: o, {}, spa_graph.OptionError, "one number per batch"),
         ([(images[:, :2], labels)], "cross-entropy", {}, spa_graph.ModelError, "fails on batch 0"),
