@@ -12,8 +12,9 @@ a generator will do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ def check(data: Any, loss: Any) -> None:
             f"data must yield batches, as a DataLoader or a list of them does, which a "
             f"{type(data).__name__} doesn't"
         )
-    if isinstance(data, Sized) and not len(data):
+    if length_hint(data, 1) == 0:  # a loader of an IterableDataset has no length
         raise OptionError(_EMPTY)
 
 

@@ -107,7 +107,15 @@ def test_so_many_samples_are_looked_at_as_are_asked_for() -> None:
         while True:
             yield images()[0]
 
+    class Endless(torch.utils.data.IterableDataset):
+        """Its loaders have no length."""
+
+        def __iter__(self) -> Any:
+            return endless()
+
     assert make_objective(endless(), "mse", 13).count == 18
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
+    assert make_objective(loader, "mse", 13).count == 18
     assert Objective(images(), nn.functional.mse_loss).count == 8
 
 
