@@ -345,7 +345,7 @@ def make_report(
 def warn_about_unread(analysis: ModuleAnalysis) -> None:
     """Tell which weights the traced call doesn't reach: what they read may have become smaller."""
     read, tied = analysis.reading.graph.parameters, analysis.reading.tied
-    trained = dict(analysis.model.named_parameters())
+    trained = (name for name, _ in analysis.model.named_parameters())
     left = [name for name in trained if not read.keys() & {name, *tied.get(name, ())}]
     if left:
         warnings.warn(
