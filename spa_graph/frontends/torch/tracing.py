@@ -109,7 +109,8 @@ def exported(traced: Traced, smaller: nn.Module) -> Any:
     call, shapes = traced.given
     if not traced.sizes.dynamic:
         call, shapes = traced.calls[0], None
-    return _export(smaller, call, shapes)[0]
+    with _quiet(), torch.no_grad():
+        return _program(smaller, call, shapes)
 
 
 def check_module(model: nn.Module) -> None:
@@ -170,9 +171,7 @@ def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> tuple[Any, Any
     """What torch.export gives, that with functional operators only, and as a module."""
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(
-                model, call.args, call.kwargs, dynamic_shapes=dynamic_shapes, strict=False
-            )
+            program = _program(model, call, dynamic_shapes)
             functional = program.run_decompositions({})
             return program, functional, functional.module(check_guards=False)
     except Exception as error:  # a family of many kinds without a common base
@@ -187,6 +186,12 @@ def _export(model: nn.Module, call: Call, dynamic_shapes: Any) -> tuple[Any, Any
             f"torch.export can't trace {type(model).__name__}{where(error)}: {short(error)}; "
             f"{advice}"
         ) from error
+
+
+def _program(model: nn.Module, call: Call, dynamic_shapes: Any) -> Any:
+    return torch.export.export(
+        model, call.args, call.kwargs, dynamic_shapes=dynamic_shapes, strict=False
+    )
 
 
 @contextmanager
