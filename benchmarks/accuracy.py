@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from benchmarks.grid import Grid, entry
 from benchmarks.results import dense_score, machine, versions
 from spa_graph.frontends.onnx import files, forms
 from spa_graph.models_zoo.trained import NETWORKS, Trained
-from spa_graph.models_zoo.trained.base import batches
-from spa_graph.passes.calibrated import calibrate
-from spa_graph.passes.importance import CRITERIA
+from spa_graph.models_zoo.trained.base import Runner, batches
+from spa_graph.passes.calibrated import Calibrated, calibrate
+from spa_graph.passes.differentiated import differentiable
+from spa_graph.passes.importance import CRITERIA, Criterion, make_criterion
 from spa_graph.passes.network import prepare, rewrite
 from spa_graph.passes.options import METHODS, Options, Timer
 from spa_graph.passes.pipeline import choose, rank
@@ -43,6 +44,8 @@ INPUTS, FOREIGN = "inputs", "foreign"
 STEPS = 7
 """Halvings of the interval in which a peer's sparsity for the wanted FLOPs is looked for."""
 BATCH = 32
+LABELLED = 256
+"""Samples for criteria by gradients."""
 OURS = "spa-prune"
 
 
@@ -61,48 +64,99 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """The metric of a cell; `failure` says why there is none."""
+    """The metric of a cell; `failure` says why there is none.
+
+    fidelity: how near the outputs are to the dense network's, by name.
+    """
 
     cell: Cell
     metric: float = float("nan")
     flops: float = float("nan")
     seconds: float = float("nan")
     failure: str = ""
+    fidelity: dict[str, float] = field(default_factory=dict)
 
 
 # --- ours ----------------------------------------------------------------------------------------
 
 
 def ours(dense: Path, samples: Any, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Path, float]]:
-    """Prune by cells that share network, criterion, data and seed: one calibration serves all.
+    """Prune by cells that share network, data and seed: one calibration serves all.
 
     Yields:
         The cell, the pruned file, seconds; those of the calibration count for each cell.
     """
     first = cells[0]
     options = Options(
-        flops=first.ratio, calibrate=samples, criterion=first.criterion, seed=first.seed,
+        flops=first.ratio, calibrate=samples, seed=first.seed,
         input_shapes=NETWORKS[first.network].input_shapes,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         timer, place = Timer(), Path(folder)
         analysis = prepare(forms.take(str(dense))[0], options, timer)
-        calibrated = calibrate(analysis, options, timer, place)
-        ranking = rank(analysis, options, timer, calibrated)
-        choices: dict[float, Any] = {}
-        shared = time.perf_counter() - start
-        for cell in cells:
+        calibrated: Calibrated | None = None
+        prepared = time.perf_counter() - start
+        for criterion in dict.fromkeys(cell.criterion for cell in cells):
             start = time.perf_counter()
-            own = replace(options, flops=cell.ratio, reconstruct=cell.repair)
-            if cell.ratio not in choices:
-                choices[cell.ratio] = choose(ranking, own, timer)
-            pruned = rewrite(analysis, choices[cell.ratio].kept, own, timer)
-            if cell.repair != "none":
-                reconstruct(analysis, pruned, calibrated, own, place)
-            path = place / "pruned.onnx"
-            files.write(pruned.model, path)
-            yield cell, path, shared + time.perf_counter() - start
+            options = replace(options, criterion=criterion)
+            made = make_criterion(criterion, first.seed)
+            if calibrated is None or _looks_itself(made):
+                calibrated = calibrate(analysis, options, timer, place)
+            else:
+                calibrated = replace(calibrated, criterion=made)
+            gradients = None
+            if made.needs_gradients:
+                labelled = replace(options, data=_own_labels(dense, samples), loss=_likelihood)
+                gradients = differentiable(analysis, labelled)
+            ranking = rank(analysis, options, timer, calibrated, gradients)
+            shared = prepared + time.perf_counter() - start
+            choices: dict[float, Any] = {}
+            for cell in (each for each in cells if each.criterion == criterion):
+                start = time.perf_counter()
+                own = replace(options, flops=cell.ratio, reconstruct=cell.repair)
+                if cell.ratio not in choices:
+                    choices[cell.ratio] = choose(ranking, own, timer)
+                pruned = rewrite(analysis, choices[cell.ratio].kept, own, timer)
+                if cell.repair != "none":
+                    reconstruct(analysis, pruned, calibrated, own, place)
+                path = place / "pruned.onnx"
+                files.write(pruned.model, path)
+                yield cell, path, shared + time.perf_counter() - start
+
+
+def _looks_itself(made: Criterion) -> bool:
+    """Whether a criterion takes more from calibration than the layers' moments."""
+    return made.probes or type(made).observe is not Criterion.observe
+
+
+def _own_labels(dense: Path, samples: dict[str, Any]) -> list[Any]:
+    """Batches of (inputs, classes) for criteria by gradients: the classes that the network says.
+
+    Raises:
+        RuntimeError: samples are made up, or don't go one by one.
+    """
+    import torch
+
+    if isinstance(samples, str) or len(samples) != 1:
+        raise RuntimeError("gradients need samples with one input")
+    ((name, array),) = samples.items()
+    run = Runner(dense)
+    return [
+        ({name: torch.from_numpy(batch)}, torch.from_numpy(run(batch).argmax(-1)))
+        for batch in batches(array[:LABELLED], BATCH)
+    ]
+
+
+def _likelihood(outputs: Any, classes: Any) -> Any:
+    """The cross-entropy of logits, or of probabilities."""
+    from torch.nn import functional
+
+    rows = outputs.reshape(-1, outputs.shape[-1])
+    sums = rows.detach().sum(-1)
+    likely = bool((rows.detach() >= 0).all() and ((sums - 1).abs() < 1e-3).all())
+    logs = rows.clamp_min(1e-12).log() if likely else functional.log_softmax(rows, -1)
+    return functional.nll_loss(logs, classes.reshape(-1))
 
 
 # --- peers ---------------------------------------------------------------------------------------
@@ -228,18 +282,23 @@ def run(network: Trained, folder: Path, cells: Sequence[Cell], count: int) -> It
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         alone = cell.tool != OURS
-        key = (cell.tool, cell.criterion, cell.data, cell.seed, cell if alone else None)
+        key = (cell.tool, cell.data, cell.seed, cell if alone else None)
         groups.setdefault(key, []).append(cell)
     for group in groups.values():
         waiting = list(group)
-        try:
-            for cell, path, seconds in _pruned(network, dense, group, count):
-                metric = network.evaluate(path)[network.metric]
-                waiting.remove(cell)
-                left, whole = (flops(each, network.input_shapes) for each in (path, dense))
-                yield Result(cell, metric, left / whole, seconds)
-        except Exception as error:
-            yield from (Result(cell, failure=short(error)) for cell in waiting)
+        while waiting:
+            try:
+                for cell, path, seconds in _pruned(network, dense, waiting, count):
+                    fidelity = network.evaluate(path, reference=dense)
+                    metric = fidelity.pop(network.metric)
+                    left, whole = (flops(each, network.input_shapes) for each in (path, dense))
+                    waiting = [each for each in waiting if each != cell]
+                    yield Result(cell, metric, left / whole, seconds, fidelity=fidelity)
+            except Exception as error:  # of one criterion: cells come criterion by criterion
+                criterion = waiting[0].criterion
+                failed = [each for each in waiting if each.criterion == criterion]
+                waiting = [each for each in waiting if each.criterion != criterion]
+                yield from (Result(cell, failure=short(error)) for cell in failed)
 
 
 def _pruned(

@@ -21,6 +21,7 @@ from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.cost import CostModel
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
+from spa_graph.passes.reconstruct.bilinear import turn
 from spa_graph.passes.reconstruct.repair import Repair, repair
 from spa_graph.passes.reconstruct.sites import Adapt, anything
 from spa_graph.passes.reconstruct.sweep import sweep
@@ -67,8 +68,11 @@ def reconstruct(
     """
     sliced = pruned.model.clone()
     sliced.meta.update(pruned.model.meta)
+    target, layers = analysis, list[Repair]()
+    if options.method == "ls":
+        target, layers = turn(analysis, pruned, calibrated, options, folder, adapt)
     method = sweep if options.method == "obspa" else repair
-    layers = method(analysis, pruned, calibrated, options, folder, progress, adapt)
+    layers += method(target, pruned, calibrated, options, folder, progress, adapt)
     want = _outputs(analysis.model, calibrated, folder)
 
     first, second = (_outputs(model, calibrated, folder) for model in (sliced, pruned.model))

@@ -301,6 +301,15 @@ def set_weight(site: Site, matrix: Array) -> None:
     store_tensor(site.weight, ir.Tensor(np.ascontiguousarray(weight), name=old.name))
 
 
+def bias_of(site: Site) -> Array | None:
+    """A site's bias, one number per result; None if it has none."""
+    if site.bias is None:
+        return None
+    node, slot = site.bias
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    return None if value is None else stored_tensor(value).numpy().reshape(-1)
+
+
 def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
     """Add to a site's bias, (groups, outputs); one that others use too is copied first."""
     assert site.bias is not None, f"{site.name} has no place for a bias"
