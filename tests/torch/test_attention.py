@@ -271,3 +271,40 @@ def test_timm_vit() -> None:
     attention = pruned.blocks[0].attn
     assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (2, 64, 128)
     assert attention.qkv.out_features == 384 and type(pruned) is type(model)
+
+
+class Wide(nn.Module):
+    """Attention of three heads of 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 5)
+
+    def halve_ranks(self) -> None:
+        """Each head's keys, and its values, become combinations of half of them."""
+        generator = torch.Generator().manual_seed(1)
+        for start in range(24, 72, 8):
+            mix = torch.randn(8, 4, generator=generator) / 2
+            for parameter in (self.qkv.weight, self.qkv.bias):
+                parameter.data[start : start + 8] = mix @ parameter.data[start : start + 4]
+
+    def forward(self, x: Any) -> Any:
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = functional.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1)
+        return self.out((scores @ v).transpose(1, 2).reshape(batch, length, -1))
+
+
+def test_smaller_heads_are_refitted_for_each_other() -> None:
+    module = settled(Wide())
+    module.halve_ranks()
+    options = {"ratio": 0.5, "attention": "head-dim", "return_type": "graph"}
+    options |= {"calibrate": [features(64, 7, 24)]}
+    errors = []
+    for reconstruct in ("none", "ls"):
+        pruned = spa.prune(module, features(2, 7, 24), reconstruct=reconstruct, **options)
+        assert spa.plan_of(pruned).kept["qkv.weight"][0].size == 36
+        new = features(32, 7, 24).flip(0, 2)
+        with torch.no_grad():
+            errors.append(float((pruned(new) - module(new)).square().mean() / module(new).var()))
+    assert errors[0] > 1e-2 and errors[1] < 1e-8

@@ -452,7 +452,7 @@ def _solve(
 
     def missing(a: Floats, b: Floats) -> float:
         lost = np.eye(len(stays)) - a[:, stays] @ b[:, stays].T
-        return float(np.trace(lost.T @ queries[1] @ lost @ keys[1]))
+        return max(float(np.trace(lost.T @ queries[1] @ lost @ keys[1])), 0.0)  # but for rounding
 
     whole, before = float(np.trace(queries[1] @ keys[1])), missing(*[np.eye(len(stays))] * 2)
     after = missing(*turns)
