@@ -7,9 +7,9 @@
         [--seeds 3] [--criteria obspa l1] [--repairs none ls] [--data inputs foreign data-free]
         [--tools spa-prune onnxsim torch-pruning]
 
-Every cell that is done stands in FOLDER/accuracy.jsonl and is not run again; the page is written
-after each. Calibration samples are never those that the metric is taken on (`Trained.inputs`);
-`foreign` ones are real data of another kind.
+Every cell that is done stands in FOLDER/accuracy.jsonl and is not run again; page and picture are
+written at the end. Calibration samples are never those that the metric is taken on
+(`Trained.inputs`); `foreign` ones are real data of another kind.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from spa_graph.passes.network import prepare, rewrite
 from spa_graph.passes.options import METHODS, Options, Timer
 from spa_graph.passes.pipeline import choose, rank
 from spa_graph.passes.reconstruct import reconstruct
+from spa_graph.pictures import style
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "accuracy_grid.md"
 INPUTS, FOREIGN = "inputs", "foreign"
@@ -190,7 +191,8 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
     if len({len(array) for array in samples.values()}) == 1:  # else a sequence and its first state
         rows = zip(*(batches(array, BATCH) for array in samples.values()), strict=True)
         calibration = [dict(zip(samples, row, strict=True)) for row in rows]
-    whole, scratch = flops(dense), output.with_suffix(".try.onnx")
+    sizes = NETWORKS[cell.network].input_shapes
+    whole, scratch = flops(dense, sizes), output.with_suffix(".try.onnx")
 
     def prune(sparsity: float) -> Any:
         if cell.criterion == "wanda":
@@ -203,7 +205,7 @@ def onnxsim(dense: Path, samples: dict[str, Any], cell: Cell, output: Path) -> N
 
     def cost(model: Any) -> float:
         onnx.save(model, scratch)
-        return flops(scratch) / whole
+        return flops(scratch, sizes) / whole
 
     model = at_flops(prune, cost, cell.ratio)
     if cell.repair == "finetune":
@@ -344,6 +346,8 @@ def page(results: Sequence[Result], dense: dict[str, float]) -> str:
         "cells of earlier runs are kept. The task metric, mean over seeds (lowest to highest).",
         "[accuracy.md](accuracy.md) says what it shows.",
         "",
+        "![The metric of criteria by repairs, for networks and kinds of data](accuracy_grid.svg)",
+        "",
         f"* {machine()}",
         f"* {versions()}",
     ]
@@ -363,6 +367,63 @@ def page(results: Sequence[Result], dense: dict[str, float]) -> str:
             ]
             lines.append("| " + " | ".join((*way, *texts)) + " |")
     return "\n".join((*lines, *_worse_than_none(results), ""))
+
+
+SHOWN = 0.5
+"""The share of the FLOPs that the picture is of."""
+
+
+@style.styled
+def picture(results: Sequence[Result], dense: dict[str, float], path: Path) -> None:
+    """A panel for each network and kind of data: criteria by repairs, the mean metric over seeds.
+
+    Colours say which share of the dense network's metric is left.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [r for r in results if r.cell.ratio == SHOWN and r.cell.tool == OURS and not r.failure]
+    kinds, names, repairs, criteria = (
+        list(dict.fromkeys(getattr(r.cell, field_) for r in shown))
+        for field_ in ("data", "network", "repair", "criterion")
+    )
+    drawn = Figure(
+        figsize=(style.WIDTH, 0.2 * len(names) * (len(criteria) + 4)), layout="constrained"
+    )
+    panels = drawn.subplots(len(names), len(kinds), squeeze=False, sharex=True, sharey=True)
+    for row, name in enumerate(names):
+        for column, kind in enumerate(kinds):
+            own = [r for r in shown if (r.cell.network, r.cell.data) == (name, kind)]
+            found = np.full((len(criteria), len(repairs)), np.nan)
+            for (criterion, repair), values in _means(own).items():
+                found[criteria.index(criterion), repairs.index(repair)] = values
+            axes = panels[row, column]
+            image = axes.imshow(found / dense[name], vmin=0, vmax=1, cmap="cividis", aspect="auto")
+            axes.set_title(f"{name} ({dense[name]:.3f}), {kind}")
+            axes.set_xticks(range(len(repairs)), repairs)
+            axes.set_yticks(range(len(criteria)), criteria)
+            for (y, x), value in np.ndenumerate(found):
+                if np.isfinite(value):
+                    colour = "white" if value < 0.5 * dense[name] else "black"
+                    axes.text(
+                        x, y, f"{value:.3f}"[1:], ha="center", va="center", color=colour, size=6
+                    )
+    drawn.colorbar(
+        image,
+        ax=panels,
+        location="top",
+        shrink=0.4,
+        aspect=40,
+        label=f"share of the metric at FLOPs {SHOWN:g}",
+    )
+    style.save(drawn, path)
+
+
+def _means(results: Sequence[Result]) -> dict[tuple[str, str], float]:
+    """The mean metric over seeds, by criterion and repair."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        found.setdefault((result.cell.criterion, result.cell.repair), []).append(result.metric)
+    return {way: float(np.mean(values)) for way, values in found.items()}
 
 
 def _worse_than_none(results: Sequence[Result]) -> Iterator[str]:
@@ -415,7 +476,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run what is missing; the page is written after every cell, and if there is none."""
+    """Run what is missing, then write the page and its picture."""
     arguments = parse()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -424,7 +485,6 @@ def main() -> None:
         missing = [cell for cell in wanted(arguments, name) if cell not in grid.known]
         for result in run(NETWORKS[name], folder, missing, arguments.samples):
             grid.add(result)
-            _write(grid.results, folder, arguments.page)
     _write(grid.results, folder, arguments.page)
 
 
@@ -432,6 +492,8 @@ def _write(results: Sequence[Result], folder: Path, path: Path) -> None:
     names = dict.fromkeys(each.cell.network for each in results)
     dense = {n: dense_score(n, NETWORKS[n].fetch(folder)) for n in names}
     path.write_text(page(results, dense))
+    if style.drawable() and any(each.cell.ratio == SHOWN and not each.failure for each in results):
+        picture(results, dense, path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,17 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, TextIO
 
 from spa_graph.errors import OptionError
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`package.module:function`."""
+
+
+def beside_results() -> redirect_stdout[TextIO]:
+    """What is printed meanwhile goes to stderr: where --json is, nothing else may be said."""
+    return redirect_stdout(sys.stderr)
 
 
 def imported(spec: str) -> Any:
@@ -27,7 +32,7 @@ def imported(spec: str) -> Any:
     module, _, name = spec.partition(":")
     with _importing_from_here():
         try:
-            with redirect_stdout(sys.stderr):  # where --json is, nothing else may be said
+            with beside_results():
                 found: Any = importlib.import_module(module)
         except (Exception, SystemExit) as error:  # whatever the module does when it is imported
             raise OptionError(f"{spec}: can't import {module}: {said(error)}") from error

@@ -106,7 +106,8 @@ def sweep(
     finally:  # an interrupted sweep has a table as well
         folder.remove_drafts()
         found = _result(folder, path)
-        folder.write_table(found["points"])
+        if found["points"]:
+            folder.write_table(found["points"])
     return found
 
 

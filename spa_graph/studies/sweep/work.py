@@ -6,9 +6,7 @@ It may be another process or machine; all that it says, it says by files in the 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from spa_graph.passes.cost import QUANTITIES
 from spa_graph.passes.options import Progress
 from spa_graph.passes.report import file_size
 from spa_graph.passes.statistics.distortion import Outputs, distortion
-from spa_graph.runtime.imported import imported, said
+from spa_graph.runtime.imported import beside_results, imported, said
 from spa_graph.runtime.sessions import open_session, run
 from spa_graph.studies.sweep.folder import Folder, Point
 
@@ -108,7 +106,7 @@ def evaluate(evaluation: str, model: Path) -> float:
     """
     function = imported(evaluation)
     try:
-        with redirect_stdout(sys.stderr):  # where --json is, nothing else may be said
+        with beside_results():
             metric = float(function(os.fspath(model)))
     except (Exception, SystemExit) as error:  # it is the user's own function
         raise OptionError(
