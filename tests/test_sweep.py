@@ -239,6 +239,7 @@ def test_a_folder_without_networks_takes_other_settings(chain: Path) -> None:
     np.savez(chain.with_name("other.npz"), y=X)
     with pytest.raises(OptionError, match="the network has no input `y`"):
         run(chain, calibrate=str(chain.with_name("other.npz")))
+    assert not list(chain.parent.rglob("sweep.csv"))
     found = run(chain, ratios=(0.8,), criteria=("l1",))
     assert [point["asked"] for point in found["points"]] == [0.8]
 

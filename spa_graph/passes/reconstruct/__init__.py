@@ -59,17 +59,21 @@ def reconstruct(
     folder: Path,
     progress: StepProgress | None = None,
     adapt: Adapt = anything,
+    *,
+    heads: bool = True,
 ) -> Reconstruction:
     """Refit the pruned network's weights; they stay as they are if that doesn't help.
 
     Args:
         folder: for files that are needed meanwhile.
         adapt: what may change.
+        heads: whether what is left of attention heads is fitted for each other, before other
+            repairs; if all together don't help, these are tried without it.
     """
     sliced = pruned.model.clone()
     sliced.meta.update(pruned.model.meta)
     target, layers = analysis, list[Repair]()
-    if options.method == "ls":
+    if heads and options.method == "ls":
         target, layers = turn(analysis, pruned, calibrated, options, folder, adapt)
     method = sweep if options.method == "obspa" else repair
     layers += method(target, pruned, calibrated, options, folder, progress, adapt)
@@ -79,6 +83,9 @@ def reconstruct(
     undone = not is_better(want, first, second)
     if undone:
         pruned.model = sliced
+    if undone and target is not analysis:
+        rest = analysis, pruned, calibrated, options, folder, progress, adapt
+        return reconstruct(*rest, heads=False)
     pruned.graph = read(pruned.model, options.input_shapes)
     pruned.after = CostModel(analyze(pruned.graph))
     lost = distortion(want, first)

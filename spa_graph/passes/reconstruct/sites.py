@@ -310,6 +310,15 @@ def bias_of(site: Site) -> Array | None:
     return None if value is None else stored_tensor(value).numpy().reshape(-1)
 
 
+def shares_bias(site: Site) -> bool:
+    """Whether other operators use a site's bias too, so that changing it takes a copy."""
+    if site.bias is None:
+        return False
+    node, slot = site.bias
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    return value is not None and (len(value.uses()) > len(site.nodes) or value.is_graph_output())
+
+
 def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
     """Add to a site's bias, (groups, outputs); one that others use too is copied first."""
     assert site.bias is not None, f"{site.name} has no place for a bias"
@@ -324,7 +333,7 @@ def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
     old = stored_tensor(value)
     changed = old.numpy() + site.pruned.bias(change).reshape(old.numpy().shape)
     tensor = ir.Tensor(changed.astype(old.dtype.numpy()), name=old.name)
-    if len(value.uses()) > len(site.nodes) or value.is_graph_output() or not is_stored(value):
+    if shares_bias(site) or not is_stored(value):
         copy = add_initializer(model, f"{site.name}.bias", tensor)
         for user, position in _users(site, value):
             user.replace_input_with(position, copy)
