@@ -21,7 +21,7 @@ from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.cost import CostModel
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options, StepProgress
-from spa_graph.passes.reconstruct.bilinear import turn
+from spa_graph.passes.reconstruct.heads import turn
 from spa_graph.passes.reconstruct.repair import Repair, repair
 from spa_graph.passes.reconstruct.sites import Adapt, anything
 from spa_graph.passes.reconstruct.sweep import sweep

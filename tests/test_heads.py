@@ -19,7 +19,8 @@ from spa_graph import Result
 from spa_graph.frontends.onnx.reader import read
 from spa_graph.passes import reconstruct
 from spa_graph.passes.network import Analysis
-from spa_graph.passes.reconstruct import Repair, bilinear
+from spa_graph.passes.reconstruct import Repair
+from spa_graph.passes.reconstruct.heads.fit import best_pair
 from tests.models import network, stored
 from tests.test_reconstruct import Array, error, recon
 
@@ -255,7 +256,7 @@ def test_the_best_of_all_is_found() -> None:
     generator = np.random.default_rng(0)
     queries, keys = (each @ each.T for each in generator.standard_normal((2, 8, 20)))
     stays = np.arange(8) % 3 > 0
-    first, second = bilinear._turns(queries, keys, stays)
+    first, second = best_pair(queries, keys, stays)
     assert np.allclose(first @ second.T, np.eye(8))
 
     def lost(a: Array, b: Array) -> float:
