@@ -52,7 +52,9 @@ def moments_of(
                 rows = rows if some is None else rows[some]
                 for part in own:
                     channels = rows[:, part.columns].astype(np.float32, copy=False)
-                    found[part][int(batch >= len(calibrated.fitting))] += channels.T @ channels
+                    with np.errstate(over="ignore", invalid="ignore"):  # `solve` looks
+                        products = channels.T @ channels
+                    found[part][int(batch >= len(calibrated.fitting))] += products
     return found
 
 
