@@ -46,14 +46,14 @@ def test_a_budget_that_no_sparsity_meets_is_an_error() -> None:
         at_flops(lambda sparsity: sparsity, lambda _: 1.0, 0.5)
 
 
-def test_the_page_lists_repairs_that_cost_accuracy() -> None:
+def test_the_page_counts_repairs_that_cost_accuracy() -> None:
     cells = [Cell("svhn", OURS, "l1", repair, "inputs", 0.5) for repair in ("none", "bias", "ls")]
     alone = Cell("svhn", OURS, "l2", "ls", "inputs", 0.5)
     values = (0.7, 0.6, 0.8, 0.1)
     results = [Result(cell, value) for cell, value in zip([*cells, alone], values, strict=True)]
     text = page(results, {"svhn": 0.858})
-    assert "1 of 2 repaired networks." in text
-    assert text.endswith("| svhn | l1 | inputs | 0.5 | 0 | bias | 0.700 | 0.600 |\n")
+    assert "| inputs | bias | 1 | 1 | 1 | 1 | -0.100 |" in text
+    assert text.endswith("| inputs | ls | 1 | 0 | 0 | 0 | +0.100 |\n")
 
 
 def test_results_are_read_back_and_shown_as_mean_and_span(tmp_path: Path) -> None:
