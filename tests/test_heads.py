@@ -256,7 +256,10 @@ def test_the_best_of_all_is_found() -> None:
     generator = np.random.default_rng(0)
     queries, keys = (each @ each.T for each in generator.standard_normal((2, 8, 20)))
     stays = np.arange(8) % 3 > 0
-    first, second = best_pair(queries, keys, stays)
+    (first, second), said = best_pair(queries, keys, np.argsort(~stays, kind="stable"))
+    assert np.allclose(
+        np.sort(said), np.sort(np.maximum(np.linalg.eigvals(queries @ keys).real, 0)), rtol=0.01
+    )
     assert np.allclose(first @ second.T, np.eye(8))
 
     def lost(a: Array, b: Array) -> float:
@@ -272,3 +275,20 @@ def test_the_best_of_all_is_found() -> None:
             )
             assert lost(*near) > best * 0.999
     assert best < lost(np.eye(8)[:, stays], np.eye(8)[:, stays])
+
+
+def test_groups_are_measured_as_they_will_be_refitted() -> None:
+    """Scores of rank 4 lose nothing by half of their channels, and the allocation knows."""
+    values = stored(attention())
+    model = attention(values={name: half_rank(values[name]) for name in ("wk", "bk")})
+    lost = []
+    for method in ("none", "ls"):
+        report = halved(model, flops=0.85, ratio=None, reconstruct=method).report
+        (group,) = (n for n, each in enumerate(report["groups"]) if each["name"].startswith("bq"))
+        (probe,) = (
+            each
+            for each in report["calibration"]["probes"]
+            if each["group"] == group and each["removed"] == SIZE // 2
+        )
+        lost.append(probe["distortion"])
+    assert lost[0] > 0.01 > 1e-6 > lost[1]

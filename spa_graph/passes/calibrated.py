@@ -48,6 +48,7 @@ class Calibrated:
     """Calibration data, and the dense network's statistics on the part that is fitted to.
 
     fitting, held_out: see FITTED; judging: see LEARNED.
+    folder: for files that are needed meanwhile.
     """
 
     source: str
@@ -56,6 +57,7 @@ class Calibrated:
     judging: Calibration
     criterion: Criterion
     layers: Layers
+    folder: Path
     padding: Padding | None = None
 
     def settle(self, options: Options) -> Options:
@@ -111,7 +113,7 @@ def calibrate(analysis: Analysis, options: Options, timer: Timer, folder: Path) 
     if criterion.probes:
         with timer.step("probe channels") as progress:
             criterion.probe(Gates(analysis, layers, few(fitting, PROBED), padding), progress)
-    return Calibrated(data.source, fitting, held_out, judging, criterion, layers, padding)
+    return Calibrated(data.source, fitting, held_out, judging, criterion, layers, folder, padding)
 
 
 def _padding(analysis: Analysis, batches: Calibration) -> Padding | None:

@@ -25,6 +25,7 @@ from spa_graph.passes.importance import Criterion, make_criterion, score
 from spa_graph.passes.importance.differential import Differentiable, FromGradients, missing
 from spa_graph.passes.network import Analysis, Analyzed, Pruned, rewrite
 from spa_graph.passes.options import Options, Timer
+from spa_graph.passes.reconstruct.heads.orient import Oriented, orient
 from spa_graph.passes.sensitivity import Sensitivity, measure
 from spa_graph.plan import Plan, kept_channels
 
@@ -63,13 +64,14 @@ class Ranking:
             for g in self.analysis.groups
         ]
 
-    def sensitivity(self, whole: Kept, timer: Timer) -> Sensitivity | None:
+    def sensitivity(self, whole: Kept, options: Options, timer: Timer) -> Sensitivity | None:
         """The groups' curves, each measured once; None without calibration data."""
         if self.calibrated is None:
             return None
         assert isinstance(self.analysis, Analysis)  # only those are calibrated
         known = self._measured
         if known is None or (known.whole & ~whole).any():
+            oriented = self._oriented(options, timer)
             with timer.step("measure groups") as progress:
                 self._measured = measure(
                     self.analysis,
@@ -80,8 +82,17 @@ class Ranking:
                     progress,
                     padding=self.calibrated.padding,
                     known=known,
+                    oriented=oriented,
                 )
         return self._measured
+
+    def _oriented(self, options: Options, timer: Timer) -> Oriented | None:
+        """How heads are measured that get smaller, if what is left is refitted for each other."""
+        if options.attention != "head-dim" or options.method != "ls":
+            return None
+        assert isinstance(self.analysis, Analysis) and self.calibrated is not None
+        with timer.step("measure groups"):
+            return orient(self.analysis, self.scores, self.calibrated, options)
 
 
 def rank(
@@ -236,7 +247,7 @@ def choose_once(
     if options.allocation != "global":
         # first those that are always measured, so that earlier budgets make no difference
         for scope in (first_choice, whole):
-            sensitivity = ranking.sensitivity(scope, timer)
+            sensitivity = ranking.sensitivity(scope, options, timer)
     if sensitivity is None and times is None:
         return Choice(kept)
     curves = sensitivity.curves if sensitivity else importance_curves(coupling, scores)

@@ -23,6 +23,7 @@ from spa_graph.coupling.analysis import ChannelGroup
 from spa_graph.frontends.onnx.masking import mask
 from spa_graph.passes.network import Analysis
 from spa_graph.passes.probing import few, open_whole
+from spa_graph.passes.reconstruct.heads.orient import Oriented
 from spa_graph.passes.reconstruct.sites import (
     Site,
     add_to_bias,
@@ -80,6 +81,7 @@ def measure(
     levels: Sequence[float] = LEVELS,
     padding: Padding | None = None,
     known: Sensitivity | None = None,
+    oriented: Oriented | None = None,
 ) -> Sensitivity:
     """Measure all groups but those that stay whole; `scores` are those of the channels.
 
@@ -88,11 +90,14 @@ def measure(
         held_out: calibration data that the layers' statistics were not taken of.
         levels: the shares of a group's channels without which the network is run.
         padding: which positions of the data are without meaning.
+        oriented: how the network is measured where its groups are refitted for each other.
     """
     if known is not None:
         whole = whole & known.whole
     runs = len(levels) * int((~whole).sum())
-    probing = _Probing(analysis, layers, _few(held_out, runs), padding)
+    data, said = _few(held_out, runs), oriented.said if oriented else {}
+    probing = _Probing(analysis, layers, data, padding)
+    turned = _Probing(oriented.analysis, layers, data, padding) if oriented and said else probing
     found = Sensitivity([], whole, list(known.probes) if known else [])
     for number, group in enumerate(analysis.groups):
         if known is not None and not known.whole[number]:
@@ -100,13 +105,14 @@ def measure(
             continue
         own = scores[group.start : group.stop]
         order = np.argsort(own, kind="stable")
-        shape = _shape(layers, group, order, own)
+        shape = _shape(layers, group, order, said.get(number, own))
         if whole[number] or group.size - group.least < 1:
             found.curves.append(shape)
             continue
         heights = {}
         for removed in sorted(counts(group, levels)):
-            heights[removed] = probing.distortion(group.start + order[:removed])
+            probe = turned if number in said else probing
+            heights[removed] = probe.distortion(group.start + order[:removed])
             found.probes.append(Probe(number, removed, heights[removed]))
         found.curves.append(scaled(shape, heights))
         if progress:

@@ -231,11 +231,11 @@ def _belongs_to(nodes: Sequence[ir.Node], uses: Sequence[tuple[Layer, Operator]]
 def left_of(coupling: Coupling, layer: Layer, kept: Kept) -> tuple[Kept, Kept]:
     """Which of a layer's results stay, and which rows of its matrices."""
     inputs = _stays(coupling, features_axes(coupling, layer)[layer.linear.features], kept)
-    results = _stays(coupling, _results_axis(coupling, layer), kept)
+    results = _stays(coupling, results_axis(coupling, layer), kept)
     return results[layer.map.results], inputs[layer.map.elements]
 
 
-def _results_axis(coupling: Coupling, layer: Layer) -> Axis:
+def results_axis(coupling: Coupling, layer: Layer) -> Axis:
     """The axis of a layer's results: of what it gives, or where that stays inside, its weight's."""
     if layer.linear.result is not None:
         return (coupling.relations.value(layer.operator.outputs[0]) or ())[layer.linear.result]

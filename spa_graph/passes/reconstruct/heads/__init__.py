@@ -32,15 +32,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spa_graph.errors import ModelError
 from spa_graph.frontends.onnx.reader import read
 from spa_graph.passes.calibrated import Calibrated
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.options import Options
-from spa_graph.passes.reconstruct.heads.fit import moments_of, solve
-from spa_graph.passes.reconstruct.heads.meetings import families_of
-from spa_graph.passes.reconstruct.heads.parts import Family, Turns, products_of, twins_of
-from spa_graph.passes.reconstruct.heads.turning import Compared, take_over, turned
+from spa_graph.passes.reconstruct.heads.fit import search, solve
+from spa_graph.passes.reconstruct.heads.parts import Family, Turns
+from spa_graph.passes.reconstruct.heads.turning import accepted_turns, take_over
 from spa_graph.passes.reconstruct.repair import Repair
 from spa_graph.passes.reconstruct.sites import Adapt
 from spa_graph.passes.statistics.moments import Floats
@@ -66,26 +64,12 @@ def turn(
         A dense network that computes what the given one does, and of which the pruned one has what
         is left; and what became of each product.
     """
-    products = list(products_of(analysis, pruned.kept))
-    if not products:
-        return analysis, []
-    limit = options.memory_limit // 4
-    twins = twins_of(analysis, pruned, adapt)
-    try:
-        families = list(families_of(analysis, products, twins, limit, folder))
-        moments = moments_of(analysis, calibrated, families, twins, limit, folder)
-    except ModelError:  # marks are no features: an operator need not take them
-        return analysis, []
+    twins, families, moments = search(analysis, pruned, calibrated, options, folder, adapt)
     found = {family: solve(family, twins, moments) for family in families}
     helpful = {family: turns for family, (turns, _) in found.items() if turns is not None}
-    compared = Compared(analysis, calibrated, folder)
-    accepted = compared.accepted(
-        list(dict.fromkeys(family.operator for family in helpful)),
-        lambda some: turned(analysis, twins, helpful, some)[0],
-    )
+    accepted, model, sites = accepted_turns(analysis, calibrated, twins, helpful, folder)
     if not accepted:
         return analysis, []
-    model, sites = turned(analysis, twins, helpful, accepted)
     for number, site in sites.items():
         take_over(pruned.model, site, twins[number].small)
     coupling = replace(analysis.coupling, graph=read(model, options.input_shapes))
@@ -99,11 +83,9 @@ def _repairs(
     sums: dict[str, Floats] = defaultdict(lambda: np.zeros(3))
     for family, (_, error) in found.items():
         sums[family.operator] += error
-    for operator, (whole, before, after) in sums.items():
-        whole = whole or 1.0
-        if operator in accepted:
-            yield Repair(f"heads in {operator}", float(before / whole), float(after / whole), 0.0)
-        else:
-            yield Repair(
-                f"heads in {operator}", float(before / whole), float(before / whole), np.inf
-            )
+    for operator, (whole, *lost) in sums.items():
+        before, after = (float(each / (whole or 1.0)) for each in lost)
+        made = operator in accepted
+        yield Repair(
+            f"heads in {operator}", before, after if made else before, 0.0 if made else np.inf
+        )

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from spa_graph.errors import ModelError
 from spa_graph.passes.calibrated import Calibrated
-from spa_graph.passes.network import Analysis
+from spa_graph.passes.network import Analysis, Pruned
+from spa_graph.passes.options import Options
+from spa_graph.passes.reconstruct.heads.meetings import families_of
 from spa_graph.passes.reconstruct.heads.parts import (
     Family,
-    Kept,
+    Ints,
     Pair,
     Part,
     Turns,
     Twin,
     matrix_of,
+    products_of,
+    twins_of,
 )
+from spa_graph.passes.reconstruct.sites import Adapt
 from spa_graph.passes.statistics.moments import Floats
 from spa_graph.passes.statistics.padding import places_in
 from spa_graph.passes.statistics.runner import Runner
@@ -27,7 +34,36 @@ FLOOR = 1e-4
 their mean: it bounds what numbers are multiplied by."""
 
 
-def moments_of(
+class Search(NamedTuple):
+    """The families of heads in a pruned network, of which operators, and what was seen of them."""
+
+    twins: Sequence[Twin]
+    families: Sequence[Family]
+    moments: Mapping[Part, Floats]
+
+
+def search(
+    analysis: Analysis,
+    pruned: Pruned,
+    calibrated: Calibrated,
+    options: Options,
+    folder: Path,
+    adapt: Adapt,
+) -> Search:
+    """Find the families, and run the dense network for them; args as those of `turn`."""
+    products = list(products_of(analysis, pruned.kept))
+    if not products:
+        return Search([], [], {})
+    limit, twins = options.memory_limit // 4, twins_of(analysis, pruned, adapt)
+    try:
+        families = list(families_of(analysis, products, twins, limit, folder))
+    except ModelError:  # marks are no features: an operator need not take them
+        return Search([], [], {})
+    moments = _moments_of(analysis, calibrated, families, twins, limit, folder) if families else {}
+    return Search(twins, families, moments)
+
+
+def _moments_of(
     analysis: Analysis,
     calibrated: Calibrated,
     families: Sequence[Family],
@@ -68,8 +104,7 @@ def solve(
         and after.
     """
     stays, identity = family.stays, np.eye(len(family.stays))
-    # (pairs, queries or keys, fitted to or held out, channels, channels)
-    seen = np.array([_both(pair, family.averaged, twins, moments) for pair in family.pairs])
+    seen = moments_in(family, twins, moments)
     queries, keys = seen[:, 0, 1], seen[:, 1, 1]
 
     def missing(a: Floats, b: Floats) -> float:
@@ -81,11 +116,18 @@ def solve(
     whole = float(np.trace(queries @ keys, axis1=1, axis2=2).sum())
     before = missing(identity, identity)
     try:
-        turns = best_pair(seen[:, 0, 0].sum(0), seen[:, 1, 0].sum(0), stays)
+        turns = best_pair(
+            seen[:, 0, 0].sum(0), seen[:, 1, 0].sum(0), np.argsort(~stays, kind="stable")
+        )[0]
     except np.linalg.LinAlgError:  # numbers are beyond what factorisations take
         return None, np.array([whole, before, before])
     after = missing(*turns)
     return (turns if after < before else None), np.array([whole, before, min(before, after)])
+
+
+def moments_in(family: Family, twins: Sequence[Twin], moments: Mapping[Part, Floats]) -> Floats:
+    """(pairs, queries or keys, fitted to or held out, channels, channels)."""
+    return np.array([_both(pair, family.averaged, twins, moments) for pair in family.pairs])
 
 
 def _both(
@@ -100,15 +142,24 @@ def _both(
     return moments[second], np.array([rows @ rows.T] * 2)
 
 
-def best_pair(queries: Floats, keys: Floats, stays: Kept) -> Turns:
-    """A and B of all channels, the leading ones in the places of those that stay."""
-    size = len(stays)
+def best_pair(queries: Floats, keys: Floats, order: Ints) -> tuple[Turns, Floats]:
+    """A and B of all channels.
+
+    Args:
+        order: the channels, from the one that is to say most to the one that says least.
+
+    Returns:
+        Those, and what each channel says then: the sum of squares of scores; (channels,).
+
+    Raises:
+        LinAlgError: numbers are beyond what factorisations take.
+    """
+    size = len(order)
     floor = FLOOR * np.trace(keys) / size or 1.0
     root = np.linalg.cholesky(keys + floor * np.eye(size))
-    leading = np.linalg.eigh(root.T @ queries @ root)[1][:, ::-1]
-    vectors = np.empty_like(leading)
-    vectors[:, np.flatnonzero(stays)] = leading[:, : stays.sum()]
-    vectors[:, np.flatnonzero(~stays)] = leading[:, stays.sum() :]
+    values, leading = np.linalg.eigh(root.T @ queries @ root)
+    vectors, said = np.empty_like(leading), np.empty_like(values)
+    vectors[:, order], said[order] = leading[:, ::-1], np.maximum(values[::-1], 0)
     first, second = root @ vectors, np.linalg.solve(root.T, vectors)
     balance = np.sqrt(np.linalg.norm(second, axis=0) / np.linalg.norm(first, axis=0))
-    return first * balance, second / balance
+    return (first * balance, second / balance), said

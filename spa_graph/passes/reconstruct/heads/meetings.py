@@ -9,16 +9,14 @@ from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
-from numpy.typing import NDArray
 
 from spa_graph.passes.network import Analysis
-from spa_graph.passes.reconstruct.heads.parts import Family, Kept, Pair, Part, Product, Twin
+from spa_graph.passes.reconstruct.heads.parts import Family, Ints, Kept, Pair, Part, Product, Twin
 from spa_graph.passes.statistics.moments import Floats
 from spa_graph.passes.statistics.runner import Runner
 from spa_graph.runtime.inputs import random_inputs
 from spa_graph.runtime.verify import Array
 
-Ints = NDArray[np.int64]
 BASE = 16
 """Marks are numbers in digits of this base, which half precision tells apart."""
 

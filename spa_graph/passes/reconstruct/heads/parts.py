@@ -10,12 +10,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from spa_graph.coupling.relations import Axis
 from spa_graph.frontends.onnx.weights import stored_tensor
 from spa_graph.passes.network import Analysis, Pruned
 from spa_graph.passes.reconstruct.sites import Adapt, Site, bias_of, find_sites, shares_bias
 from spa_graph.passes.statistics.moments import Floats
 
 Kept = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 
 class Twin(NamedTuple):
@@ -42,11 +44,13 @@ class Product(NamedTuple):
 
     sums: whether the channels of which some go are those that it sums over (queries and keys), or
         those of its second operand (values).
+    axis: of the channels.
     """
 
     operator: str
     operands: tuple[str, str]
     sums: bool
+    axis: Axis
 
 
 class Part(NamedTuple):
@@ -103,9 +107,9 @@ def products_of(analysis: Analysis, kept: Kept) -> Iterator[Product]:
         operands = operator.inputs[0], operator.inputs[1]
         values = coupling.relations.value(operands[1]) or ()
         if coupling.kept_elements(axis, kept) is not None:
-            yield Product(operator.name, operands, sums=True)
+            yield Product(operator.name, operands, True, axis)
         elif values and coupling.kept_elements(values[-1], kept) is not None:
-            yield Product(operator.name, operands, sums=False)
+            yield Product(operator.name, operands, False, values[-1])
 
 
 def twins_of(analysis: Analysis, pruned: Pruned, adapt: Adapt) -> list[Twin]:

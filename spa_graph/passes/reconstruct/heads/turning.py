@@ -33,7 +33,7 @@ TRIES = 32
 """So many sets of products are tried, to find those that can be turned."""
 
 
-def turned(
+def _turned(
     analysis: Analysis,
     twins: Sequence[Twin],
     turns: Mapping[Family, Turns],
@@ -80,7 +80,25 @@ def take_over(model: ir.Model, dense: Site, small: Site) -> None:
         add_to_bias(model, small, (wanted[small.results] - bias)[None])
 
 
-class Compared:
+def accepted_turns(
+    analysis: Analysis,
+    calibrated: Calibrated,
+    twins: Sequence[Twin],
+    turns: Mapping[Family, Turns],
+    folder: Path,
+) -> tuple[list[str], ir.Model, dict[int, Site]]:
+    """The products that can be turned, the dense network so, and its changed operators."""
+    accepted: list[str] = []
+    if turns:
+        compared = _Compared(analysis, calibrated, folder)
+        operators = list(dict.fromkeys(family.operator for family in turns))
+        accepted = compared.accepted(
+            operators, lambda some: _turned(analysis, twins, turns, some)[0]
+        )
+    return accepted, *_turned(analysis, twins, turns, accepted)
+
+
+class _Compared:
     """Tells whether turned networks compute what the dense one does."""
 
     def __init__(self, analysis: Analysis, calibrated: Calibrated, folder: Path) -> None:
