@@ -47,13 +47,15 @@ def orient(
         if family.averaged:
             continue
         number, channels = _channels(analysis, family, found)
+        group = analysis.groups[number]
+        if channels.min() < group.start or channels.max() >= group.stop:
+            continue  # some of its channels are frozen, or of another group
         queries, keys = moments_in(family, found.twins, found.moments)[:, :, 0].sum(0)
         order = np.argsort(-scores[channels], kind="stable")
         try:
             turns[family], own = best_pair(queries, keys, order)
         except np.linalg.LinAlgError:  # numbers are beyond what factorisations take
             continue
-        group = analysis.groups[number]
         said.setdefault(number, np.zeros(group.size))[channels - group.start] += own
         of_group[family.operator].add(number)
     accepted, model, _ = accepted_turns(analysis, calibrated, found.twins, turns, calibrated.folder)
@@ -89,4 +91,4 @@ def _channels(analysis: Analysis, family: Family, found: Search) -> tuple[int, I
     assert of_results is not None
     channels = of_results[list(part.columns)]
     starts = [group.start for group in analysis.groups]
-    return int(np.searchsorted(starts, channels[0], side="right")) - 1, channels
+    return int(np.searchsorted(starts, channels.max(), side="right")) - 1, channels
