@@ -61,6 +61,22 @@ ROWS = (
     "timm/repvit_m1", "timm/edgenext_xx_small", "timm/fastvit_t8", "timm/hgnetv2_b0",
     "timm/convnextv2_atto", "timm/efficientvit_b0", "timm/mixer_s32_224", "timm/pvt_v2_b0",
     "transformers/bert", "transformers/gpt2", "own/lstm", "own/gru", "own/unet", "own/yolo",
+    "torchvision/alexnet", "torchvision/mobilenet_v3_small", "torchvision/resnext50_32x4d",
+    "torchvision/inception_v3", "torchvision/efficientnet_v2_s",
+    "torchvision/lraspp_mobilenet_v3_large", "torchvision/regnet_x_400mf", "torchvision/resnet34",
+    "torchvision/vit_b_32", "timm/crossvit_tiny_240", "timm/cspnext_tiny", "timm/dla46x_c",
+    "timm/efficientformer_l1", "timm/ese_vovnet19b_slim_dw", "timm/gmlp_ti16_224",
+    "timm/hardcorenas_b", "timm/hrnet_w18_small", "timm/inception_next_atto",
+    "timm/lcnetv2_small", "timm/levit_128s", "timm/mixnet_s", "timm/mobileone_s1",
+    "timm/mobilevit_xxs", "timm/nf_regnet_b0", "timm/pit_ti_224", "timm/poolformer_s12",
+    "timm/repvgg_a0", "timm/resmlp_12_224", "timm/resnest14d", "timm/rexnet_100",
+    "timm/seresnext26t_32x4d", "timm/selecsls42", "timm/starnet_s050", "timm/swiftformer_xs",
+    "timm/tiny_vit_5m_224", "timm/visformer_tiny", "timm/xcit_nano_12_p8_224", "timm/skresnet18",
+    "timm/fasternet_t0", "timm/vit_tiny_patch16_224", "timm/coat_tiny", "timm/efficientvit_m0",
+    "timm/mambaout_femto", "timm/resnetv2_18", "timm/res2next50", "own/tasnet", "own/wavenet",
+    "own/unet_groupnorm", "own/fpn", "own/temporal", "own/generator", "own/squeeze_excite",
+    "own/super_resolution", "own/rnn", "own/video", "transformers/segformer",
+    "transformers/wav2vec2", "transformers/whisper", "transformers/vit", "transformers/llama",
 )  # fmt: skip
 FULL = ("full/bert_base", "full/gpt2_124m", "full/vit_b_16")
 TOKENS = 128

@@ -397,3 +397,29 @@ def test_the_file_is_really_smaller_and_loads(tmp_path: Path) -> None:
     spa_graph.prune(before, params=0.25, output=after)
     assert after.stat().st_size < 0.26 * before.stat().st_size
     onnx.checker.check_model(onnx.load(after), full_check=True)
+
+
+def test_a_width_that_is_divided_by_the_heads_may_come_out_as_zero() -> None:
+    """CrossViT's head size is the stream's width over the heads: no 0 that copies an axis."""
+    model = network("""
+    net (float[N,5,4] x) => (float[N,5,3] y)
+    <float[4,6] w0, float[6,6] wq, float[6,6] wk, float[6,6] wv, float[6,3] wo> {
+        h = MatMul(x, w0)
+        size = Shape(h)
+        zero = Constant<value_ints = [0]>() two = Constant<value_ints = [2]>()
+        three = Constant<value_ints = [3]>() five = Constant<value_ints = [5]>()
+        all = Constant<value_ints = [-1]>()
+        n = Gather(size, zero) c = Gather(size, two) d = Div(c, three)
+        s = Concat<axis = 0>(n, five, three, d)
+        qm = MatMul(h, wq) q4 = Reshape(qm, s) q = Transpose<perm = [0, 2, 1, 3]>(q4)
+        km = MatMul(h, wk) k4 = Reshape(km, s) k = Transpose<perm = [0, 2, 3, 1]>(k4)
+        vm = MatMul(h, wv) v4 = Reshape(vm, s) v = Transpose<perm = [0, 2, 1, 3]>(v4)
+        a = MatMul(q, k) p = Softmax<axis = -1>(a) o = MatMul(p, v)
+        ot = Transpose<perm = [0, 2, 1, 3]>(o)
+        m = Concat<axis = 0>(n, five, all) om = Reshape(ot, m)
+        y = MatMul(om, wo)
+    }
+    """)
+    result = prune(model, ratio=0.7, round_to=1)
+    assert shapes(result.model)["w0"] == (4, 2)
+    assert shapes(result.model)["wq"] == (2, 2)

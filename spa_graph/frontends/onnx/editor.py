@@ -271,8 +271,11 @@ def _correct(
     infers = operator.op_type == "Reshape" and -1 not in nominal
     entries: list[_Entry] = []
     own = (*(ONE for _ in target[len(source) :]), *source)  # an Expand adds axes in front
-    for now, then, extent, had in zip(nominal.tolist(), other.tolist(), target, own, strict=False):
-        copies = (now, then) == (0, 0) and operator.op_type == "Reshape"
+    copied = (*source, *(None for _ in target[len(source) :]))  # what a Reshape makes of a 0
+    told = zip(nominal.tolist(), other.tolist(), strict=True)
+    for (now, then), extent, had, copy in zip(told, target, own, copied, strict=False):
+        # a width that is divided by a number of heads may come out as 0 too
+        copies = (now, then) == (0, 0) and operator.op_type == "Reshape" and copy == extent
         broadcasts = (now, then) == (1, 1) and operator.op_type == "Expand" and had == extent
         if (now, then) in (tuple(extent), (-1, -1)) or copies or broadcasts:
             entries.append(_RIGHT)
