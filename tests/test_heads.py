@@ -60,6 +60,20 @@ def attention(
     return network(re.sub(r"\bfloat\b", kind, text), values=values)
 
 
+SHARED = {
+    "before": """
+    q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
+    qr = Reshape(q0, shape)
+    one = Constant<value_ints = [0, 6, 1, 8]>()
+    twice = Constant<value_ints = [1, 1, 2, 1]>()
+    k1 = Reshape(k0, one) kr = Expand(k1, twice)
+    v1 = Reshape(v0, one) vr = Expand(v1, twice)
+    """,
+    "weights": "float[12,16] wq, float[12,8] wk, float[12,8] wv",
+}
+"""Grouped queries, for `attention`: one head of keys and values for two of queries."""
+
+
 def half_rank(weight: Array, seed: int = 1) -> Array:
     """Each block of SIZE columns of a matrix or a bias, as combinations of half of them."""
     mixes = np.random.default_rng(seed).standard_normal((8, SIZE // 2, SIZE)) / 2
@@ -109,17 +123,8 @@ def test_one_projection_of_all_three() -> None:
 
 def test_heads_that_share_keys_and_values() -> None:
     """Grouped queries: one head of keys and values for two of queries."""
-    before = """
-    q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
-    qr = Reshape(q0, shape)
-    one = Constant<value_ints = [0, 6, 1, 8]>()
-    twice = Constant<value_ints = [1, 1, 2, 1]>()
-    k1 = Reshape(k0, one) kr = Expand(k1, twice)
-    v1 = Reshape(v0, one) vr = Expand(v1, twice)
-    """
-    given = {"before": before, "weights": "float[12,16] wq, float[12,8] wk, float[12,8] wv"}
-    values = stored(attention(**given))
-    model = attention(**given, values={name: half_rank(values[name]) for name in ("wk", "wv")})
+    values = stored(attention(**SHARED))
+    model = attention(**SHARED, values={name: half_rank(values[name]) for name in ("wk", "wv")})
     result = halved(model)
     assert error(model, result.model) < 1e-6
     assert len(turned(result)) == 2
@@ -209,22 +214,13 @@ def test_values_that_several_heads_read_are_judged_head_by_head() -> None:
 
     The best for the mean of both is worse than what it replaces.
     """
-    before = """
-    q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
-    qr = Reshape(q0, shape)
-    one = Constant<value_ints = [0, 6, 1, 8]>()
-    twice = Constant<value_ints = [1, 1, 2, 1]>()
-    k1 = Reshape(k0, one) kr = Expand(k1, twice)
-    v1 = Reshape(v0, one) vr = Expand(v1, twice)
-    """
-    given = {"before": before, "weights": "float[12,16] wq, float[12,8] wk, float[12,8] wv"}
-    values = stored(attention(**given))
+    values = stored(attention(**SHARED))
     wq, wo = values["wq"].copy(), np.zeros_like(values["wo"])
     wq[:, :8] *= 0.01
     wq[:, 8:] *= 8
     generator = np.random.default_rng(0)
     wo[:4], wo[12:] = 2 * generator.standard_normal((4, 5)), generator.standard_normal((4, 5))
-    model = attention(**given, values={"wq": wq, "wo": wo})
+    model = attention(**SHARED, values={"wq": wq, "wo": wo})
     for layer in turned(halved(model)):
         assert layer["after"] < layer["before"]
     assert error(model, halved(model).model) <= error(

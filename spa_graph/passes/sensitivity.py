@@ -109,9 +109,8 @@ def measure(
         if whole[number] or group.size - group.least < 1:
             found.curves.append(shape)
             continue
-        heights = {}
+        probe, heights = turned if number in said else probing, {}
         for removed in sorted(counts(group, levels)):
-            probe = turned if number in said else probing
             heights[removed] = probe.distortion(group.start + order[:removed])
             found.probes.append(Probe(number, removed, heights[removed]))
         found.curves.append(scaled(shape, heights))

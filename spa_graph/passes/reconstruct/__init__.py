@@ -74,7 +74,7 @@ def reconstruct(
     sliced.meta.update(pruned.model.meta)
     target, layers = analysis, list[Repair]()
     if heads and options.method == "ls":
-        target, layers = turn(analysis, pruned, calibrated, options, folder, adapt)
+        target, layers = turn(analysis, pruned, calibrated, options, adapt)
     method = sweep if options.method == "obspa" else repair
     layers += method(target, pruned, calibrated, options, folder, progress, adapt)
     want = _outputs(analysis.model, calibrated, folder)

@@ -100,13 +100,14 @@ class Site:
         whole_groups = ~self.rows.any(1, keepdims=True)
         return np.where((self.rows | whole_groups)[:, :, None], self.layers[0].matrix, 0)
 
+    @property
+    def bias_value(self) -> ir.Value | None:
+        """What stands in the place of a bias; None if nothing does, or there is no such place."""
+        return None if self.bias is None else _at(self.bias)
+
     def without_new_bias(self) -> Site:
         """The site, which has no place for a bias unless it has one already."""
-        if self.bias is not None:
-            node, slot = self.bias
-            if slot >= len(node.inputs) or node.inputs[slot] is None:
-                return replace(self, bias=None)
-        return self
+        return self if self.bias_value is not None else replace(self, bias=None)
 
     def left(self, matrix: Array) -> Array:
         """What is left of the dense layer's matrices (groups, inputs, outputs)."""
@@ -261,17 +262,22 @@ def _stored_in(place: Place | None) -> int:
     """What identifies a bias: its value, or the place where one would be put."""
     if place is None:
         return 0
+    value = _at(place)
+    return id(place[0]) if value is None else id(value)
+
+
+def _at(place: Place) -> ir.Value | None:
+    """What a node reads there, if anything."""
     node, slot = place
-    value = node.inputs[slot] if slot < len(node.inputs) else None
-    return id(node) if value is None else id(value)
+    return node.inputs[slot] if slot < len(node.inputs) else None
 
 
 def _bias(node: ir.Node, pruned: LinearMap, graph: Graph) -> Place | None:
     """The bias of the operator itself, or that of an Add behind it: one number per result."""
     slot = pruned.linear.slots[2]
     if slot is not None:
-        value = node.inputs[slot] if slot < len(node.inputs) else None
         place = node, slot
+        value = _at(place)
         if value is None:
             return place
     else:
@@ -303,19 +309,13 @@ def set_weight(site: Site, matrix: Array) -> None:
 
 def bias_of(site: Site) -> Array | None:
     """A site's bias, one number per result; None if it has none."""
-    if site.bias is None:
-        return None
-    node, slot = site.bias
-    value = node.inputs[slot] if slot < len(node.inputs) else None
+    value = site.bias_value
     return None if value is None else stored_tensor(value).numpy().reshape(-1)
 
 
 def shares_bias(site: Site) -> bool:
     """Whether other operators use a site's bias too, so that changing it takes a copy."""
-    if site.bias is None:
-        return False
-    node, slot = site.bias
-    value = node.inputs[slot] if slot < len(node.inputs) else None
+    value = site.bias_value
     return value is not None and (len(value.uses()) > len(site.nodes) or value.is_graph_output())
 
 
@@ -323,7 +323,7 @@ def add_to_bias(model: ir.Model, site: Site, change: Array) -> None:
     """Add to a site's bias, (groups, outputs); one that others use too is copied first."""
     assert site.bias is not None, f"{site.name} has no place for a bias"
     node, slot = site.bias
-    value = node.inputs[slot] if slot < len(node.inputs) else None
+    value = site.bias_value
     if value is None:
         dtype = stored_tensor(site.weight).dtype.numpy()
         node.resize_inputs(max(len(node.inputs), slot + 1))

@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -51,23 +50,21 @@ def turn(
     pruned: Pruned,
     calibrated: Calibrated,
     options: Options,
-    folder: Path,
     adapt: Adapt,
 ) -> tuple[Analysis, list[Repair]]:
     """Fit what is left of attention heads for each other in the pruned network, in place.
 
     Args:
-        folder: for files that are needed meanwhile.
         adapt: what of the pruned network may change.
 
     Returns:
         A dense network that computes what the given one does, and of which the pruned one has what
         is left; and what became of each product.
     """
-    twins, families, moments = search(analysis, pruned, calibrated, options, folder, adapt)
+    twins, families, moments = search(analysis, pruned, calibrated, options, adapt)
     found = {family: solve(family, twins, moments) for family in families}
     helpful = {family: turns for family, (turns, _) in found.items() if turns is not None}
-    accepted, model, sites = accepted_turns(analysis, calibrated, twins, helpful, folder)
+    accepted, model, sites = accepted_turns(analysis, calibrated, twins, helpful)
     if not accepted:
         return analysis, []
     for number, site in sites.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +46,6 @@ def search(
     pruned: Pruned,
     calibrated: Calibrated,
     options: Options,
-    folder: Path,
     adapt: Adapt,
 ) -> Search:
     """Find the families, and run the dense network for them; args as those of `turn`."""
@@ -56,10 +54,10 @@ def search(
         return Search([], [], {})
     limit, twins = options.memory_limit // 4, twins_of(analysis, pruned, adapt)
     try:
-        families = list(families_of(analysis, products, twins, limit, folder))
+        families = list(families_of(analysis, products, twins, limit, calibrated.folder))
     except ModelError:  # marks are no features: an operator need not take them
         return Search([], [], {})
-    moments = _moments_of(analysis, calibrated, families, twins, limit, folder) if families else {}
+    moments = _moments_of(analysis, calibrated, families, twins, limit) if families else {}
     return Search(twins, families, moments)
 
 
@@ -69,13 +67,12 @@ def _moments_of(
     families: Sequence[Family],
     twins: Sequence[Twin],
     limit: int,
-    folder: Path,
 ) -> dict[Part, Floats]:
     """Sums of products of channels: (fitted to or held out, channels, channels)."""
     parts = list(dict.fromkeys(part for family in families for part in family.seen))
     found = {part: np.zeros((2, len(part.columns), len(part.columns))) for part in parts}
     places = places_in(calibrated.padding, calibrated.batches)
-    runner = Runner(analysis.model, calibrated.batches, limit, folder)
+    runner = Runner(analysis.model, calibrated.batches, limit, calibrated.folder)
     for number, twin in enumerate(twins):
         for reads in (True, False):
             own = [part for part in parts if part[:2] == (number, reads)]

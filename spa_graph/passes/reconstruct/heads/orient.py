@@ -58,7 +58,7 @@ def orient(
             continue
         said.setdefault(number, np.zeros(group.size))[channels - group.start] += own
         of_group[family.operator].add(number)
-    accepted, model, _ = accepted_turns(analysis, calibrated, found.twins, turns, calibrated.folder)
+    accepted, model, _ = accepted_turns(analysis, calibrated, found.twins, turns)
     kept = set().union(*(of_group[operator] for operator in accepted))
     return Oriented(
         replace(analysis, model=model), {n: own for n, own in said.items() if n in kept}
@@ -80,7 +80,7 @@ def _search(analysis: Analysis, scores: Floats, calibrated: Calibrated, options:
     if kept.all():
         return Search([], [], {})
     pruned = rewrite(analysis, kept, options, Timer())
-    return search(analysis, pruned, calibrated, options, calibrated.folder, anything)
+    return search(analysis, pruned, calibrated, options, anything)
 
 
 def _channels(analysis: Analysis, family: Family, found: Search) -> tuple[int, Ints]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -85,25 +84,23 @@ def accepted_turns(
     calibrated: Calibrated,
     twins: Sequence[Twin],
     turns: Mapping[Family, Turns],
-    folder: Path,
 ) -> tuple[list[str], ir.Model, dict[int, Site]]:
     """The products that can be turned, the dense network so, and its changed operators."""
-    accepted: list[str] = []
-    if turns:
-        compared = _Compared(analysis, calibrated, folder)
-        operators = list(dict.fromkeys(family.operator for family in turns))
-        accepted = compared.accepted(
-            operators, lambda some: _turned(analysis, twins, turns, some)[0]
-        )
+    if not turns:
+        return [], analysis.model, {}
+    operators = list(dict.fromkeys(family.operator for family in turns))
+    accepted = _Compared(analysis, calibrated).accepted(
+        operators, lambda some: _turned(analysis, twins, turns, some)[0]
+    )
     return accepted, *_turned(analysis, twins, turns, accepted)
 
 
 class _Compared:
     """Tells whether turned networks compute what the dense one does."""
 
-    def __init__(self, analysis: Analysis, calibrated: Calibrated, folder: Path) -> None:
+    def __init__(self, analysis: Analysis, calibrated: Calibrated) -> None:
         self._feeds = random_inputs(analysis.graph, seed=1), next(iter(calibrated.batches))
-        self._path, self._tries = folder / "turned.onnx", TRIES
+        self._path, self._tries = calibrated.folder / "turned.onnx", TRIES
         self._wanted = self._outputs(analysis.model)
 
     def accepted(
