@@ -22,7 +22,7 @@ from spa_graph.passes.network import Analysis
 from spa_graph.passes.reconstruct import Repair
 from spa_graph.passes.reconstruct.heads.fit import best_pair
 from tests.models import network, stored
-from tests.test_reconstruct import Array, error, recon
+from tests.test_reconstruct import Array, assert_recovered, error, recon, redundant
 
 LENGTH, WIDTH, HEADS, SIZE = 6, 12, 2, 8
 
@@ -105,6 +105,19 @@ def test_heads_of_half_rank_are_halved_without_loss(data: dict[str, str]) -> Non
         "heads in MatMul:o",
     ]
     assert all(layer["before"] > 0.05 > 1e-6 > layer["after"] for layer in turned(result))
+
+
+def test_heads_that_see_alike_and_redundant_values() -> None:
+    """Attention that is uniform: queries are zero; values within a head are redundant."""
+    before = """
+    q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv)
+    qr = Reshape(q0, shape) kr = Reshape(k0, shape) vr = Reshape(v0, shape)
+    """
+    given = {"before": before, "weights": "float[12,16] wq, float[12,16] wk, float[12,16] wv"}
+    values = stored(attention(**given))
+    wv = redundant(values["wv"], 1, blocks=2)
+    model = attention(**given, values={"wv": wv, "wq": 0 * values["wq"]})
+    assert_recovered(model, attention="head-dim")
 
 
 def test_one_projection_of_all_three() -> None:

@@ -183,30 +183,6 @@ def test_whole_groups_go_and_the_layer_behind_makes_up_for_them(data: dict[str, 
     assert_recovered(network(text, values=values), **data)
 
 
-def test_heads_that_see_alike_and_redundant_values() -> None:
-    """Attention that is uniform: queries are zero; values within a head are redundant."""
-    text = """net (float[N,6,8] x) => (float[N,6,4] y)
-    <float[8,16] wq, float[8,16] wk, float[8,16] wv, float[16,4] wo, int64[4] shape = {0,6,2,8},
-     int64[3] flat = {0,6,16}>
-    {
-        q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
-        qr = Reshape(q, shape) kr = Reshape(k, shape) vr = Reshape(v, shape)
-        qt = Transpose<perm=[0,2,1,3]>(qr)
-        kt = Transpose<perm=[0,2,3,1]>(kr)
-        vt = Transpose<perm=[0,2,1,3]>(vr)
-        s = MatMul(qt, kt)
-        p = Softmax<axis=-1>(s)
-        o = MatMul(p, vt)
-        ot = Transpose<perm=[0,2,1,3]>(o)
-        of = Reshape(ot, flat)
-        y = MatMul(of, wo)
-    }"""
-    values = stored(network(text))
-    wv = redundant(values["wv"], 1, blocks=2)
-    model = network(text, values={"wv": wv, "wq": 0 * values["wq"]})
-    assert_recovered(model, attention="head-dim")
-
-
 BRANCHES = """net (float[N,3,5,5] x, float[N,3,5,5] z) => (float[N,4,5,5] y)
 <float[8,3,1,1] w1, float[8] b1, float[4,8,1,1] w2>
 { a = Conv(x, w1, b1) b = Conv(z, w1, b1) c = Conv(a, w2) d = Conv(b, w2) y = Sub(c, d) }"""
